@@ -1,0 +1,1 @@
+"""The library behind the commands: reading micrographs, the teacher, training, scoring."""
