@@ -523,6 +523,24 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             use_cache=config.use_causal_mask,
         )
 
+    @classmethod
+    def from_pretrained(cls, name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """As in transformers, but a checkpoint that lacks a weight is an error.
+
+        Raises:
+            ValueError: weights are missing; transformers would draw them at random and warn.
+        """
+        model, info = super().from_pretrained(
+            name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        if info["missing_keys"]:
+            raise ValueError(
+                f"the checkpoint {name_or_path} lacks {len(info['missing_keys'])} weights, "
+                f"{', '.join(sorted(info['missing_keys'])[:5])} among them; it is incomplete, or "
+                "it belongs to another configuration."
+            )
+        return (model, info) if output_loading_info else model
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text_stack.word_embeddings
 

@@ -97,6 +97,10 @@ class MVaEMaImageProcessor(PilBackend):
     image_mean = 0.5
     image_std = 0.5
 
+    def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
+        # The library's own knows neither (height, width) arrays nor paths.
+        return _flat(images)
+
     def process_image(self, image, size=None, do_resize=True, **kwargs) -> np.ndarray:
         """One image of any kind -> (1 or 3, height, width) uint8."""
         image = to_8bit(image)
@@ -390,7 +394,9 @@ class MVaEMaProcessor(ProcessorMixin):
 
 
 def _flat(values) -> list:
-    """One value or (nested) lists of them as a flat list."""
+    """One value, (nested) lists of them or an array of images as a flat list."""
+    if getattr(values, "ndim", 0) == 4:
+        return list(values)
     if not isinstance(values, list | tuple):
         return [values]
     return [item for value in values for item in _flat(value)]
