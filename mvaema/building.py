@@ -1,17 +1,25 @@
-"""Writing a micrograph dataset: Parquet shards that `datasets.load_dataset(folder)` reads back.
+"""Building a micrograph dataset: Parquet shards that `datasets.load_dataset(folder)` reads back.
 
-What is special about it:
-- the rows come from any iterable and are never all in memory: at most one row group is;
+    python -m mvaema.building folder ~/micrographs data/sem
+    python -m mvaema.building table files.csv data/sem --columns path=file category=label
+    python -m mvaema.building dataset owner/name data/sem --split train
+    python -m mvaema.building aversa ~/aversa data/aversa --download
+
+Each subcommand's `--help` is its documentation. What is special about it:
+- rows come one by one and are never all in memory: at most one row group is;
 - a shard gets its name (`train-00000.parquet`) only when it is complete and on the disk, so a run
-  that is killed leaves complete shards and nothing else that a reader would see;
-- images are embedded, and pixels given as an image or array are written as a PNG without any
-  metadata (no EXIF, comments or instrument tags).
+  that is killed leaves complete shards, and the next run of the same command goes on from there;
+- a rebuild reads new and changed files only;
+- images are embedded as PNG made from bare pixels: no metadata, no file name enters the dataset.
+  The names stay in a private folder beside it.
 """
 
+import argparse
 import io
 import json
 import multiprocessing
 import os
+import sys
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -28,10 +36,20 @@ from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from configuration_mvaema import CATEGORY_CAPTIONS
+from mvaema.aversa import AversaSource, fetch_archives
 from mvaema.ledger import Ledger
 from mvaema.microscope import UnreadableMicrograph, read_micrograph
 from mvaema.schema import FEATURES, pixel_hash
-from mvaema.sources import Entry, Problem
+from mvaema.sources import (
+    GROUPINGS,
+    STEM_PATTERN,
+    DatasetSource,
+    Entry,
+    FolderSource,
+    Labelling,
+    Problem,
+    TableSource,
+)
 
 # The splits `load_dataset` recognises by a file's name.
 SPLITS = ("train", "validation", "test")
@@ -465,3 +483,144 @@ def _rewrite_shard(path: Path, ledger: Ledger):
             new.close()
             new.publish()
     ledger.replace_shard(path.name, wanted)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not (name and value):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return name, value
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    add = common.add_argument
+    add("input", help="what to build from: see above")
+    add("output", type=Path, help="folder of the dataset; a private folder is kept beside it")
+    add("--output_split", choices=SPLITS, default="train", help="split to build (train)")
+    add("--crop_info_bar", action="store_true", help="cut off burnt-in info bars")
+    add("--max_side", type=int, help="scale larger images down to this many pixels")
+    add("--num_proc", type=int, default=1, help="processes that read files (1)")
+    add("--prune", action="store_true", help="drop the rows of files that are gone")
+    add(
+        "--group_by",
+        choices=GROUPINGS,
+        default="image",
+        help="what belongs to one specimen where no column says so: each image by itself "
+        "(default), the files of one folder, or those whose names share a stem; only a pseudonym "
+        "of the name enters the dataset",
+    )
+    add(
+        "--group_pattern",
+        default=STEM_PATTERN,
+        metavar="REGEX",
+        help="for --group_by stem: matches a whole stem, its first group names the specimen "
+        "(default: all but the number at the end)",
+    )
+    labels = argparse.ArgumentParser(add_help=False)
+    add = labels.add_argument
+    add(
+        "--synonyms",
+        type=_pair,
+        nargs="+",
+        default=[],
+        metavar="NAME=CATEGORY",
+        help="other names of categories, as in wires=Nanowires",
+    )
+    add("--category", help="of micrographs for which nothing else says it")
+    add("--source", help="origin, of micrographs for which nothing else says it")
+    add("--licence", help="licence, of micrographs for which nothing else says it")
+    columns = argparse.ArgumentParser(add_help=False)
+    columns.add_argument(
+        "--columns",
+        type=_pair,
+        nargs="+",
+        default=[],
+        metavar="COLUMN=THEIRS",
+        help="columns that have another name there, as in category=label",
+    )
+
+    parser = argparse.ArgumentParser(
+        prog="python -m mvaema.building",
+        description="Build a micrograph dataset, or bring one up to date.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser(
+        "folder",
+        parents=[common, labels],
+        help="a folder of files",
+        description="INPUT is a folder; all micrographs below it are read. Folders named like a "
+        "category, or like a synonym of one, label what they hold.",
+    )
+    table = commands.add_parser(
+        "table",
+        parents=[common, labels, columns],
+        help="a CSV, JSONL or Parquet table of files",
+        description=f"INPUT is a table with the columns {', '.join(TableSource.COLUMNS)}, of "
+        "which only path (or file_name) must be there.",
+    )
+    table.add_argument("--ignore", nargs="+", default=[], help="columns of the table to leave out")
+    dataset = commands.add_parser(
+        "dataset",
+        parents=[common, labels, columns],
+        help="a Hugging Face dataset, local or on the Hub",
+        description="INPUT is a Hub id or the folder of a dataset. Columns named as in the schema "
+        f"({', '.join(FEATURES)}) are taken over, others left out.",
+    )
+    dataset.add_argument("--split", default="train", help="split to read (train)")
+    dataset.add_argument("--config", help="configuration of the dataset, where it has several")
+    aversa = commands.add_parser(
+        "aversa",
+        parents=[common],
+        help="the public SEM dataset of Aversa et al. 2018",
+        description="INPUT is a folder with its archives (Biological.tar, ...).",
+    )
+    aversa.add_argument(
+        "--download", action="store_true", help="first fetch the archives that are not there"
+    )
+    return parser
+
+
+def _source(args: argparse.Namespace) -> FolderSource | TableSource | DatasetSource | AversaSource:
+    grouping = {"group_by": args.group_by, "group_pattern": args.group_pattern}
+    if args.command == "aversa":
+        if args.download:
+            fetch_archives(args.input)
+        return AversaSource(args.input, Labelling(**grouping))
+    stated = {name: getattr(args, name) for name in ("category", "source", "licence")}
+    defaults = {name: value for name, value in stated.items() if value is not None}
+    labelling = Labelling(dict(args.synonyms), defaults=defaults, **grouping)
+    if args.command == "folder":
+        return FolderSource(args.input, labelling)
+    if args.command == "table":
+        return TableSource(args.input, labelling, dict(args.columns), tuple(args.ignore))
+    source = DatasetSource(args.input, args.split, labelling, dict(args.columns), args.config)
+    if source.left_out:
+        print(f"Columns left out: {', '.join(source.left_out)}")
+    return source
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns its exit status: 1 when there is no row in the end."""
+    args = _parser().parse_args(argv)
+    try:
+        report = build(
+            _source(args),
+            args.output,
+            args.output_split,
+            options=ReadOptions(args.crop_info_bar, args.max_side),
+            num_proc=args.num_proc,
+            prune=args.prune,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. Complete shards are kept; the same command goes on.", file=sys.stderr)
+        return 130
+    print(report)
+    return 0 if report.rows else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
