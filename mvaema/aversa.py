@@ -137,7 +137,9 @@ def _published_archives(record_url: str) -> list[dict]:
     listing = _get_json(record["links"]["files"])
     # `entries` and `content` since B2SHARE 3, `contents` and `self` before.
     files = {file["key"]: file for file in listing.get("entries") or listing.get("contents") or ()}
-    missing = [f"{category}.tar" for category in CATEGORY_CAPTIONS if f"{category}.tar" not in files]
+    missing = [
+        f"{category}.tar" for category in CATEGORY_CAPTIONS if f"{category}.tar" not in files
+    ]
     if missing:
         raise ValueError(f"{record_url}: lists no {', '.join(missing)}; got {', '.join(files)}.")
     return [
