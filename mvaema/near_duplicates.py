@@ -37,7 +37,7 @@ HIGH = 20  # the hash takes those from LOW up to here: 256 signs
 MIN_COSINE = 0.85
 MIN_AGREEMENT = 0.68
 
-CELL = 2048  # descriptions that are compared all with all
+CELL = 1024  # descriptions that are compared all with all
 PIVOTS = 3  # of each description
 
 _row, _column = np.mgrid[:HIGH, :HIGH]
@@ -228,11 +228,12 @@ class _Search:
 
     def _compared(self, base, query, b, q) -> np.ndarray:
         alike = _unit(query[q]) @ _unit(base[b]).T >= self.min_cosine
-        alike &= q[:, None] != b
-        i, j = np.nonzero(alike)
-        differences = np.bitwise_count(query[q[i], _LOW_SIZE:] ^ base[b[j], _LOW_SIZE:])
-        same = differences.sum(axis=1) <= self.max_differences
-        pairs = np.stack([b[j[same]], q[i[same]]])
+        i, j = np.divmod(np.flatnonzero(alike), len(b))
+        pairs = np.stack([b[j], q[i]])
+        pairs = pairs[:, pairs[0] != pairs[1]]
+        differences = base[pairs[0], _LOW_SIZE:] ^ query[pairs[1], _LOW_SIZE:]
+        count = np.bitwise_count(differences).sum(axis=1)
+        pairs = pairs[:, count <= self.max_differences]
         if pairs.shape[1] <= len(b) + len(q):
             return pairs
         # A crowd of near-duplicates: a star connects it as well as all its pairs.
