@@ -42,6 +42,7 @@ from mvaema.vendor_metadata import (
     axis_nm,
     read_sidecar,
     read_tiff_tags,
+    refuse_energy,
     settings,
 )
 
@@ -57,6 +58,9 @@ NATIVE_READERS = {
     ".mrc": "mrc",
     ".ser": "tia",
 }
+
+# Images only from Velox files; no search for the neighbours of a file called movie.
+NATIVE_OPTIONS = {"emd": {"select_type": "images"}, "mrc": {"metadata_file": None}}
 
 # File suffixes worth trying, lower case.
 SUFFIXES = (
@@ -420,8 +424,13 @@ def _real(pixels: np.ndarray) -> np.ndarray:
 def _read_native(path: Path, reader: str) -> tuple[np.ndarray, InstrumentRecord]:
     """The largest image in a microscope's own format."""
     plugin = importlib.import_module(f"rsciio.{reader}")
-    options = {"metadata_file": None} if reader == "mrc" else {}
-    signals = plugin.file_reader(str(path), lazy=True, **options)
+    options = NATIVE_OPTIONS.get(reader, {})
+    try:
+        signals = plugin.file_reader(str(path), lazy=True, **options)
+    except ValueError as error:
+        if "RGBA" not in str(error):  # the one kind of DM image that cannot be read lazily
+            raise
+        signals = plugin.file_reader(str(path), **options)
     images, refusal = [], NotAMicrograph("spectrum", "it holds no image")
     for signal in signals:
         try:
@@ -440,15 +449,20 @@ def _read_native(path: Path, reader: str) -> tuple[np.ndarray, InstrumentRecord]
 def _native_frame(signal: dict) -> tuple:
     """The first frame of one of RosettaSciIO's signals, not loaded yet, and its (x, y) in nm."""
     data, axes = signal["data"], signal["axes"]
+    kind = signal["metadata"].get("Signal", {}).get("signal_type")
     plane = [axis for axis in axes if not axis["navigate"]]
+    if kind or len(plane) < 2 or min(axis["size"] for axis in plane[-2:]) < 2:
+        raise NotAMicrograph("spectrum", f"its data is a spectrum or a profile ({kind or '1-D'})")
+    for axis in axes:
+        refuse_energy(axis["units"])
     calibration = [axis_nm(axis["scale"], axis["units"]) for axis in plane]
-    if len(plane) < 2 or min(axis["size"] for axis in plane[-2:]) < 2:
-        raise NotAMicrograph("spectrum", "its data is one-dimensional: a spectrum or a profile")
     y, x = calibration[-2:]
     # Every axis before the last two of the plane is a stack, a series or a scan: its first frame.
     data = data[(0,) * (len(axes) - 2)] if len(axes) > 2 else data
     if data.dtype.names:  # a structured array of R, G, B
         data = np.stack([np.asarray(data[name]) for name in data.dtype.names[:3]], axis=-1)
+    if [str(axis["name"]).lower() for axis in plane[-2:]] == ["x", "y"]:  # EMD by ncempy
+        data, x, y = data.swapaxes(0, 1), y, x
     return _real(data), (x, y) if x and y else None
 
 
