@@ -86,10 +86,10 @@ def write_mrc(path: Path, pixels: np.ndarray, cell_angstrom: tuple[float, float]
 
 
 def write_ser(path: Path, pixels: np.ndarray, pixel_m: float) -> None:
-    """A one-image TIA series of uint16."""
+    """A one-image TIA series of uint16; TIA stores the lowest row first."""
     rows, columns = pixels.shape
     image = struct.pack("<ddIddIHII", 0, pixel_m, 0, 0, pixel_m, 0, 2, columns, rows)
-    image += pixels.astype("<u2").tobytes()
+    image += pixels[::-1].astype("<u2").tobytes()
     dimension = struct.pack("<IddII6sI0s", 1, 0, 1, 0, 6, b"Number", 0, b"")
     start = 30 + len(dimension) + 8
     header = struct.pack(
