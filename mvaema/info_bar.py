@@ -6,8 +6,7 @@ What is special about it:
   straight edges; each of these is required, because cutting a picture is worse than leaving a bar;
 - print that lies on the picture itself is no bar: cutting it off would cut picture.
 
-`benchmarks/info_bar.py` measures it on real micrographs; the thresholds were chosen on its tuning
-half.
+`benchmarks/info_bar.py` measures it on real micrographs, those the thresholds were chosen on apart.
 """
 
 from collections.abc import Iterator
@@ -19,8 +18,10 @@ Box = tuple[int, int, int, int]
 
 # Grey levels that still count as the strip's own: JPEG rings around print, resizing blurs it.
 LEVEL_TOLERANCE = 12
-# Share of a row that is bare strip: between glyphs, along an edge, and in the picture beyond it.
-MIN_BARE, MIN_BARE_EDGE, MAX_BARE_BEYOND = 0.35, 0.85, 0.5
+# Share of a row that is bare strip: between glyphs (dense print needs the lower, a dark picture
+# beside a dark bar the higher), along an edge, and in the picture beyond it.
+MIN_BARE = (0.35, 0.45)
+MIN_BARE_EDGE, MAX_BARE_BEYOND = 0.85, 0.5
 # A strip is dark or white: a grey one is too easily a picture's plain background. Where clipping
 # does not hide noise, this share of the bare strip is flat to a few levels.
 DARK, WHITE = 50, 243
@@ -60,9 +61,12 @@ def find_info_bar(image: Image.Image) -> Box | None:
     bars = []
     for level in _levels(cumulative):
         bare = _bare(cumulative, level)
-        for upper, lower in _bands(bare >= MIN_BARE, frame):
-            if _is_bar(grey, bare, level, upper, lower, frame):
-                bars.append(_with_frame(plain, upper, lower, frame))
+        bands = {band for share in MIN_BARE for band in _bands(bare >= share, frame)}
+        bars += [
+            _with_frame(plain, upper, lower, frame)
+            for upper, lower in sorted(bands)
+            if _is_bar(grey, bare, level, upper, lower, frame)
+        ]
     if not bars:
         return None
     upper, lower = max(bars, key=lambda bar: bar[1] - bar[0])
@@ -78,7 +82,7 @@ def _bare(cumulative: np.ndarray, level: int) -> np.ndarray:
 def _levels(cumulative: np.ndarray) -> list[int]:
     """The grey levels that a strip could have: those that fill much of a row, most common first."""
     shares = np.stack([_bare(cumulative, level) for level in range(256)], axis=1)
-    filled = shares.max(1) >= MIN_BARE
+    filled = shares.max(1) >= MIN_BARE[0]
     votes = np.bincount(shares[filled].argmax(1), minlength=256)
     levels: list[int] = []
     for level in np.argsort(-votes, kind="stable"):
@@ -123,8 +127,8 @@ def _is_bar(
     mode = np.bincount(bare_pixels).argmax()
     if DARK < mode < WHITE or (upper <= frame and mode < WHITE):
         return False
-    clipped = mode <= FLAT or mode >= WHITE
-    if not clipped and (np.abs(bare_pixels - mode) <= FLAT).mean() < MIN_FLAT:
+    noisy = (np.abs(bare_pixels - mode) <= FLAT).mean() < MIN_FLAT
+    if FLAT < mode < WHITE and noisy:
         return False
     printed = distance > PRINT_CONTRAST
     runs = (np.diff(printed.astype(np.int8), axis=1) == 1).sum(1)
