@@ -73,7 +73,7 @@ COPIES = {
 
 def real(folder: str, limit: int, thresholds: dict):
     splits = load_dataset("imagefolder", data_dir=folder)
-    columns = ["image", "group"]
+    columns = ["image", "image_id", "group"]
     dataset = concatenate_datasets([split.select_columns(columns) for split in splits.values()])
     dataset = dataset.select(range(min(limit, len(dataset))))
     originals = [image.convert("L") for image in dataset["image"]]
@@ -92,7 +92,9 @@ def real(folder: str, limit: int, thresholds: dict):
 
     print(f"\n{'copy':28} recall")
     for name, copy in COPIES.items():
-        pairs = Dataset.from_dict({"image": originals + [copy(image) for image in originals]})
+        images = originals + [copy(image) for image in originals]
+        ids = list(map(str, range(len(images))))
+        pairs = Dataset.from_dict({"image": images, "image_id": ids})
         clusters = near_duplicate_clusters(pairs.cast_column("image", Image()), **thresholds)
         found = clusters[: len(originals)] == clusters[len(originals) :]
         print(f"{name:28} {found.mean():.3f}")

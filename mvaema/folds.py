@@ -25,7 +25,7 @@ from datasets import Dataset
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
 from mvaema.dataset import load_micrographs
-from mvaema.near_duplicates import _components, near_duplicate_clusters
+from mvaema.near_duplicates import components, near_duplicate_clusters
 
 
 class LeakError(ValueError):
@@ -44,8 +44,8 @@ def check_no_leak(train: Dataset, validation: Dataset):
     for column in ("group", "image_id"):
         if column not in train.column_names or column not in validation.column_names:
             continue
-        seen = set(train.unique(column))
-        shared = sorted(value for value in validation.unique(column) if value in seen)
+        seen = set(train.unique(column)) - {None}
+        shared = sorted(seen & set(validation.unique(column)))
         if shared:
             named = ", ".join(map(repr, shared[:10])) + (", ..." if len(shared) > 10 else "")
             raise LeakError(
@@ -82,9 +82,16 @@ def _labels(dataset: Dataset) -> np.ndarray:
 def _independent(dataset: Dataset, clusters: np.ndarray) -> np.ndarray:
     """int (rows,): rows with the same number hang together, by specimen or as near-duplicates."""
     rows = np.arange(len(dataset))
-    _, first, group = np.unique(dataset["group"], return_index=True, return_inverse=True)
-    a, b = np.concatenate([rows, rows]), np.concatenate([first[group], clusters])
-    return _components(a, b, len(rows))
+    groups = _groups(dataset)
+    _, first = np.unique(groups, return_index=True)
+    a, b = np.concatenate([rows, rows]), np.concatenate([first[groups], clusters])
+    return components(a, b, len(rows))
+
+
+def _groups(dataset: Dataset) -> np.ndarray:
+    """int (rows,): groups as numbers; a row without one is its own."""
+    names = [name or f" row {row}" for row, name in enumerate(dataset["group"])]
+    return np.unique(names, return_inverse=True)[1]
 
 
 def _split(labels: np.ndarray, groups: np.ndarray, k: int, seed: int) -> np.ndarray:
@@ -169,7 +176,7 @@ def report_folds(dataset: Dataset, k: int, seed: int = 0, num_proc: int | None =
     """
     clusters = near_duplicate_clusters(dataset, num_proc=num_proc)
     labels, independent = _labels(dataset), _independent(dataset, clusters)
-    groups = np.unique(dataset["group"], return_inverse=True)[1]
+    groups = _groups(dataset)
     folds = _split(labels, independent, k, seed)
     # Where a category is too rare to be in every fold, plain scikit-learn only warns.
     ordinary = _folds(StratifiedKFold(k, shuffle=True, random_state=seed), labels)

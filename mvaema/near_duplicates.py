@@ -29,6 +29,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
+from mvaema.dataset import decode_image
+
 WINDOW_HEIGHT = 0.55  # of the width
 WINDOW_PIXELS = 64
 LOW = 12  # coefficients 0 ... 11 in each direction, without the mean
@@ -99,7 +101,7 @@ def near_duplicate_clusters(
     """Which rows show the same picture.
 
     Args:
-        dataset: with an `image` column.
+        dataset: with the columns `image` and `image_id`.
         min_cosine: of the low frequencies of two near-duplicates.
         min_agreement: share of equal signs among their higher frequencies.
         num_proc: processes that decode images.
@@ -107,6 +109,9 @@ def near_duplicate_clusters(
     Returns:
         int (rows,): the cluster of each row, named by its first row; a row without near-duplicates
         is a cluster by itself. Near-duplicates of near-duplicates are one cluster.
+
+    Raises:
+        DatasetError: an image cannot be decoded; the message names its `image_id`.
     """
     with tempfile.TemporaryDirectory() as folder:
         descriptions = _describe_all(dataset, Path(folder), num_proc)
@@ -118,15 +123,13 @@ def _describe_all(dataset: Dataset, folder: Path, num_proc: int | None) -> np.nd
     if not len(dataset):
         return np.empty((0, len(TURNS), _SIZE), np.uint8)
 
-    def described(images: list[PILImage.Image]) -> dict:
-        return {"description": [describe(image).tobytes() for image in images]}
+    def described(row: dict) -> dict:
+        return {"description": describe(decode_image(row)).tobytes()}
 
-    table = dataset.select_columns("image").map(
+    columns = ["image", "image_id"]
+    table = dataset.select_columns(columns).map(
         described,
-        batched=True,
-        batch_size=100,
-        input_columns="image",
-        remove_columns="image",
+        remove_columns=columns,
         features=Features({"description": Value("binary")}),
         num_proc=num_proc,
         # Neither into the cache nor beside the dataset, which may be read-only.
@@ -174,12 +177,12 @@ def cluster(
             turned[:, _LOW_SIZE:] ^= _MIRROR_HIGH
         links += [first[pairs] for pairs in search.links(upright, turned)]
     a, b = np.concatenate(links, axis=1)
-    labels = _components(a, b, count)
+    labels = components(a, b, count)
     _, representative = np.unique(labels, return_index=True)
     return representative[labels]
 
 
-def _components(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
+def components(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
     graph = coo_matrix((np.ones(len(a), bool), (a, b)), shape=(count, count))
     return connected_components(graph, directed=False)[1]
 
@@ -238,7 +241,7 @@ class _Search:
             return pairs
         # A crowd of near-duplicates: a star connects it as well as all its pairs.
         members, inverse = np.unique(pairs, return_inverse=True)
-        labels = _components(*inverse.reshape(pairs.shape), len(members))
+        labels = components(*inverse.reshape(pairs.shape), len(members))
         _, first = np.unique(labels, return_index=True)
         return np.stack([members[first[labels]], members])
 
