@@ -70,7 +70,7 @@ class AversaSource:
                 yield from self._members(category, path)
             except (tarfile.TarError, OSError, EOFError) as error:
                 message = f"{error}; what came before the damage is kept. Fetch it again."
-                yield Problem(printable(path), "damaged-archive", message)
+                yield Problem(printable(path), "damaged-archive", message, hides_more=True)
 
     def _members(self, category: str, path: Path) -> Iterator[Entry]:
         info = path.stat()
