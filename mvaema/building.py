@@ -55,6 +55,7 @@ from mvaema.sources import (
 SPLITS = ("train", "validation", "test")
 # The size the Hub asks for, and a row group small enough to be read and written on a laptop.
 SHARD_BYTES = 500 * 2**20
+SHARD_ROWS = 100_000  # so that small images are not all in one shard, lost when a run is killed
 ROW_GROUP_BYTES = 32 * 2**20
 ROW_GROUP_ROWS = 1000
 
@@ -113,7 +114,7 @@ def write_shards(
         folder: created when missing.
         split: `train`, `validation` or `test`.
         features: the columns; read back exactly.
-        shard_bytes: a shard is closed when it has grown to this size.
+        shard_bytes: a shard is closed when it has grown to this size (or to 100,000 rows).
         total: the number of rows, if known, for the progress bar.
         progress: show a progress bar.
         before_rename: called with the final path of each shard and its image ids when the shard
@@ -144,7 +145,7 @@ def write_shards(
     while row is not None:
         path = folder / f"{split}-{number:05d}.parquet"
         with ShardFile(path, features) as shard:
-            while row is not None and shard.size < shard_bytes:
+            while row is not None and shard.size < shard_bytes and shard.rows < SHARD_ROWS:
                 shard.write(row)
                 row = next(iterator, None)
             shard.close()
@@ -177,6 +178,11 @@ class ShardFile:
         self._writer.close()
         self._file.close()
         self._temporary.unlink(missing_ok=True)
+
+    @property
+    def rows(self) -> int:
+        """Rows so far."""
+        return len(self.image_ids)
 
     def write(self, row: dict):
         """Add one row; it reaches the disk with its row group."""
