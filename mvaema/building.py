@@ -23,7 +23,7 @@ import sys
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -309,7 +309,17 @@ def read_entry(
     except UnreadableMicrograph as error:
         return error.reason, str(error).removeprefix(f"{error.path}: ")
     except Exception as error:  # a parser may fail in any way; one file must not stop a million
-        return "unreadable", f"{type(error).__name__}: {error}"
+        return _failure(error)
+
+
+def _failure(error: Exception) -> tuple[str, str]:
+    return "unreadable", f"{type(error).__name__}: {error}"
+
+
+def _done(result) -> Future:
+    future = Future()
+    future.set_result(result)
+    return future
 
 
 def build(
@@ -441,19 +451,24 @@ class _Build:
     def _readings(self, tasks: Iterable[tuple[Entry, str, int]]) -> Iterator[tuple]:
         """(task, what reading it gave), in order; few files at a time are in memory."""
 
-        def arguments(entry: Entry) -> tuple:
-            content = entry.content if isinstance(entry.content, Path) else entry.content()
-            return content, entry.suffix, entry.fields.get("pixel_size_nm"), self.options
+        def submitted(entry: Entry, submit: Callable) -> Future:
+            try:
+                content = entry.content if isinstance(entry.content, Path) else entry.content()
+            except Exception as error:  # of an archive that is damaged just there
+                return _done(_failure(error))
+            return submit(
+                read_entry, content, entry.suffix, entry.fields.get("pixel_size_nm"), self.options
+            )
 
         if self.num_proc == 1:
             for task in tasks:
-                yield task, read_entry(*arguments(task[0]))
+                yield task, submitted(task[0], lambda f, *args: _done(f(*args))).result()
             return
         pool = ProcessPoolExecutor(self.num_proc, multiprocessing.get_context("spawn"))
         try:
             waiting = deque()
             for task in tasks:
-                waiting.append((task, pool.submit(read_entry, *arguments(task[0]))))
+                waiting.append((task, submitted(task[0], pool.submit)))
                 if len(waiting) == 4 * self.num_proc:
                     task, future = waiting.popleft()
                     yield task, future.result()
