@@ -208,6 +208,7 @@ class _Search:
         yield from self._within(base, query, everything, everything, depth=0)
 
     def _within(self, base, query, b, q, depth) -> Iterator[np.ndarray]:
+        # What four rounds of pivots cannot part is as good as identical, and rare.
         if max(len(b), len(q)) <= self.cell or depth == 4:
             for start in range(0, len(q), self.cell):
                 yield self._compared(base, query, b, q[start : start + self.cell])
