@@ -356,7 +356,7 @@ def build(
         RuntimeError: another build of this split is running, or a reading process died.
         ValueError: the folder holds shards that were not built by this function.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
     options = options or ReadOptions()
@@ -406,7 +406,7 @@ class _Build:
 
     def __init__(self, ledger: Ledger, options: ReadOptions, num_proc: int):
         self.ledger, self.options, self.num_proc = ledger, options, num_proc
-        self.read = self.unchanged = self.position = 0
+        self.read = self.unchanged = 0
         self.hidden = False  # something could not be listed: what it holds is not gone
         self._unpublished = {}  # image id -> columns, of rows that no named shard holds yet
 
