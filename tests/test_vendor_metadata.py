@@ -143,6 +143,7 @@ def test_tescan_tag(read):
         ("image.png", "image-png.hdr"),
         ("image.tif", "image.hdr"),
         ("image.tif", "image.HDR"),
+        ("image.tif", "image.Hdr"),
     ],
 )
 def test_tescan_sidecar(read, name, sidecar):
