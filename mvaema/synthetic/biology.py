@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .canvas import Canvas, noise, smooth
+from .canvas import CLOUDY, GRAINY, Canvas, noise, smooth
 from .optics import mottle
 from .specimen import (
     Facts,
@@ -19,7 +19,7 @@ from .specimen import (
     tilt,
     visible,
 )
-from .surfaces import _cell_sizes, _jittered
+from .surfaces import cell_sizes, jittered
 
 
 def biological(stage: Stage) -> Specimen:
@@ -48,12 +48,12 @@ def _pollen(stage: Stage, kind: str) -> Specimen:
     d = size_nm / canvas.nm
     facts = Facts(kind, arrangement="random", rough=True, shape="spiny" if spiny else "netted")
     canvas.yields[0] = s.uniform(0.2, 0.5)
-    canvas.z += 0.6 * noise(v, canvas.shape, 2.2)
+    canvas.z += 0.6 * noise(v, canvas.shape, GRAINY)
     count = int(np.clip(v.integers(1, 1 + (canvas.width / d) ** 2 * 0.8 + 1), 1, 9))
     places = scatter(v, count, canvas.width - 0.5 * d, canvas.height - 0.5 * d, 0.85 * d)
     if count == 1:
         places = np.array([[canvas.width, canvas.height]]) * v.uniform(0.42, 0.58, 2)
-    net = np.abs(noise(v, canvas.shape, 2.6, max(0.6, d / 220)))
+    net = np.abs(noise(v, canvas.shape, CLOUDY, max(0.6, d / 220)))
     relief = (0.10 * np.exp(-((net / 0.25) ** 2)) if not spiny else -0.03 * net).astype(np.float32)
     k = np.arange(spines) + 0.5
     polar, azimuth = np.arccos(1 - 2 * k / spines), np.pi * (1 + 5**0.5) * k
@@ -87,24 +87,24 @@ def _tissue(stage: Stage, kind: str) -> Specimen:
     wall = s.uniform(0.08, 0.2)
     canvas = stage.canvas(size_nm * v.uniform(4, 11))
     d = size_nm / canvas.nm
-    points = _jittered(v, canvas, d, s.uniform(0.12, 0.25))
+    points = jittered(v, canvas, d, s.uniform(0.12, 0.25))
     # A gradient of sizes: squeeze the points toward one side.
     squeeze = v.uniform(0, 0.5) * v.choice([-1, 1])
-    t = points[:, 1] / canvas.height
-    points[:, 1] = canvas.height * (t + squeeze * t * (1 - t))
+    t = np.clip(points[:, 1] / canvas.height, 0, 1)
+    points[:, 1] += canvas.height * squeeze * t * (1 - t)
     edge, index = canvas.cells(points)
     half = np.float32(wall * d / 2)
-    round_off = smooth(edge, 0.5 * half + 0.6)
-    wobble = 0.03 * d * noise(v, canvas.shape, 2.8, max(0.5, d / 60))
-    body = half - np.minimum(edge + 0.3, round_off) + wobble
+    round_off = smooth(edge, 0.1 * d)
+    wobble = 0.012 * d * noise(v, canvas.shape, CLOUDY, max(0.5, d / 60))
+    body = half - np.minimum(edge, round_off + 0.3 * half) + wobble
     openings = body <= 0
     depth = v.uniform(0.5, 1.1, len(points)).astype(np.float32)[index] * d
     floor = -depth * (1 - np.exp(-np.maximum(-body, 0) / (0.09 * d)))
     lip = 0.35 * half * np.exp(-((body - 0.25 * half) / (0.3 * half)) ** 2)
     canvas.z = np.where(openings, floor + 0.5 * wobble, lip).astype(np.float32)
-    canvas.z += 0.35 * noise(v, canvas.shape, 2.0)
+    canvas.z += 0.35 * noise(v, canvas.shape, GRAINY)
     facts = Facts(kind, arrangement="packed", substrate=False, touching=1.0)
-    seen, whole = _cell_sizes(index, openings, len(points), canvas.nm)
+    seen, whole = cell_sizes(index, openings, len(points), canvas.nm)
     facts.count = len(seen)
     measure_sizes(whole, facts)
     facts.pore_fraction = float(openings.mean())
@@ -125,12 +125,12 @@ def _bacteria(stage: Stage, kind: str) -> Specimen:
     facts = Facts(kind, dimension="width", shape="round" if aspect < 1.5 else "rod-shaped")
     facts.length_nm = width_nm * aspect if aspect >= 1.5 else None
     canvas.yields[0] = s.uniform(0.35, 0.8)
-    canvas.z += 0.5 * noise(v, canvas.shape, 2.2)
+    canvas.z += 0.5 * noise(v, canvas.shape, GRAINY)
     area = d * d * aspect
     filling = v.uniform(0.5, 0.9) if crowded else v.uniform(0.1, 0.35)
     count = int(np.clip(filling * canvas.width * canvas.height / area, 4, 90))
     facts.arrangement = "clustered" if crowded else "random"
-    relief = 0.03 * noise(v, canvas.shape, 2.4)
+    relief = 0.03 * noise(v, canvas.shape, GRAINY)
     centres = v.random((count, 2)) * (canvas.width, canvas.height)
     if crowded:
         middle = np.array([canvas.width, canvas.height]) * v.uniform(0.35, 0.65, 2)
@@ -159,12 +159,12 @@ def _blood_cells(stage: Stage, kind: str) -> Specimen:
     """Discs with a dimple on either side, lying or leaning."""
     s, v = stage.specimen, stage.view
     size_nm = log_uniform(s, 5000, 9500)
-    thick, dimple = s.uniform(0.28, 0.4), s.uniform(0.45, 0.8)
+    thick, dimple = s.uniform(0.3, 0.42), s.uniform(0.55, 0.95)
     canvas = stage.canvas(size_nm * v.uniform(3, 9))
     d = size_nm / canvas.nm
     facts = Facts(kind, shape="biconcave")
     canvas.yields[0] = s.uniform(0.3, 0.7)
-    canvas.z += 0.6 * noise(v, canvas.shape, 2.4)
+    canvas.z += 0.6 * noise(v, canvas.shape, GRAINY)
     count = int(np.clip(v.uniform(0.2, 0.8) * (canvas.width / d) ** 2, 3, 60))
     centres = v.random((count, 2)) * (canvas.width, canvas.height)
     for i, (x, y) in enumerate(centres):
@@ -181,7 +181,7 @@ def _blood_cells(stage: Stage, kind: str) -> Specimen:
         steep = (gx * dx + gy * dy) / slope
         rho2 = (dx * dx + dy * dy + steep * steep * (1 / squash**2 - 1)) / (r * r)
         inside = np.maximum(1 - rho2, 0)
-        profile = thick * size * np.sqrt(inside) * (1 - dimple * np.exp(-rho2 / 0.22))
+        profile = thick * size * np.sqrt(inside) * (1 - dimple * np.exp(-rho2 / 0.16))
         top = profile + gx * dx + gy * dy + thick * size + 0.5 * d * i / count
         canvas.paint(window, top.astype(np.float32), rho2 < 1)
     measure_objects(canvas, facts)
@@ -204,7 +204,7 @@ def _diatom(stage: Stage, kind: str) -> Specimen:
     dx, dy = canvas.xs - np.float32(cx), canvas.ys - np.float32(cy)
     p, q = dx * np.cos(a) + dy * np.sin(a), dy * np.cos(a) - dx * np.sin(a)
     canvas.yields[0] = s.uniform(0.2, 0.5)
-    canvas.z += 0.6 * noise(v, canvas.shape, 2.2)
+    canvas.z += 0.6 * noise(v, canvas.shape, GRAINY)
     canvas.begin(d, 1.0)
     if centric:
         rho = np.hypot(p, q) / r
@@ -260,7 +260,7 @@ def _petal(stage: Stage, kind: str) -> Specimen:
     canvas = stage.canvas(size_nm * v.uniform(3.5, 9), tilt_deg)
     d = size_nm / canvas.nm
     plane = canvas.plane(steep * d)
-    points = _jittered(v, plane, d, 0.14)
+    points = jittered(v, plane, d, 0.14)
     edge, index, z = _domes(plane, points, d, steep)
     dx, dy = plane.xs - points[index, 0], plane.ys - points[index, 1]
     turn = v.uniform(0, 6.3, len(points))[index]
@@ -270,7 +270,7 @@ def _petal(stage: Stage, kind: str) -> Specimen:
     canvas.view(plane)
     facts = Facts(kind, arrangement="packed", substrate=False, rough=True, tilt_deg=tilt_deg)
     rows = int(canvas.depth)
-    seen, whole = _cell_sizes(index[:rows], np.ones((rows, plane.width), bool), len(points), canvas.nm)
+    seen, whole = cell_sizes(index[:rows], np.ones((rows, plane.width), bool), len(points), canvas.nm)
     facts.count = len(seen)
     measure_sizes(whole, facts)
     facts.coverage, facts.touching = 1.0, 1.0
@@ -286,13 +286,13 @@ def _insect_eye(stage: Stage, kind: str) -> Specimen:
     hair_length = s.uniform(0.6, 1.8)
     canvas = stage.canvas(size_nm * v.uniform(5, 13))
     d = size_nm / canvas.nm
-    points = lattice(d, canvas.width, canvas.height, v.uniform(0, 1), True, 0.0)
+    points = lattice(d, canvas.width, canvas.height, v.uniform(0, 1), True, 1.6 * d)
     points = points + v.normal(0, 0.015 * d, points.shape)
     edge, index, z = _domes(canvas, points, d, s.uniform(0.25, 0.45))
     far = np.hypot(canvas.xs - canvas.width * v.uniform(0.2, 0.8), canvas.ys - canvas.height * v.uniform(0.2, 0.8))
     ball = 1.5 * canvas.width
     canvas.z = (z + np.sqrt(np.maximum(ball**2 - far**2, 0)) - ball).astype(np.float32)
-    canvas.z += 0.15 * noise(v, canvas.shape, 2.0)
+    canvas.z += 0.15 * noise(v, canvas.shape, GRAINY)
     facts = Facts(kind, arrangement="ordered", substrate=False, shape="hexagonal", spacing_nm=size_nm)
     n_hairs = 0
     canvas.owner = np.zeros(canvas.shape, np.int32)
@@ -310,7 +310,7 @@ def _insect_eye(stage: Stage, kind: str) -> Specimen:
             end = (x + 0.7 * out * np.cos(lean), y + 0.7 * out * np.sin(lean), ground + 0.7 * out)
             canvas.rod((x, y, ground), end, 0.055 * d, 0.02 * d)
         n_hairs = len(np.intersect1d(ids, visible(canvas)))
-    seen, whole = _cell_sizes(index, np.ones_like(index, bool), len(points), canvas.nm)
+    seen, whole = cell_sizes(index, np.ones_like(index, bool), len(points), canvas.nm)
     facts.count = len(seen)
     measure_sizes(whole, facts)
     facts.broken = n_hairs

@@ -17,57 +17,64 @@ from scipy.spatial import Voronoi
 
 SUBSTRATE = 0
 _TILE = 1024
+# Exponents of the noise spectra in use.
+WHITE, GRAINY, CLOUDY = 0.0, 2.0, 3.0
 
 
 @lru_cache
 def _noise_tile(exponent: float) -> np.ndarray:
-    """A periodic random field (1024, 1024) with power spectrum k^-exponent, unit variance."""
+    """A random field (1024, 1024) with power spectrum k^-exponent, unit variance."""
     white = np.random.default_rng(20211).standard_normal((_TILE, _TILE), dtype=np.float32)
     k = np.hypot(fft.fftfreq(_TILE)[:, None], fft.rfftfreq(_TILE)[None]).astype(np.float32)
-    k[0, 0] = np.inf
     # Beyond a sixth of the tile a field would look like a gradient across the whole image.
     spectrum = fft.rfft2(white) * np.maximum(k, 6 / _TILE) ** (-exponent / 2)
+    spectrum[0, 0] = 0
     tile = fft.irfft2(spectrum, s=(_TILE, _TILE))
     return (tile / tile.std()).astype(np.float32)
 
 
 def noise(rng: np.random.Generator, shape: tuple[int, int], exponent: float, scale: float = 1.0):
-    """A random field (height, width) of unit variance: a window of a fixed tile, cut at random.
+    """A random field (height, width) of about unit variance: a window of a fixed tile, cut and
+    turned at random. It may be a read-only view.
 
-    `scale` stretches it: features are that many times larger than in the tile.
+    `exponent` is one of WHITE, GRAINY, CLOUDY. `scale` stretches the field: features are that many
+    times larger than in the tile.
     """
-    height, width = (int(np.ceil(n / scale)) + 2 for n in shape)
-    tile = _noise_tile(exponent)
-    if rng.random() < 0.5:
-        tile = tile.T
-    y, x = rng.integers(_TILE, size=2)
-    rows = np.arange(y, y + height) % _TILE
-    window = tile[rows][:, np.arange(x, x + width) % _TILE]
-    if scale != 1.0:
-        box = (0, 0, shape[1] / scale, shape[0] / scale)
-        image = Image.fromarray(np.ascontiguousarray(window))
-        window = np.asarray(image.resize(shape[::-1], Image.BICUBIC, box=box))
-    return window[: shape[0], : shape[1]]
+    # A field too large for the tile is stretched to it.
+    scale = max(scale, max(shape) / (_TILE - 2))
+    height, width = (int(np.ceil(n / scale)) + 1 for n in shape)
+    y, x = rng.integers(_TILE - height), rng.integers(_TILE - width)
+    window = _noise_tile(exponent)[y : y + height, x : x + width]
+    window = window[:: int(rng.choice([-1, 1])), :: int(rng.choice([-1, 1]))]
+    if scale == 1.0:
+        return window[: shape[0], : shape[1]]
+    box = (0, 0, shape[1] / scale, shape[0] / scale)
+    image = Image.fromarray(np.ascontiguousarray(window))
+    return np.asarray(image.resize(shape[::-1], Image.BICUBIC, box=box))
+
+
+def resize(field: np.ndarray, shape: tuple[int, int], resample=Image.BICUBIC) -> np.ndarray:
+    """A float field resampled to `shape` (height, width)."""
+    return np.asarray(Image.fromarray(field).resize(shape[::-1], resample))
 
 
 def smooth(field: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur, mirrored at the border; large blurs are made on a smaller copy."""
-    height, width = field.shape
+    shape = field.shape
     step = max(1, int(sigma / 2.5))
-    small = field
     if step > 1:
-        size = (max(2, width // step), max(2, height // step))
-        small = np.asarray(Image.fromarray(field).resize(size, Image.BOX))
-    pad = int(np.ceil(2.5 * sigma / step)) + 1
-    pad = min(pad, min(small.shape) - 1)
-    padded = np.pad(small, pad, mode="reflect")
-    fy = fft.fftfreq(padded.shape[0])[:, None].astype(np.float32)
-    fx = fft.rfftfreq(padded.shape[1])[None].astype(np.float32)
-    kernel = np.exp(-2 * (np.pi * sigma / step) ** 2 * (fx * fx + fy * fy)).astype(np.float32)
-    out = fft.irfft2(fft.rfft2(padded) * kernel, s=padded.shape)[pad:-pad, pad:-pad]
-    if step > 1:
-        out = np.asarray(Image.fromarray(out).resize((width, height), Image.BICUBIC))
-    return out
+        field = resize(field, (max(8, shape[0] // step), max(8, shape[1] // step)), Image.BOX)
+    sigma /= step
+    height, width = field.shape
+    pad = int(np.ceil(2.5 * sigma)) + 1
+    size = [fft.next_fast_len(n + 2 * pad, real=True) for n in (height, width)]
+    extra = [(pad, n - m - pad) for n, m in zip(size, (height, width), strict=True)]
+    fy, fx = (np.exp(-2 * (np.pi * sigma * f) ** 2) for f in (fft.fftfreq(size[0]), fft.rfftfreq(size[1])))
+    kernel = fy.astype(np.float32)[:, None] * fx.astype(np.float32)
+    spectrum = fft.rfft2(np.pad(field, extra, mode="symmetric"))
+    spectrum *= kernel
+    out = fft.irfft2(spectrum, s=size, overwrite_x=True)[pad : pad + height, pad : pad + width]
+    return resize(out, shape) if step > 1 else out
 
 
 class Canvas:
@@ -169,17 +176,16 @@ class Canvas:
         if window is None:
             return
         dx, dy = self.xs[:, window[1]] - np.float32(x), self.ys[window[0]] - np.float32(y)
-        top, bottom = np.float32(np.inf), np.float32(-np.inf)
-        inside = True
-        for (nx, ny, nz), d in zip(normals, offsets, strict=True):
-            rest = (d - nx * dx) - ny * dy
-            if nz > 1e-4:
-                top = np.minimum(top, rest / nz)
-            elif nz < -1e-4:
-                bottom = np.maximum(bottom, rest / nz)
-            else:
-                inside = inside & (rest >= 0)
-        inside = inside & (top > bottom)
+        up, down = normals[:, 2] > 1e-3, normals[:, 2] < -1e-3
+        # Every face as a height over (dx, dy); the body lies below the upper ones, above the rest.
+        a, b, c = np.stack([offsets, normals[:, 0], normals[:, 1]])[:, :, None, None] / np.where(
+            up | down, normals[:, 2], 1
+        ).reshape(-1, 1, 1)
+        level = (a - b * dx) - c * dy
+        top = level[up].min(axis=0)
+        inside = top > level[down].max(axis=0)
+        for side in level[~(up | down)]:
+            inside &= side >= 0
         if relief is not None:
             top = top + relief[window]
         self.paint(window, top + np.float32(z), inside)
@@ -187,23 +193,30 @@ class Canvas:
     def rod(self, start, end, radius0, radius1) -> None:
         """A round, tapered rod between two canvas points (x, y, height), open at both ends."""
         (x0, y0, z0), (x1, y1, z1) = start, end
-        reach = max(radius0, radius1)
-        window = self._window(
-            min(x0, x1) - reach, max(x0, x1) + reach, min(y0, y1) - reach, max(y0, y1) + reach
-        )
-        length2 = (x1 - x0) ** 2 + (y1 - y0) ** 2
-        if window is None or length2 < 1e-6:
+        wide, high = abs(x1 - x0), abs(y1 - y0)
+        length2 = wide * wide + high * high
+        if length2 < 1e-6:
             return
-        dx, dy = self.xs[:, window[1]] - np.float32(x0), self.ys[window[0]] - np.float32(y0)
+        reach = max(radius0, radius1)
         ux, uy = np.float32((x1 - x0) / length2), np.float32((y1 - y0) / length2)
-        t = dx * ux + dy * uy
-        across = (dx * uy - dy * ux) ** 2 * np.float32(length2)
-        radius = radius0 + (radius1 - radius0) * t
-        h2 = radius * radius - across
         # A rod that climbs along the beam is cut by it at a slant.
         slant = np.sqrt(1 + (z1 - z0) ** 2 / length2)
-        top = z0 + (z1 - z0) * t + slant * np.sqrt(np.maximum(h2, 0))
-        self.paint(window, top, (h2 > 0) & (t >= 0) & (t <= 1))
+        # A slanting rod fills little of its bounding box: draw it in pieces.
+        pieces = 1 + int(min(wide, high) / (2 * reach + 20))
+        for k in range(pieces):
+            t0, t1 = k / pieces, (k + 1) / pieces
+            xa, xb = sorted((x0 + (x1 - x0) * t0, x0 + (x1 - x0) * t1))
+            ya, yb = sorted((y0 + (y1 - y0) * t0, y0 + (y1 - y0) * t1))
+            window = self._window(xa - reach, xb + reach, ya - reach, yb + reach)
+            if window is None:
+                continue
+            dx, dy = self.xs[:, window[1]] - np.float32(x0), self.ys[window[0]] - np.float32(y0)
+            t = dx * ux + dy * uy
+            across = dx * uy - dy * ux
+            radius = radius0 + (radius1 - radius0) * t
+            h2 = radius * radius - across * across * np.float32(length2)
+            top = z0 + (z1 - z0) * t + slant * np.sqrt(np.maximum(h2, 0))
+            self.paint(window, top, (h2 > 0) & (t >= t0) & (t <= t1))
 
     def strand(self, path: np.ndarray, height: np.ndarray, radius: float, steep: bool, flat=1.0):
         """A round strand across the whole canvas: `path` gives y for each column (x for each row
@@ -226,38 +239,36 @@ class Canvas:
         owner[row, col] = len(self.sizes) - 1
 
     def cells(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Voronoi cells of `points` (n, 2): for each pixel the distance to its cell's nearest edge
-        (height, width), and the index of the cell (height, width)."""
-        # Mirrored points close every cell at the border.
-        x, y = points.T
-        w, h = self.width, self.height
-        mirrored = [points, (-x, y), (2 * w - x, y), (x, -y), (x, 2 * h - y)]
-        everything = np.concatenate([points] + [np.stack(m, 1) for m in mirrored[1:]])
-        pairs = Voronoi(everything).ridge_points
-        pairs = np.concatenate([pairs, pairs[:, ::-1]])
+        """Voronoi cells of `points` (n, 2), some of which should lie beyond the border: for each
+        pixel the distance to its cell's nearest edge (height, width), and the index of its point
+        (height, width)."""
+        # Mirrored points close the outermost cells, out of sight.
+        low, high = points.min(0) - 1, points.max(0) + 1
+        mirrors = [points * (1, -1) + (0, 2 * low[1]), points * (1, -1) + (0, 2 * high[1])]
+        mirrors += [points * (-1, 1) + (2 * low[0], 0), points * (-1, 1) + (2 * high[0], 0)]
+        everything = np.concatenate([points, *mirrors])
+        diagram = Voronoi(everything)
+        pairs = np.concatenate([diagram.ridge_points, diagram.ridge_points[:, ::-1]])
         pairs = pairs[pairs[:, 0] < len(points)]
         pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
         starts = np.searchsorted(pairs[:, 0], np.arange(len(points) + 1))
         middle = (everything[pairs[:, 0]] + everything[pairs[:, 1]]) / 2
         normal = everything[pairs[:, 1]] - everything[pairs[:, 0]]
-        distance = np.linalg.norm(normal, axis=1, keepdims=True)
-        normal = normal / distance
-        offset = (middle * normal).sum(1)
+        normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+        offset = (middle * normal).sum(1).astype(np.float32)
+        normal = normal.astype(np.float32)
         edge = np.full(self.shape, -np.inf, np.float32)
         index = np.zeros(self.shape, np.int32)
         for i in range(len(points)):
             mine = slice(starts[i], starts[i + 1])
-            reach = 1.2 * distance[mine].max()
-            px, py = points[i]
-            window = self._window(px - reach, px + reach, py - reach, py + reach)
+            corners = diagram.vertices[diagram.regions[diagram.point_region[i]]]
+            (x0, y0), (x1, y1) = corners.min(0), corners.max(0)
+            window = self._window(x0 - 1, x1 + 1, y0 - 1, y1 + 1)
             if window is None:
                 continue
-            inner = None
-            for (nx, ny), d in zip(
-                normal[mine].astype(np.float32), offset[mine].astype(np.float32), strict=True
-            ):
-                rest = (d - nx * self.xs[:, window[1]]) - ny * self.ys[window[0]]
-                inner = rest if inner is None else np.minimum(inner, rest, out=inner)
+            xs, ys = self.xs[:, window[1]], self.ys[window[0]]
+            nx, ny, d = normal[mine, 0, None, None], normal[mine, 1, None, None], offset[mine]
+            inner = ((d[:, None, None] - nx * xs) - ny * ys).min(axis=0)
             target = edge[window]
             nearer = inner > target
             np.copyto(target, inner, where=nearer)

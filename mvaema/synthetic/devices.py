@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from .canvas import noise
+from .canvas import GRAINY, noise
 from .optics import mottle
 from .specimen import Facts, Specimen, Stage, choose, log_uniform, sprinkle, tilt
 
@@ -66,15 +66,13 @@ def _comb(layout: Layout, s, v, facts: Facts) -> None:
 def _pads(layout: Layout, s, v, facts: Facts) -> None:
     """Contact pads whose leads run together toward an active region."""
     n = int(s.integers(3, 7))
-    pad = s.uniform(4, 7)
-    reach = s.uniform(10, 14)
+    pad = s.uniform(3, 5)
     inner = 1.4 * n / 2 + 1
+    reach = max(inner + 4, n * pad * 0.7 + s.uniform(0, 2))
     ox, oy = v.uniform(-1.5, 1.5, 2)
     for side in range(4 if s.random() < 0.6 else 2):
         c, n_ = np.cos(side * np.pi / 2), np.sin(side * np.pi / 2)
         turn = np.array([[c, -n_], [n_, c]])
-        if side in (1, 2) and side == 1 and False:
-            continue
         for k in range(n):
             offset = k - (n - 1) / 2
             end = offset * pad * 1.35
@@ -131,7 +129,7 @@ def _serpentine(layout: Layout, s, v, facts: Facts) -> None:
             y = oy + (length / 2 if k % 2 else -length / 2)
             layout.box(x - 0.5, y - 0.5, x + pitch + 0.5, y + 0.5)
     for sign, x in ((-1, ox + left), (1, ox + left + turns * pitch)):
-        y = oy + (length / 2 if sign < 0 or turns % 2 == 0 else -length / 2)
+        y = oy + (length / 2 if sign < 0 or turns % 2 else -length / 2)
         ends = sorted((x - sign * 0.5, x + sign * 3))
         layout.box(ends[0], y - 0.5, ends[1], y + 0.5)
         pad = sorted((x + sign * 2.5, x + sign * 40))
@@ -186,7 +184,7 @@ def _plate(layout: Layout, s, v, facts: Facts) -> None:
 
 _LAYOUTS = {
     "comb": (_comb, 26.0),
-    "pads": (_pads, 36.0),
+    "pads": (_pads, 44.0),
     "beams": (_beams, 22.0),
     "serpentine": (_serpentine, 26.0),
     "electrode_gap": (_gap, 14.0),
@@ -215,8 +213,8 @@ def devices(stage: Stage) -> Specimen:
     draw(layout, np.random.default_rng(s.integers(2**32)), v, facts)
     (mask,) = layout.masks()
     ground = 0.15 + (0.5 if etched else 0.1) * s.random()
-    walls = 0.08 * noise(v, plane.shape, 2.0)
-    plane.z = height * mask + ground * noise(v, plane.shape, 1.8) * (1 - mask) + walls
+    walls = 0.08 * noise(v, plane.shape, GRAINY)
+    plane.z = height * mask + ground * noise(v, plane.shape, GRAINY) * (1 - mask) + walls
     plane.owner = (mask > 0.5).astype(np.int32)
     plane.sizes, plane.drawn, plane.yields = [0.0, unit], [0, 1], [1.0, tone]
     shown = plane.owner[: int(canvas.depth)] > 0

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .canvas import Canvas, noise
+from .canvas import CLOUDY, GRAINY, Canvas, noise
 from .optics import mottle
 from .specimen import (
     Facts,
@@ -26,26 +26,25 @@ _OCTAHEDRON = np.array([[i, j, k] for i in (1, -1) for j in (1, -1) for k in (1,
 class Pile:
     """Spheres that come to rest on the ground or on those below, by dropping straight down."""
 
-    def __init__(self):
-        self.x, self.y, self.z, self.r = [], [], [], []
+    def __init__(self, capacity: int):
+        self.spheres = np.empty((4, capacity))  # x, y, z, radius
+        self.count = 0
 
-    def rest(self, x: float, y: float, r: float) -> float:
-        """Height at which the centre of a sphere dropped at (x, y) stops."""
-        if not self.x:
-            return r
-        reach = np.add(self.r, r)
-        free = reach * reach - np.subtract(self.x, x) ** 2 - np.subtract(self.y, y) ** 2
-        heights = np.where(free > 0, np.add(self.z, np.sqrt(np.maximum(free, 0))), r)
-        return max(r, float(heights.max()))
-
-    def add(self, x: float, y: float, r: float) -> float:
-        z = self.rest(x, y, r)
-        for values, value in zip((self.x, self.y, self.z, self.r), (x, y, z, r), strict=True):
-            values.append(value)
-        return z
+    def add(self, places, r: float) -> tuple[float, float, float]:
+        """Drop a sphere at the lowest of `places` (n, 2); returns where its centre stops."""
+        x, y, z, radius = self.spheres[:, : self.count]
+        places = np.atleast_2d(places)
+        reach = radius + r
+        free = reach * reach - (x - places[:, :1]) ** 2 - (y - places[:, 1:]) ** 2
+        heights = np.where(free > 0, z + np.sqrt(np.maximum(free, 0)), r).max(axis=1, initial=r)
+        best = int(np.argmin(heights))
+        rest = (*places[best], heights[best])
+        self.spheres[:, self.count] = (*rest, r)
+        self.count += 1
+        return rest
 
 
-def _positions(kind, rng, canvas: Canvas, diameters: np.ndarray, pile: Pile):
+def _positions(kind, rng, canvas: Canvas, diameters: np.ndarray):
     """Where bodies of the given sizes (canvas pixels) come to lie: (x, y, z) of their centres."""
     width, depth = canvas.width, canvas.depth
     mean = float(diameters.mean())
@@ -68,14 +67,13 @@ def _positions(kind, rng, canvas: Canvas, diameters: np.ndarray, pile: Pile):
             angle = rng.uniform(0, 2 * np.pi)
             apart = (size + diameters[mate]) / 2 * rng.uniform(0.85, 1.0)
             points[i] = points[mate] + apart * np.array([np.cos(angle), np.sin(angle)])
-    return [
-        (x, y, pile.add(x, y, d / 2)) for (x, y), d in zip(points, diameters, strict=False)
-    ]
+    pile = Pile(len(points))
+    return [pile.add(point, d / 2) for point, d in zip(points, diameters, strict=False)]
 
 
 def _ground(canvas: Canvas, rng, amplitude: float) -> None:
     if amplitude:
-        canvas.z += amplitude * noise(rng, canvas.shape, 2.0)
+        canvas.z += amplitude * noise(rng, canvas.shape, GRAINY)
 
 
 def particles(stage: Stage) -> Specimen:
@@ -99,7 +97,7 @@ def particles(stage: Stage) -> Specimen:
     d = size_nm / canvas.nm
     canvas.yields[0] = ground_yield
     _ground(canvas, v, 0.15 * s.random())
-    relief = 0.10 * noise(v, canvas.shape, 2.0, max(0.5, d / 60)) if rough else None
+    relief = 0.10 * noise(v, canvas.shape, GRAINY, max(0.5, d / 60)) if rough else None
 
     if kind == "packed_spheres":
         facts.arrangement, facts.spacing_nm = "packed", size_nm * 1.01
@@ -130,7 +128,7 @@ def particles(stage: Stage) -> Specimen:
             gaps = sizes * 1.5
         elif kind == "rods":
             facts.length_nm = size_nm * aspect
-        for (x, y, z), size in zip(_positions(arrangement, v, canvas, gaps, Pile()), sizes, strict=False):
+        for (x, y, z), size in zip(_positions(arrangement, v, canvas, gaps), sizes, strict=False):
             canvas.begin(size, bright * v.normal(1, 0.04))
             if kind == "crystals":
                 faces, inner = (_CUBE, 0.5) if shape == "cubic" else (_OCTAHEDRON, 0.408)
@@ -140,7 +138,7 @@ def particles(stage: Stage) -> Specimen:
                     turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
                 normals = canvas.rotate(faces @ turn.T)
                 truncated = np.full(len(faces), inner * size)
-                canvas.polyhedron(*canvas.project(x, y, z), normals, truncated)
+                canvas.polyhedron(*canvas.project(x, y, z), normals, truncated, reach=0.88 * size)
             elif kind == "rods":
                 a, up = v.uniform(0, np.pi), v.normal(0, 0.12)
                 along = np.array([np.cos(a) * np.cos(up), np.sin(a) * np.cos(up), np.sin(up)])
@@ -165,7 +163,7 @@ def powder(stage: Stage) -> Specimen:
     kind = choose(s, {"atomised": 1.3, "fragments": 1.3, "agglomerates": 1, "flakes": 0.8})
     size_nm = log_uniform(s, 100, 60_000)
     spread = float(s.uniform(0.3, 0.55))
-    filling = s.choice([0.9, 1.4, 2.2])
+    filling = s.choice([0.8, 1.2, 1.7])
     ground_yield = s.uniform(0.15, 0.4)
     canvas = stage.canvas(size_nm * v.uniform(6, 16), tilt(v, 0.15, 10, 35))
     facts = Facts(kind, tilt_deg=float(np.rad2deg(canvas.tilt)), rough=kind != "flakes")
@@ -174,23 +172,21 @@ def powder(stage: Stage) -> Specimen:
     canvas.yields[0] = ground_yield
     _ground(canvas, v, 0.4)
     d = size_nm / canvas.nm
-    count = int(np.clip(filling * canvas.width * canvas.depth / (d * d * np.exp(spread**2)), 8, 150))
+    count = int(np.clip(filling * canvas.width * canvas.depth / (d * d * np.exp(spread**2)), 8, 120))
     sizes = np.sort(np.clip(d * np.exp(v.normal(0, spread, count)), 0.3 * d, 3 * d))[::-1]
     sizes = sizes[np.argsort(np.arange(count) + v.normal(0, count / 3, count))]
-    pile = Pile()
+    pile = Pile(count)
     relief = {
-        "atomised": lambda: 0.07 * noise(v, canvas.shape, 1.6, max(0.4, d / 60)),
-        "fragments": lambda: 0.035 * d * noise(v, canvas.shape, 2.6, max(0.5, d / 40)),
-        "agglomerates": lambda: 0.30 * (0.7 - np.abs(noise(v, canvas.shape, 2.0, max(0.35, d / 130)))),
-        "flakes": lambda: 0.01 * d * noise(v, canvas.shape, 2.0),
+        "atomised": lambda: 0.07 * noise(v, canvas.shape, GRAINY, max(0.4, d / 60)),
+        "fragments": lambda: 0.035 * d * noise(v, canvas.shape, CLOUDY, max(0.5, d / 40)),
+        "agglomerates": lambda: 0.30 * (0.7 - np.abs(noise(v, canvas.shape, GRAINY, max(0.35, d / 130)))),
+        "flakes": lambda: 0.01 * d * noise(v, canvas.shape, GRAINY),
     }[kind]()
     for size in sizes:
         # A grain rolls a little way down: the lowest of a few places.
         places = v.random((4, 2)) * (canvas.width + size, canvas.depth + size) - size / 2
         r = size * (0.38 if kind == "flakes" else 0.5)
-        x, y = min(places, key=lambda p: pile.rest(*p, r))
-        z = pile.add(x, y, r)
-        centre = canvas.project(x, y, z)
+        centre = canvas.project(*pile.add(places, r))
         canvas.begin(size, v.normal(1, 0.05))
         if kind == "atomised":
             canvas.sphere(*centre, size / 2, relief)
@@ -202,7 +198,7 @@ def powder(stage: Stage) -> Specimen:
             axes = size / 2 * v.uniform(0.8, 1.1, 3)
             canvas.ellipsoid(*centre, axes, rotation(v), 1.6 * relief)
         else:
-            faces = v.normal(size=(int(v.integers(9, 15)), 3))
+            faces = v.normal(size=(int(v.integers(6, 10)), 3))
             faces /= np.linalg.norm(faces, axis=1, keepdims=True)
             offsets = size / 2 * v.uniform(0.72, 1.0, len(faces))
             if kind == "flakes":
@@ -213,8 +209,9 @@ def powder(stage: Stage) -> Specimen:
                 faces = np.concatenate([rim, [up, -up]])
                 offsets = np.concatenate([offsets, [0.07 * size, 0.07 * size]])
             else:
-                faces = np.concatenate([faces, [[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]]])
-                offsets = np.concatenate([offsets, np.full(4, 0.5 * size)])
-            canvas.polyhedron(*centre, canvas.rotate(faces), offsets, relief)
+                # A turned box closes the body where its random faces leave it open.
+                faces = np.concatenate([faces, _CUBE @ rotation(v)])
+                offsets = np.concatenate([offsets, np.full(6, 0.5 * size)])
+            canvas.polyhedron(*centre, canvas.rotate(faces), offsets, relief, reach=0.62 * size)
     measure_objects(canvas, facts, visible(canvas))
     return Specimen(canvas, facts, mottle(canvas, v, 0.05))

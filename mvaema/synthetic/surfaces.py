@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from .canvas import Canvas, noise, smooth
+from .canvas import CLOUDY, GRAINY, WHITE, Canvas, noise, smooth
 from .optics import mottle
 from .specimen import (
     Facts,
@@ -19,15 +19,16 @@ from .specimen import (
 )
 
 
-def _jittered(rng, canvas: Canvas, pitch: float, jitter: float) -> np.ndarray:
-    """Points (n, 2), `pitch` apart on average: a hexagonal lattice, shaken."""
-    points = lattice(pitch * 1.0746, canvas.width, canvas.height, rng.uniform(0, 1), True, 0.0)
-    points = points + rng.normal(0, jitter * pitch, points.shape)
-    keep = ((points > 0.5) & (points < (canvas.width - 0.5, canvas.height - 0.5))).all(1)
-    return points[keep]
+def jittered(rng, canvas: Canvas, pitch: float, jitter: float) -> np.ndarray:
+    """Points (n, 2), `pitch` apart on average: a hexagonal lattice, shaken, that goes on beyond the
+    border."""
+    points = lattice(
+        pitch * 1.0746, canvas.width, canvas.height, rng.uniform(0, 1), True, 1.6 * pitch
+    )
+    return points + rng.normal(0, jitter * pitch, points.shape)
 
 
-def _cell_sizes(index: np.ndarray, mask: np.ndarray, count: int, nm: float):
+def cell_sizes(index: np.ndarray, mask: np.ndarray, count: int, nm: float):
     """Equivalent diameters (nm) of the cells with pixels in `mask`, and of those not cut by the
     border."""
     area = np.bincount(index[mask], minlength=count)
@@ -63,7 +64,7 @@ def _grains(stage: Stage, kind: str) -> Specimen:
     canvas = stage.canvas(size_nm * v.uniform(5, 15))
     d = size_nm / canvas.nm
     facts = Facts(kind, dimension="diameter", arrangement="packed", substrate=False)
-    points = _jittered(v, canvas, d, jitter)
+    points = jittered(v, canvas, d, jitter)
     edge, index = canvas.cells(points)
     n = len(points)
     # Facets: every grain is cut at its own small angle, and stands a little higher or lower.
@@ -76,9 +77,9 @@ def _grains(stage: Stage, kind: str) -> Specimen:
     canvas.z = smooth(z.astype(np.float32), 0.7)
     rough = s.random() < 0.4
     if rough:
-        canvas.z += 0.35 * noise(v, canvas.shape, 1.6)
+        canvas.z += 0.35 * noise(v, canvas.shape, GRAINY)
     facts.rough = rough
-    seen, whole = _cell_sizes(index, np.ones_like(index, bool), n, canvas.nm)
+    seen, whole = cell_sizes(index, np.ones_like(index, bool), n, canvas.nm)
     facts.count = len(seen)
     measure_sizes(whole, facts)
     facts.coverage, facts.touching = 1.0, 1.0
@@ -90,22 +91,22 @@ def _grains(stage: Stage, kind: str) -> Specimen:
 def _cracked(stage: Stage, kind: str) -> Specimen:
     s, v = stage.specimen, stage.view
     size_nm = log_uniform(s, 200, 60_000)
-    gap_ratio, ragged = s.uniform(0.05, 0.16), s.uniform(0.0, 0.10)
+    gap_ratio, ragged = s.uniform(0.05, 0.16), s.uniform(0.0, 0.05)
     canvas = stage.canvas(size_nm * v.uniform(3.5, 11))
     d = size_nm / canvas.nm
-    points = _jittered(v, canvas, d, s.uniform(0.2, 0.34))
+    points = jittered(v, canvas, d, s.uniform(0.2, 0.34))
     edge, index = canvas.cells(points)
     half = max(1.6, gap_ratio * d / 2)
-    edge = edge + ragged * d * noise(v, canvas.shape, 2.6, max(0.5, d / 70))
+    edge = edge + ragged * d * noise(v, canvas.shape, CLOUDY, max(0.5, d / 70))
     depth = max(4.0, 0.25 * d)
     wall = np.clip((edge - half) / 1.2 + 0.5, 0, 1)
     curl = s.uniform(0, 0.06) * d * np.exp(-np.maximum(edge, 0) / (0.15 * d))
     canvas.z = (depth * wall + curl * wall).astype(np.float32)
-    canvas.z += 0.4 * s.random() * noise(v, canvas.shape, 1.8)
-    facts = Facts(kind, dimension="width", arrangement="packed", rough=ragged > 0.05)
+    canvas.z += 0.4 * s.random() * noise(v, canvas.shape, GRAINY)
+    facts = Facts(kind, dimension="width", arrangement="packed", rough=ragged > 0.03)
     openings = edge < half
     islands, n = ndimage.label(~openings)
-    seen, whole = _cell_sizes(islands, ~openings, n + 1, canvas.nm)
+    seen, whole = cell_sizes(islands, ~openings, n + 1, canvas.nm)
     facts.count = len(seen)
     measure_sizes(whole, facts)
     facts.pore_fraction = float(openings.mean())
@@ -125,13 +126,14 @@ def _granular(stage: Stage, kind: str) -> Specimen:
     canvas = stage.canvas(size_nm * v.uniform(11, 18))
     d = size_nm / canvas.nm
     facts = Facts(kind, arrangement="packed", rough=True, substrate=False)
-    points = _jittered(v, canvas, 0.87 * d, 0.25)
-    lumps = 0.9 * d * noise(v, canvas.shape, 2.6, max(0.5, d / 12)) if clumped else None
+    points = jittered(v, canvas, 0.87 * d, 0.25)
+    lumps = 0.35 * d * noise(v, canvas.shape, CLOUDY, max(0.5, d / 12)) if clumped else None
     for x, y in points:
         size = d * np.exp(v.normal(0, spread))
         base = v.normal(0, 0.1 * d)
         if lumps is not None:
-            base += float(lumps[int(y), int(x)])
+            inside = (min(max(int(y), 0), canvas.height - 1), min(max(int(x), 0), canvas.width - 1))
+            base += float(lumps[inside])
         canvas.begin(size, v.normal(1, 0.04))
         canvas.sphere(x, y, base, size / 2 * 1.12)
     canvas.z = np.maximum(canvas.z, float(np.percentile(canvas.z, 2)))
@@ -154,13 +156,13 @@ def _wrinkled(stage: Stage, kind: str) -> Specimen:
     a = v.uniform(0, np.pi)
     along = plane.xs * np.float32(np.cos(a)) + plane.ys * np.float32(np.sin(a))
     phase = along / period + wander * smooth(
-        noise(v, plane.shape, 3.6, max(0.5, period / 25)), 1.5
+        noise(v, plane.shape, CLOUDY, max(0.5, period / 25)), 1.5
     )
     ridge = np.cos(2 * np.pi * phase)
     ridge = (ridge + 0.25 * ridge * ridge).astype(np.float32)
-    fade = 1 + 0.35 * noise(v, plane.shape, 3.4, max(0.5, period / 25))
+    fade = 1 + 0.35 * noise(v, plane.shape, CLOUDY, max(0.5, period / 25))
     plane.z = amplitude * period * ridge * np.clip(fade, 0.3, 1.7)
-    plane.z += 0.15 * noise(v, plane.shape, 1.8)
+    plane.z += 0.15 * noise(v, plane.shape, GRAINY)
     canvas.view(plane)
     facts = Facts(kind, dimension="spacing", tilt_deg=tilt_deg, substrate=False)
     facts.arrangement = "aligned" if ordered else "random"
@@ -179,11 +181,11 @@ def _pinholes(stage: Stage, kind: str) -> Specimen:
     count = int(v.integers(4, 30))
     points = scatter(v, count, canvas.width, canvas.height, 2.2 * d)
     sizes = np.clip(d * np.exp(v.normal(0, spread, len(points))), 0.4 * d, 1.9 * d)
-    canvas.z += (0.2 + 0.8 * s.random()) * noise(v, canvas.shape, 2.0)
+    canvas.z += (0.2 + 0.8 * s.random()) * noise(v, canvas.shape, GRAINY)
     depth, openings = 0.8 * d, np.zeros(canvas.shape, bool)
     floor = np.float32(s.uniform(0.3, 1.5))
     ragged = s.uniform(0, 0.25)
-    bumps = noise(v, canvas.shape, 2.8, max(0.5, d / 30))
+    bumps = noise(v, canvas.shape, CLOUDY, max(0.5, d / 30))
     for (x, y), size in zip(points, sizes, strict=True):
         window = canvas._window(x - size, x + size, y - size, y + size)
         if window is None:
@@ -230,13 +232,13 @@ def _section(stage: Stage, kind: str) -> Specimen:
     tones = s.permutation(np.linspace(0.55, 1.45, layers + 1)).astype(np.float32)
     for i in range(layers + 1):
         thick = thick_nm[i] / canvas.nm if i < layers else 4 * canvas.height
-        border = start + v.uniform(0.3, 1.3) * noise(v, canvas.shape, 3.0)[:1]
+        border = start + v.uniform(0.3, 1.3) * noise(v, canvas.shape, CLOUDY)[:1]
         here = u > border
         if i < layers and columnar[i]:
-            grain = 1.2 * noise(v, canvas.shape, 2.2)[0][None]
-            grain = grain + 0.4 * noise(v, canvas.shape, 1.8)
+            grain = 1.2 * noise(v, canvas.shape, GRAINY)[0][None]
+            grain = grain + 0.4 * noise(v, canvas.shape, GRAINY)
         else:
-            grain = 0.35 * noise(v, canvas.shape, 2.0)
+            grain = 0.35 * noise(v, canvas.shape, GRAINY)
         np.copyto(z, 1.3 * i % 2.6 + grain, where=here)
         np.copyto(yields, contrast * tones[i], where=here)
         labels[here] = i + 1
@@ -277,7 +279,7 @@ def patterned(stage: Stage) -> Specimen:
     plane = canvas.plane(height)
     du, dv, i, j = _waves(plane, pitch, lattice_angle)
     half = duty * pitch / 2
-    rough_edge = s.choice([0, 0.02, 0.05]) * pitch * noise(v, plane.shape, 2.4)
+    rough_edge = s.choice([0, 0.008, 0.02]) * pitch * noise(v, plane.shape, GRAINY)
     facts = Facts(kind, dimension="width", tilt_deg=tilt_deg, arrangement="ordered")
     facts.spacing_nm, facts.size_mean_nm = pitch_nm, duty * pitch_nm
     facts.size_min_nm = facts.size_max_nm = facts.size_mean_nm
@@ -313,7 +315,7 @@ def patterned(stage: Stage) -> Specimen:
         facts.shape, facts.dimension = "square" if square else "round", "width"
     profile = 1 - wall if kind == "holes" else wall
     plane.z = (height * profile).astype(np.float32)
-    plane.z += (0.1 + 0.25 * s.random()) * noise(v, plane.shape, 2.0)
+    plane.z += (0.1 + 0.25 * s.random()) * noise(v, plane.shape, GRAINY)
     mask = inner > 0
     plane.owner = mask.astype(np.int32)
     plane.sizes, plane.drawn, plane.yields = [0.0, half * 2], [0, 1], [1.0, 1.0]
@@ -344,45 +346,34 @@ def porous(stage: Stage) -> Specimen:
     strut = s.uniform(0.08, 0.28) if kind != "honeycomb" else s.uniform(0.05, 0.14)
     canvas = stage.canvas(pore_nm * v.uniform(4, 12), tilt(v, 0.2, 10, 30) if kind != "foam" else 0)
     d = pore_nm / canvas.nm
-    plane = canvas.plane(0.8 * d)
-    texture = noise(v, plane.shape, 2.6, max(0.5, d / 50))
-    jitter = {"foam": 0.3, "membrane": 0.22, "honeycomb": 0.08}[kind]
-    z = np.full(plane.shape, -3.0 * d, np.float32)
-    layers = 3 if kind == "foam" else 1
-    for layer in range(layers):
-        pitch = d * (1 if layer == 0 else v.uniform(0.75, 1.0))
-        points = _jittered(v, plane, pitch, jitter)
+    plane = canvas.plane(0.1 * d)
+    clouds = noise(v, plane.shape, CLOUDY, max(0.5, d / 40))
+    jitter = {"foam": 0.28, "membrane": 0.22, "honeycomb": 0.08}[kind]
+    depth = {"foam": 1.7, "membrane": 0.8, "honeycomb": 1.4}[kind] * d
+    z = (0.15 * d * clouds - depth).astype(np.float32)
+    for layer in range(2 if kind == "foam" else 1):
+        pitch = d * (1 if layer == 0 else v.uniform(0.8, 1.1))
+        points = jittered(v, plane, pitch, jitter)
         edge, index = plane.cells(points)
-        half = strut * d * (1.0 + 0.4 * layer) / 2
+        half = strut * d * (1 + 0.3 * layer) / 2
         if kind == "membrane":
             # Round pores of their own sizes, one in each cell.
             r = np.hypot(plane.xs - points[index, 0], plane.ys - points[index, 1])
-            size = v.uniform(0.55, 0.95, len(points))[index].astype(np.float32)
-            inner = 0.5 * d * size - r
-            edge = np.maximum(-inner, 0) + half * (inner < 0)
-            edge = np.where(edge > 0, -edge, np.minimum(inner, edge + inner))
-            body = -inner + 0.04 * d * texture
+            radius = 0.5 * d * v.uniform(0.5, 0.95, len(points)).astype(np.float32)
+            body = r - radius[index] + 0.015 * d * clouds
         else:
-            # Struts thicken where three meet: the distance to the edge, softened.
-            soft = smooth(edge, 0.35 * half + 0.5) + 0.05 * d * texture * (kind == "foam")
-            body = half - soft
-        level = -layer * 0.75 * d
+            # Struts thicken where they meet: a softened distance is smaller in the corners.
+            soft = smooth(edge, (0.11 if kind == "foam" else 0.03) * d)
+            body = half - np.minimum(edge, soft + 0.25 * half) + 0.012 * d * clouds
+        inside = np.clip(body / half, 0, 1)
         if kind == "foam":
-            level = level + 0.25 * d * noise(v, plane.shape, 3.2, max(0.5, d / 25))
-            round_top = np.sqrt(np.maximum(half * half - np.maximum(half - body, 0) ** 2, 0))
-            surface = level + round_top
+            surface = half * np.sqrt(inside * (2 - inside)) - 0.75 * d * layer + 0.06 * d * clouds
         else:
-            lip = np.minimum(np.maximum(body, 0), 0.06 * d)
-            surface = level + lip
+            surface = np.minimum(body, 0.05 * d)
         if layer == 0:
             openings = body <= 0
-            first = index
         z = np.where(body > 0, np.maximum(z, surface), z)
-    if kind == "foam":
-        z = np.maximum(z, -2.6 * d + 0.3 * d * texture)
-    else:
-        z = np.maximum(z, (-0.75 * d if kind == "honeycomb" else -0.6 * d) + 0.15 * d * texture)
-    plane.z = z.astype(np.float32) + (0.1 + 0.4 * s.random()) * noise(v, plane.shape, 1.8)
+    plane.z = z.astype(np.float32) + (0.1 + 0.3 * s.random()) * noise(v, plane.shape, GRAINY)
     plane.owner = np.where(openings, 0, 1).astype(np.int32)
     plane.sizes, plane.drawn, plane.yields = [0.0, 1.0], [0, 1], [0.8, 1.0]
     canvas.view(plane)
@@ -390,14 +381,13 @@ def porous(stage: Stage) -> Specimen:
     facts.tilt_deg = float(np.rad2deg(canvas.tilt))
     rows = int(canvas.depth)
     pores, n = ndimage.label(openings[:rows])
-    seen, whole = _cell_sizes(pores, openings[:rows], n + 1, canvas.nm)
+    seen, whole = cell_sizes(pores, openings[:rows], n + 1, canvas.nm)
     facts.count = len(seen)
     measure_sizes(whole, facts)
     facts.pore_fraction = float(openings[:rows].mean())
     facts.coverage, facts.touching = 1 - facts.pore_fraction, 1.0
     facts.length_nm = strut * pore_nm if kind != "membrane" else None
     facts.rough = True
-    del first
     return Specimen(canvas, facts, mottle(canvas, v, 0.05), openings)
 
 
@@ -407,20 +397,20 @@ def _sponge(stage: Stage, pore_nm: float) -> Specimen:
     level = s.uniform(-0.35, 0.35)
     canvas = stage.canvas(pore_nm * v.uniform(10, 24))
     d = pore_nm / canvas.nm
-    fine = noise(v, canvas.shape, 0.0)
+    fine = noise(v, canvas.shape, WHITE)
     fine = smooth(fine, 0.42 * d) - smooth(fine, 0.75 * d)
     fine = fine / fine.std()
-    coarse = noise(v, canvas.shape, 0.0)
+    coarse = noise(v, canvas.shape, WHITE)
     coarse = smooth(coarse, 0.5 * d) - smooth(coarse, 0.8 * d)
     coarse = coarse / coarse.std()
     openings = fine < level
     top = np.sqrt(np.clip(fine - level, 0, 1.2)) * 0.7 * d
     below = np.clip(coarse, -1.5, 1) * 0.6 * d - 1.1 * d
     canvas.z = np.where(openings, below, top).astype(np.float32)
-    canvas.z += 0.3 * noise(v, canvas.shape, 1.8) + 0.25 * d * noise(v, canvas.shape, 3.2)
+    canvas.z += 0.3 * noise(v, canvas.shape, GRAINY) + 0.1 * d * noise(v, canvas.shape, CLOUDY)
     facts = Facts("sponge", dimension="diameter", substrate=False, rough=True)
     pores, n = ndimage.label(openings)
-    _, whole = _cell_sizes(pores, openings, n + 1, canvas.nm)
+    _, whole = cell_sizes(pores, openings, n + 1, canvas.nm)
     # The width of a pore, not its winding length: twice the mean distance to its wall, for a
     # channel four times the mean of the distance transform.
     depth = ndimage.distance_transform_edt(openings[::2, ::2])

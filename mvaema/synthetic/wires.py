@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .canvas import Canvas, noise, smooth
+from .canvas import GRAINY, Canvas, noise, smooth
 from .optics import mottle
 from .specimen import (
     Facts,
@@ -47,7 +47,7 @@ def nanowires(stage: Stage) -> Specimen:
     d = diameter_nm / canvas.nm
     facts = Facts(kind, tilt_deg=tilt_deg)
     canvas.yields[0] = ground_yield
-    canvas.z += 0.2 * noise(v, canvas.shape, 2.0)
+    canvas.z += 0.2 * noise(v, canvas.shape, GRAINY)
 
     def diameters(n):
         return np.clip(d * np.exp(v.normal(0, spread, n)), 0.4 * d, 2.5 * d)
@@ -57,10 +57,10 @@ def nanowires(stage: Stage) -> Specimen:
         margin = length * canvas.sin + 2 * d
         depth = canvas.depth + length * canvas.sin / canvas.cos
         if kind == "forest":
-            count = int(np.clip(canvas.width * depth / (d * d * v.uniform(6, 20)), 20, 230))
+            count = int(np.clip(canvas.width * depth / (d * d * v.uniform(6, 20)), 20, 170))
             points = v.random((count, 2)) * (canvas.width + 2 * d, depth) - (d, 0)
         else:
-            pitch = max(pitch_ratio * d, np.sqrt(canvas.width * depth / 220))
+            pitch = max(pitch_ratio * d, np.sqrt(canvas.width * depth / 180))
             points = lattice(pitch, canvas.width, depth, v.uniform(0, 1.05), hexagonal, d)
             missing = v.random(len(points)) < v.choice([0, 0, 0.03])
             # Where every wire would be seen whole.
@@ -91,7 +91,7 @@ def nanowires(stage: Stage) -> Specimen:
     else:
         dense = kind == "mat"
         length = (s.uniform(0.5, 1.2) if dense else s.uniform(0.15, 0.6)) * canvas.width
-        count = int(v.integers(50, 150)) if dense else int(v.integers(3, 22))
+        count = int(v.integers(40, 110)) if dense else int(v.integers(3, 22))
         facts.arrangement = "random"
         if s.random() < 0.25:
             facts.arrangement = "aligned"
@@ -142,12 +142,12 @@ def fibres(stage: Stage) -> Specimen:
     bend = s.uniform(0.01, 0.09)
     grooved = s.random() < 0.4
     beads = kind == "spun" and s.random() < 0.3
-    across = {"woven": v.uniform(40, 80), "few_fibres": v.uniform(15, 45)}.get(kind, v.uniform(8, 32))
+    across = {"woven": v.uniform(22, 44), "few_fibres": v.uniform(15, 45)}.get(kind, v.uniform(8, 32))
     canvas = stage.canvas(width_nm * across)
     d = width_nm / canvas.nm
     facts = Facts(kind, dimension="width" if kind == "ribbons" else "diameter", rough=grooved)
     canvas.yields[0] = ground_yield
-    canvas.z += (0.25 if kind == "few_fibres" else 0) * noise(v, canvas.shape, 2.4)
+    canvas.z += (0.25 if kind == "few_fibres" else 0) * noise(v, canvas.shape, GRAINY)
 
     if kind == "woven":
         _weave(canvas, v, d, facts)
@@ -185,7 +185,7 @@ def fibres(stage: Stage) -> Specimen:
             facts.shape = "beaded"
     measure_objects(canvas, facts)
     if grooved:
-        grain = noise(v, canvas.shape, 1.5)
+        grain = noise(v, canvas.shape, GRAINY)
         canvas.z += 0.05 * min(d, 12) * smooth(grain, 0.8) * (canvas.owner > 0)
     facts.debris = sprinkle(canvas, v, stage.difficulty)
     return Specimen(canvas, facts, mottle(canvas, v, 0.04))
@@ -193,7 +193,7 @@ def fibres(stage: Stage) -> Specimen:
 
 def _weave(canvas: Canvas, v, d: float, facts: Facts) -> None:
     """A plain weave: yarns of parallel filaments pass over and under each other."""
-    n = int(v.integers(5, 9))  # filaments of a yarn, side by side
+    n = int(v.integers(4, 7))  # filaments of a yarn, side by side
     pitch = 1.15 * n * d
     amplitude = 1.3 * d
     facts.arrangement, facts.spacing_nm = "ordered", pitch * canvas.nm
@@ -244,11 +244,7 @@ def tips(stage: Stage) -> Specimen:
     joint = apex - back * r * np.sin(half_angle)
     rod0 = r * np.cos(half_angle)
     end = joint + far * back
-    mid = joint + 0.35 * far * back
-    half2 = half_angle * s.choice([1.0, 1.0, 1.6])
-    rod1 = rod0 + 0.35 * far * np.tan(half_angle)
-    canvas.rod((*joint, 0), (*mid, 0), rod0, rod1)
-    canvas.rod((*mid, 0), (*end, 0), rod1, rod1 + 0.65 * far * np.tan(half2))
+    canvas.rod((*joint, 0), (*end, 0), rod0, rod0 + far * np.tan(half_angle))
     canvas.sphere(*apex, 0, r)
     seen = visible(canvas)
     facts.count = len(seen)
@@ -258,7 +254,7 @@ def tips(stage: Stage) -> Specimen:
     facts.touching = 0.0
     body = canvas.owner > 0
     if rough:
-        canvas.z += body * 0.7 * noise(v, canvas.shape, 2.2)
+        canvas.z += body * 0.7 * noise(v, canvas.shape, GRAINY)
     n_debris = 0
     if v.random() < 0.2 + 0.4 * stage.difficulty:
         for _ in range(v.integers(1, 4)):
@@ -268,7 +264,7 @@ def tips(stage: Stage) -> Specimen:
             x, y = joint + t * back + side * v.uniform(0.5, 1.0)
             if radius < x < canvas.width - radius and radius < y < canvas.height - radius:
                 canvas.begin(2 * radius, 1.2)
-                canvas.sphere(x, y, 0.6 * rod1, radius)
+                canvas.sphere(x, y, rod0 + 0.5 * t * np.tan(half_angle), radius)
                 n_debris += 1
     facts.debris = n_debris
     return Specimen(canvas, facts, mottle(canvas, v, 0.04))
