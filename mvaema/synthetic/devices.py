@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from .canvas import GRAINY, noise
 from .optics import mottle
-from .specimen import Facts, Specimen, Stage, choose, log_uniform, sprinkle, tilt
+from .specimen import Facts, Specimen, Stage, choose, log_uniform, measure_sizes, sprinkle, tilt
 
 
 class Layout:
@@ -59,7 +59,7 @@ def _comb(layout: Layout, s, v, facts: Facts) -> None:
             ends = sorted((oy + sign * (length / 2 + clear + 0.1), oy - sign * (length / 2 - 0.3)))
             layout.box(x - 0.5, ends[0], x + 0.5, ends[1])
     facts.dimension, facts.arrangement = "finger width", "ordered"
-    facts.spacing_nm = (1 + gap)
+    facts.spacing_nm = 1 + gap
     facts.length_nm = gap
 
 
@@ -179,7 +179,7 @@ def _plate(layout: Layout, s, v, facts: Facts) -> None:
             q = sorted((y + sy * 4.5, y + sy * 8))
             layout.box(p[0], q[0], p[1], q[1])
     facts.dimension, facts.arrangement = "hole width", "ordered"
-    facts.spacing_nm, facts.shape = pitch, "square"
+    facts.spacing_nm, facts.size_mean_nm = pitch, hole
 
 
 _LAYOUTS = {
@@ -219,12 +219,10 @@ def devices(stage: Stage) -> Specimen:
     plane.sizes, plane.drawn, plane.yields = [0.0, unit], [0, 1], [1.0, tone]
     shown = plane.owner[: int(canvas.depth)] > 0
     canvas.view(plane)
-    for name in ("spacing_nm", "length_nm"):
+    for name in ("spacing_nm", "length_nm"):  # which the layouts give in units
         value = getattr(facts, name)
         setattr(facts, name, None if value is None else value * unit_nm)
-    scale = {"plate": 1.0}.get(kind, 1.0)
-    facts.size_mean_nm = facts.size_min_nm = facts.size_max_nm = unit_nm * scale
-    facts.size_std_nm = 0.0
+    measure_sizes(np.array([unit_nm * (facts.size_mean_nm or 1.0)]), facts)
     facts.coverage = float(shown.mean())
     labels, n = ndimage.label(shown)
     area = np.bincount(labels.ravel(), minlength=n + 1)[1:]

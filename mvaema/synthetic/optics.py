@@ -156,10 +156,10 @@ def _elliptic(image, sigma, astigmatism, angle):
     return blurred[pad:-pad, pad:-pad].astype(np.float32)
 
 
-def charge(signal: np.ndarray, insulating: np.ndarray, strength: float, rng) -> np.ndarray:
-    """What trapped charge does: a bright glow around insulating parts, streaks along the scan
+def charge(signal: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """What trapped charge does: a glow around bright parts, streaks along the scan
     behind them, and lines whose brightness jumps when charge flows off."""
-    bright = np.maximum(signal - np.float32(np.percentile(signal[::4, ::4], 60)), 0) * insulating
+    bright = np.maximum(signal - np.float32(np.percentile(signal[::4, ::4], 60)), 0)
     glow = smooth(bright, 0.03 * signal.shape[1])
     trail = lfilter([0.06], [1, -0.94], bright, axis=1).astype(np.float32)
     jumps = np.zeros(signal.shape[0], np.float32)

@@ -52,10 +52,8 @@ class Facts:
     astigmatism: float = 0.0
     charging: bool = False
     drift_px: float = 0.0
-    kilovolts: float | None = None  # the following three only where the info bar prints them
-    working_distance_mm: float | None = None
-    detector: str | None = None
     bar: str | None = None  # style of the info bar
+    printed: list[str] = field(default_factory=list)  # settings printed in it
 
 
 @dataclass

@@ -112,7 +112,6 @@ def _cracked(stage: Stage, kind: str) -> Specimen:
     facts.pore_fraction = float(openings.mean())
     facts.coverage, facts.touching = 1 - facts.pore_fraction, 0.0
     facts.length_nm = 2 * half * canvas.nm
-    facts.two_materials = None
     texture = np.where(openings, np.float32(s.uniform(0.4, 0.8)), np.float32(1))
     facts.debris = sprinkle(canvas, v, stage.difficulty)
     return Specimen(canvas, facts, texture, openings, labels=islands)
@@ -204,10 +203,6 @@ def _pinholes(stage: Stage, kind: str) -> Specimen:
     measure_sizes(diameters, facts)
     facts.pore_fraction = float(openings.mean())
     facts.coverage, facts.touching = 1 - facts.pore_fraction, 0.0
-    if floor > 1.25:
-        facts.two_materials = "darker"
-    elif floor < 0.6:
-        facts.two_materials = "brighter"
     facts.debris = sprinkle(canvas, v, stage.difficulty)
     texture = np.where(openings, floor, np.float32(1)) * mottle(canvas, v, 0.06)
     return Specimen(canvas, facts, texture, openings, labels=holes)
@@ -220,7 +215,7 @@ def _section(stage: Stage, kind: str) -> Specimen:
     layers = int(s.integers(1, 5))
     ratios = np.exp(s.normal(0, 0.35, layers))
     thick_nm = thickness_nm * ratios
-    canvas = stage.canvas(float(thick_nm.sum()) * v.uniform(1.4, 3))
+    canvas = stage.canvas(float(thick_nm.sum()) * v.uniform(1.8, 3.2))
     angle = v.normal(0, 0.05)
     u = canvas.ys - np.tan(angle) * (canvas.xs - canvas.width / 2)
     top = v.uniform(0.18, 0.32) * canvas.height
@@ -248,7 +243,7 @@ def _section(stage: Stage, kind: str) -> Specimen:
     facts.count = layers
     measure_sizes(thick_nm, facts)
     facts.coverage = float(np.mean((labels > 0) & (labels <= layers)))
-    facts.touching, facts.two_materials = 1.0, "brighter"
+    facts.touching = 1.0
     facts.rough = bool(columnar.any())
     return Specimen(canvas, facts, yields, labels=labels * (labels <= layers))
 
