@@ -35,6 +35,7 @@ class Writer:
     kind: Kind
     scale_bar: str | None
     rng: np.random.Generator
+    width_named: bool = False
 
     def say(self, *options: str) -> str:
         """One of the wordings, with the placeholders filled in."""
@@ -45,7 +46,7 @@ class Writer:
         """A length: by the scale bar where there is one, else relative to the image."""
         if self.scale_bar is None:
             percent = 100 * nanometres / self.facts.field_of_view_nm
-            return f"{two_digits(percent)} percent of the image width"
+            return f"{two_digits(percent)} percent{self._of_the_width()}"
         for unit, size in (("mm", 1e6), ("µm", 1e3)):
             if nanometres >= size:
                 return f"{two_digits(nanometres / size)} {unit}"
@@ -55,10 +56,15 @@ class Writer:
         """A range of lengths in one unit."""
         if self.scale_bar is None:
             low, high = (100 * x / self.facts.field_of_view_nm for x in (low, high))
-            return f"{two_digits(low)} to {two_digits(high)} percent of the image width"
+            return f"{two_digits(low)} to {two_digits(high)} percent{self._of_the_width()}"
         unit, size = next(u for u in (("mm", 1e6), ("µm", 1e3), ("nm", 0)) if high >= u[1])
         size = size or 1
         return f"{two_digits(low / size)} to {two_digits(high / size)} {unit}"
+
+    def _of_the_width(self) -> str:
+        """What a percentage refers to, said once in an answer."""
+        first, self.width_named = not self.width_named, True
+        return " of the image width" if first else ""
 
     def number(self) -> str:
         """How many structures are visible."""
@@ -72,7 +78,7 @@ def _basics(w: Writer) -> str:
     what = w.say(*w.kind.names)
     first = w.say(
         f"The image shows {what}.", f"This micrograph shows {what}.", f"The material is {what}.",
-        f"Visible here: {what}." if " like " not in what else f"The image shows {what}.",
+        f"What can be seen is {what}.",
     )
     if w.scale_bar is None:
         return f"{first} " + w.say(
@@ -146,7 +152,7 @@ def _size_distribution(w: Writer) -> str:
                            f"With a {mean}{name} of about {size}, the structures are clearly resolved."
                            if f.blur_px < SOFT_PX and f.noise_grey < NOISY
                            else f"The {mean}{name} comes to about {size}.",
-                           f"A {mean}{name} of roughly {size} is seen."))
+                           f"Roughly {size} is the {mean}{name}."))
         if not one and f.size_std_nm > 0.1 * f.size_mean_nm and f.count >= 5:
             parts.append(w.say(f"It ranges from {w.span(f.size_min_nm, f.size_max_nm)}.",
                                f"The range is {w.span(f.size_min_nm, f.size_max_nm)}.",
@@ -156,13 +162,13 @@ def _size_distribution(w: Writer) -> str:
         be = "is" if f.count == 1 else "are"
         parts.append(w.say(f"In view {be} {number}.", f"There {be} {number} visible.",
                            f"The field holds {number}."))
-    if f.length_nm and w.kind.length:
-        parts.append(w.say(f"The {w.kind.length} is about {w.length(f.length_nm)}."))
-    if f.spacing_nm and f.kind != "wrinkled":
-        parts.append(w.say(f"The pitch is about {w.length(f.spacing_nm)}.",
-                           f"They repeat about every {w.length(f.spacing_nm)}.")
-                     if f.kind != "diatom" else
-                     f"The rows of pores repeat about every {w.length(f.spacing_nm)}.")
+    pitch = f.spacing_nm if f.kind != "wrinkled" else None  # there it is the size
+    if f.length_nm and w.kind.length and (not pitch or w.rng.random() < 0.5):
+        parts.append(f"The {w.kind.length} is about {w.length(f.length_nm)}.")
+    elif pitch:
+        pitch = w.length(pitch)
+        parts.append(f"The rows of pores repeat about every {pitch}." if f.kind == "diatom"
+                     else w.say(f"The pitch is about {pitch}.", f"They repeat every {pitch}."))
     parts.append(w.say(*_ARRANGEMENTS[f.arrangement]))
     return " ".join(parts)
 
@@ -203,9 +209,9 @@ def _surface(w: Writer) -> str:
         w.say("No further defects or impurities are visible.",
               "Apart from that, no impurities are seen.")
         if f.pore_fraction or f.kind in ("pinholes", "cracked")
-        else w.say("No cracks, pores or impurities are visible.",
-                   "Defects, pores or impurities cannot be seen.",
-                   "It shows no obvious defects, pores or foreign matter."))
+        else w.say("No cracks or impurities are visible.",
+                   "Defects or impurities cannot be seen.",
+                   "It shows no obvious defects or foreign matter."))
 
 
 def _composition(w: Writer) -> str:
@@ -354,4 +360,8 @@ WRITERS = {
 def answer_all(facts: Facts, scale_bar: str | None, rng: np.random.Generator) -> dict[str, str]:
     """Answers to the ten question groups (id -> text) for an image with these facts."""
     writer = Writer(facts, KINDS[facts.kind], scale_bar, rng)
-    return {question_id: write(writer) for question_id, write in WRITERS.items()}
+    answers = {}
+    for question_id, write in WRITERS.items():
+        writer.width_named = False
+        answers[question_id] = write(writer)
+    return answers

@@ -16,7 +16,6 @@ from .specimen import (
     scatter,
     sprinkle,
     tilt,
-    visible,
 )
 
 _CUBE = np.concatenate([np.eye(3), -np.eye(3)])
@@ -69,6 +68,15 @@ def _positions(kind, rng, canvas: Canvas, diameters: np.ndarray):
             points[i] = points[mate] + apart * np.array([np.cos(angle), np.sin(angle)])
     pile = Pile(len(points))
     return [pile.add(point, d / 2) for point, d in zip(points, diameters, strict=False)]
+
+
+def _slanted(rng, angle: float) -> np.ndarray:
+    """A rotation (3, 3) that turns the plane and leans it by about `angle`."""
+    a, lean, way = rng.uniform(0, 2 * np.pi), rng.normal(0, angle), rng.uniform(0, 2 * np.pi)
+    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    axis = np.array([np.cos(way), np.sin(way), 0])
+    cross = np.cross(np.eye(3), axis)
+    return (np.eye(3) + np.sin(lean) * cross + (1 - np.cos(lean)) * cross @ cross) @ turn
 
 
 def _ground(canvas: Canvas, rng, amplitude: float) -> None:
@@ -133,12 +141,11 @@ def particles(stage: Stage) -> Specimen:
             if kind == "crystals":
                 faces, inner = (_CUBE, 0.5) if shape == "cubic" else (_OCTAHEDRON, 0.408)
                 turn = rotation(v)
-                if v.random() < 0.5:  # lying on a face
-                    a = v.uniform(0, 2 * np.pi)
-                    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+                if v.random() < 0.5:
+                    turn = _slanted(v, 0)  # lying on a face
                 normals = canvas.rotate(faces @ turn.T)
-                truncated = np.full(len(faces), inner * size)
-                canvas.polyhedron(*canvas.project(x, y, z), normals, truncated, reach=0.88 * size)
+                offsets = np.full(len(faces), inner * size)
+                canvas.polyhedron(*canvas.project(x, y, z), normals, offsets, reach=0.88 * size)
             elif kind == "rods":
                 a, up = v.uniform(0, np.pi), v.normal(0, 0.12)
                 along = np.array([np.cos(a) * np.cos(up), np.sin(a) * np.cos(up), np.sin(up)])
@@ -172,7 +179,7 @@ def powder(stage: Stage) -> Specimen:
     canvas.yields[0] = ground_yield
     _ground(canvas, v, 0.4)
     d = size_nm / canvas.nm
-    count = int(np.clip(filling * canvas.width * canvas.depth / (d * d * np.exp(spread**2)), 8, 120))
+    count = int(np.clip(filling * canvas.width * canvas.depth / (d * d * np.exp(spread**2)), 8, 100))
     sizes = np.sort(np.clip(d * np.exp(v.normal(0, spread, count)), 0.3 * d, 3 * d))[::-1]
     sizes = sizes[np.argsort(np.arange(count) + v.normal(0, count / 3, count))]
     pile = Pile(count)
@@ -198,20 +205,20 @@ def powder(stage: Stage) -> Specimen:
             axes = size / 2 * v.uniform(0.8, 1.1, 3)
             canvas.ellipsoid(*centre, axes, rotation(v), 1.6 * relief)
         else:
-            faces = v.normal(size=(int(v.integers(6, 10)), 3))
-            faces /= np.linalg.norm(faces, axis=1, keepdims=True)
-            offsets = size / 2 * v.uniform(0.72, 1.0, len(faces))
+            n = int(v.integers(6, 10))
             if kind == "flakes":
-                turn = rotation(v) if v.random() < 0.3 else np.eye(3) + 0.35 * v.normal(size=(3, 3))
-                up = turn[2] / np.linalg.norm(turn[2])
-                rim = faces - (faces @ up)[:, None] * up
-                rim /= np.linalg.norm(rim, axis=1, keepdims=True)
-                faces = np.concatenate([rim, [up, -up]])
-                offsets = np.concatenate([offsets, [0.07 * size, 0.07 * size]])
+                # A plate: two broad faces and a rim all around, lying at a slant or on edge.
+                turn = rotation(v) if v.random() < 0.25 else _slanted(v, 0.3)
+                a = 2 * np.pi * (np.arange(n) + v.uniform(-0.35, 0.35, n)) / n
+                rim = np.stack([np.cos(a), np.sin(a), np.zeros(n)], 1)
+                faces = np.concatenate([rim, [[0, 0, 1], [0, 0, -1]]]) @ turn.T
+                offsets = size * np.append(v.uniform(0.36, 0.5, n), [0.07, 0.07])
             else:
+                faces = v.normal(size=(n, 3))
+                faces /= np.linalg.norm(faces, axis=1, keepdims=True)
                 # A turned box closes the body where its random faces leave it open.
                 faces = np.concatenate([faces, _CUBE @ rotation(v)])
-                offsets = np.concatenate([offsets, np.full(6, 0.5 * size)])
+                offsets = size / 2 * np.append(v.uniform(0.72, 1.0, n), np.ones(6))
             canvas.polyhedron(*centre, canvas.rotate(faces), offsets, relief, reach=0.62 * size)
-    measure_objects(canvas, facts, visible(canvas))
+    measure_objects(canvas, facts)
     return Specimen(canvas, facts, mottle(canvas, v, 0.05))

@@ -171,25 +171,41 @@ def charge(signal: np.ndarray, strength: float, rng: np.random.Generator) -> np.
 
 
 def count_electrons(signal: np.ndarray, dose: float, rng: np.random.Generator) -> np.ndarray:
-    """Electrons counted in every pixel, in units of the signal: Poisson, which above 40 electrons
-    is taken for normal (8 bits cannot tell them apart, and it is five times as fast)."""
-    if dose * float(signal.mean()) < 40:
-        return (rng.poisson(signal * dose) / dose).astype(np.float32)
-    shot = rng.standard_normal(signal.shape, dtype=np.float32)
-    return signal + np.sqrt(signal / np.float32(dose)) * shot
+    """Electrons counted in every pixel (Poisson), in units of the signal.
+
+    Above a dozen electrons the square root of a Poisson number is normal with variance 1/4
+    (Anscombe 1948), which is five times as fast to draw.
+    """
+    expected = signal * np.float32(dose)
+    if float(expected.mean()) < 12:
+        return (rng.poisson(expected) / dose).astype(np.float32)
+    root = np.sqrt(expected) + 0.5 * rng.standard_normal(signal.shape, dtype=np.float32)
+    return root * root / np.float32(dose)
 
 
-def contrast(signal: np.ndarray, reference: np.ndarray, scope: Microscope) -> np.ndarray:
-    """Grey levels (float, 0 to 255): the percentiles of `reference` (the noise-free signal) go to
-    the black and white levels of the instrument."""
-    ordered = np.sort(reference[::3, ::3], axis=None)
-    low, high = ordered[len(ordered) // 100], ordered[-len(ordered) // 100]
-    # A featureless view is not stretched until its noise fills the range.
-    span = max(high - low, 0.35 * float(high))
-    # Below black the response is straight, so that noise is not cut off there.
-    grey = (signal - low) / span
-    grey = np.where(grey > 0, np.maximum(grey, 0) ** np.float32(scope.gamma), grey)
-    return np.clip(scope.black + (scope.white - scope.black) * grey, 0, 255)
+@dataclass
+class Exposure:
+    """Brightness and contrast, set so that the percentiles of a signal reach given grey levels."""
+
+    low: float
+    span: float
+    scope: Microscope
+
+    @classmethod
+    def of(cls, signal: np.ndarray, scope: Microscope) -> "Exposure":
+        ordered = np.sort(signal[::3, ::3], axis=None)
+        low, high = ordered[len(ordered) // 100], ordered[-1 - len(ordered) // 100]
+        # A featureless view is not stretched until its noise fills the range.
+        return cls(float(low), max(float(high - low), 0.35 * float(high)), scope)
+
+    def grey(self, signal: np.ndarray) -> np.ndarray:
+        """Grey levels (float, 0 to 255)."""
+        value = (signal - self.low) / self.span
+        # Below black the response is straight, so that noise is not cut off there.
+        value = np.where(value > 0, np.maximum(value, 0) ** np.float32(self.scope.gamma), value)
+        value *= self.scope.white - self.scope.black
+        value += self.scope.black
+        return np.clip(value, 0, 255, out=value)
 
 
 def mottle(canvas: Canvas, rng: np.random.Generator, strength: float) -> np.ndarray:

@@ -81,15 +81,14 @@ def render(
     scope = optics.Microscope.draw(rng, difficulty, pixel_nm)
     signal = optics.emission(specimen.canvas, specimen.material(), scope)
     signal = optics.scan(signal, (height, size), pixel_nm, scope, rng)
-    clean = optics.contrast(signal, signal, scope)
-    shown = signal
+    exposure = optics.Exposure.of(signal, scope)
+    clean = before_noise = exposure.grey(signal)
     if scope.charging:
-        shown = optics.charge(signal, scope.charging, rng)
-        change = np.abs(optics.contrast(shown, signal, scope) - clean).mean()
-        facts.charging = bool(change > 3)
-    before = clean if shown is signal else optics.contrast(shown, signal, scope)
-    grey = optics.contrast(optics.count_electrons(shown, scope.dose, rng), signal, scope)
-    facts.noise_grey = float(np.std(grey - before))
+        signal = optics.charge(signal, scope.charging, rng)
+        before_noise = exposure.grey(signal)
+        facts.charging = bool(np.abs(before_noise - clean).mean() > 3)
+    grey = exposure.grey(optics.count_electrons(signal, scope.dose, rng))
+    facts.noise_grey = float(np.std(grey - before_noise))
     facts.blur_px = scope.spot_nm / pixel_nm
     facts.astigmatism, facts.drift_px = scope.astigmatism, scope.drift_px
 

@@ -103,7 +103,7 @@ def _cracked(stage: Stage, kind: str) -> Specimen:
     curl = s.uniform(0, 0.06) * d * np.exp(-np.maximum(edge, 0) / (0.15 * d))
     canvas.z = (depth * wall + curl * wall).astype(np.float32)
     canvas.z += 0.4 * s.random() * noise(v, canvas.shape, GRAINY)
-    facts = Facts(kind, dimension="width", arrangement="packed", rough=ragged > 0.03)
+    facts = Facts(kind, dimension="equivalent diameter", arrangement="packed", rough=ragged > 0.03)
     openings = edge < half
     islands, n = ndimage.label(~openings)
     seen, whole = cell_sizes(islands, ~openings, n + 1, canvas.nm)
