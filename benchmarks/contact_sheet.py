@@ -58,7 +58,7 @@ def main():
             scene = render(1000 * args.seed + 37 * column + row, category, difficulty)
             sheet.paste(scene.image, (column * (size + gap), row * (size + gap)))
             facts = scene.facts
-            print(f"{category} {column}: {facts.kind}, {facts.count}, {facts.size_mean_nm or 0:.0f} nm")
+            print(f"{category} {column}: {facts.kind}, {facts.count}, {facts.size_mean_nm:.0f} nm")
         if shared:
             real = real_micrographs(Path(shared) / "micrographs", category, args.columns, rng)
             for column, image in enumerate(real):

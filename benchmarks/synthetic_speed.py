@@ -32,7 +32,9 @@ def main():
     wall = time.perf_counter() - start
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = usage.ru_utime + usage.ru_stime
-    print(f"{args.workers} workers: {made / wall:.0f} images per second ({wall:.1f} s wall, ", end="")
+    print(
+        f"{args.workers} workers: {made / wall:.0f} images per second ({wall:.1f} s wall, ", end=""
+    )
     print(f"{1000 * cpu / made:.1f} ms of processor time per image, start of workers included)")
 
     for category in CATEGORIES:

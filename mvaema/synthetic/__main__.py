@@ -45,7 +45,7 @@ scanning electron microscope, and wrote the answers from the same facts. Of ever
   {categories}.
 - `group` is the scene. Up to {views} views (place, magnification, settings) show the same scene; no
   scene is in two splits.
-- `pixel_size_nm` is exact. `scale_bar` is the text of the bar in the image, null where there is none.
+- `pixel_size_nm` is exact. `scale_bar` is the text of the bar in the image, null without one.
 - Where no scale bar is visible, the answers give lengths as a percentage of the image width.
 - Made by `python -m mvaema.synthetic {arguments}`; the same command makes the same pixels with the
   same versions of NumPy, SciPy and Pillow.

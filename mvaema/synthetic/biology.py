@@ -1,4 +1,4 @@
-"""Biological specimens: pollen, plant tissue, bacteria, blood cells, diatoms, petals, insect eyes."""
+"""Biological specimens: pollen, plant tissue, bacteria, blood cells, diatoms, petals, eyes."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from .specimen import (
     tilt,
     visible,
 )
-from .surfaces import cell_sizes, jittered
+from .surfaces import cell_sizes, jittered, rounded
 
 
 def biological(stage: Stage) -> Specimen:
@@ -54,7 +54,7 @@ def _pollen(stage: Stage, kind: str) -> Specimen:
     if count == 1:
         places = np.array([[canvas.width, canvas.height]]) * v.uniform(0.42, 0.58, 2)
     net = np.abs(noise(v, canvas.shape, CLOUDY, max(0.6, d / 220)))
-    relief = (0.10 * np.exp(-((net / 0.25) ** 2)) if not spiny else -0.03 * net).astype(np.float32)
+    relief = (0.16 * np.exp(-((net / 0.35) ** 2)) if not spiny else -0.03 * net).astype(np.float32)
     k = np.arange(spines) + 0.5
     polar, azimuth = np.arccos(1 - 2 * k / spines), np.pi * (1 + 5**0.5) * k
     directions = np.stack(
@@ -73,8 +73,12 @@ def _pollen(stage: Stage, kind: str) -> Specimen:
             for e in ends[ends[:, 2] > -0.25 * r]:
                 root, out = 0.93 * e, 0.95 * e * (1 + 2 * spine_length)
                 wide = spine_width * d
-                canvas.rod((x + root[0], y + root[1], r + root[2]),
-                           (x + out[0], y + out[1], r + out[2]), wide, 0.12 * wide)
+                canvas.rod(
+                    (x + root[0], y + root[1], r + root[2]),
+                    (x + out[0], y + out[1], r + out[2]),
+                    wide,
+                    0.12 * wide,
+                )
     measure_objects(canvas, facts)
     facts.length_nm = spine_length * size_nm if spiny else None
     return Specimen(canvas, facts, mottle(canvas, v, 0.05))
@@ -84,7 +88,7 @@ def _tissue(stage: Stage, kind: str) -> Specimen:
     """Cut plant tissue: lumens between shared walls, small near the skin and larger inside."""
     s, v = stage.specimen, stage.view
     size_nm = log_uniform(s, 4000, 60_000)
-    wall = s.uniform(0.08, 0.2)
+    wall = s.uniform(0.12, 0.19)
     canvas = stage.canvas(size_nm * v.uniform(4, 11))
     d = size_nm / canvas.nm
     points = jittered(v, canvas, d, s.uniform(0.12, 0.25))
@@ -93,14 +97,13 @@ def _tissue(stage: Stage, kind: str) -> Specimen:
     t = np.clip(points[:, 1] / canvas.height, 0, 1)
     points[:, 1] += canvas.height * squeeze * t * (1 - t)
     edge, index = canvas.cells(points)
-    half = np.float32(wall * d / 2)
-    round_off = smooth(edge, 0.1 * d)
+    body, half = rounded(edge, d, wall)
     wobble = 0.012 * d * noise(v, canvas.shape, CLOUDY, max(0.5, d / 60))
-    body = half - np.minimum(edge, round_off + 0.3 * half) + wobble
+    body = body + wobble
     openings = body <= 0
     depth = v.uniform(0.5, 1.1, len(points)).astype(np.float32)[index] * d
     floor = -depth * (1 - np.exp(-np.maximum(-body, 0) / (0.09 * d)))
-    lip = 0.35 * half * np.exp(-((body - 0.25 * half) / (0.3 * half)) ** 2)
+    lip = 0.025 * d * np.exp(-(((body - 0.015 * d) / (0.02 * d)) ** 2))
     canvas.z = np.where(openings, floor + 0.5 * wobble, lip).astype(np.float32)
     canvas.z += 0.35 * noise(v, canvas.shape, GRAINY)
     facts = Facts(kind, arrangement="packed", substrate=False, touching=1.0)
@@ -109,7 +112,7 @@ def _tissue(stage: Stage, kind: str) -> Specimen:
     measure_sizes(whole, facts)
     facts.pore_fraction = float(openings.mean())
     facts.coverage = 1 - facts.pore_fraction
-    facts.length_nm = float(2 * half * canvas.nm)
+    facts.length_nm = 2 * half * canvas.nm
     labels = np.where(openings, index + 1, 0)
     facts.debris = sprinkle(canvas, v, stage.difficulty)
     return Specimen(canvas, facts, mottle(canvas, v, 0.05), openings, labels)
@@ -172,7 +175,7 @@ def _blood_cells(stage: Stage, kind: str) -> Specimen:
         r = size / 2
         gx, gy = v.normal(0, 0.28, 2)
         squash = 1 / np.sqrt(1 + gx * gx + gy * gy)
-        window = canvas._window(x - r, x + r, y - r, y + r)
+        window = canvas.window(x - r, x + r, y - r, y + r)
         canvas.begin(size, v.normal(1, 0.04))
         if window is None:
             continue
@@ -270,7 +273,9 @@ def _petal(stage: Stage, kind: str) -> Specimen:
     canvas.view(plane)
     facts = Facts(kind, arrangement="packed", substrate=False, rough=True, tilt_deg=tilt_deg)
     rows = int(canvas.depth)
-    seen, whole = cell_sizes(index[:rows], np.ones((rows, plane.width), bool), len(points), canvas.nm)
+    seen, whole = cell_sizes(
+        index[:rows], np.ones((rows, plane.width), bool), len(points), canvas.nm
+    )
     facts.count = len(seen)
     measure_sizes(whole, facts)
     facts.coverage, facts.touching = 1.0, 1.0
@@ -288,12 +293,17 @@ def _insect_eye(stage: Stage, kind: str) -> Specimen:
     d = size_nm / canvas.nm
     points = lattice(d, canvas.width, canvas.height, v.uniform(0, 1), True, 1.6 * d)
     points = points + v.normal(0, 0.015 * d, points.shape)
-    edge, index, z = _domes(canvas, points, d, s.uniform(0.25, 0.45))
-    far = np.hypot(canvas.xs - canvas.width * v.uniform(0.2, 0.8), canvas.ys - canvas.height * v.uniform(0.2, 0.8))
+    _, index, z = _domes(canvas, points, d, s.uniform(0.25, 0.45))
+    far = np.hypot(
+        canvas.xs - canvas.width * v.uniform(0.2, 0.8),
+        canvas.ys - canvas.height * v.uniform(0.2, 0.8),
+    )
     ball = 1.5 * canvas.width
     canvas.z = (z + np.sqrt(np.maximum(ball**2 - far**2, 0)) - ball).astype(np.float32)
     canvas.z += 0.15 * noise(v, canvas.shape, GRAINY)
-    facts = Facts(kind, arrangement="ordered", substrate=False, shape="hexagonal", spacing_nm=size_nm)
+    facts = Facts(
+        kind, arrangement="ordered", substrate=False, shape="hexagonal", spacing_nm=size_nm
+    )
     n_hairs = 0
     canvas.owner = np.zeros(canvas.shape, np.int32)
     if hairs:

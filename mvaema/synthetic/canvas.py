@@ -69,7 +69,9 @@ def smooth(field: np.ndarray, sigma: float) -> np.ndarray:
     pad = int(np.ceil(2.5 * sigma)) + 1
     size = [fft.next_fast_len(n + 2 * pad, real=True) for n in (height, width)]
     extra = [(pad, n - m - pad) for n, m in zip(size, (height, width), strict=True)]
-    fy, fx = (np.exp(-2 * (np.pi * sigma * f) ** 2) for f in (fft.fftfreq(size[0]), fft.rfftfreq(size[1])))
+    fy, fx = (
+        np.exp(-2 * (np.pi * sigma * f) ** 2) for f in (fft.fftfreq(size[0]), fft.rfftfreq(size[1]))
+    )
     kernel = fy.astype(np.float32)[:, None] * fx.astype(np.float32)
     spectrum = fft.rfft2(np.pad(field, extra, mode="symmetric"))
     spectrum *= kernel
@@ -123,7 +125,8 @@ class Canvas:
         x, y, z = np.moveaxis(np.asarray(vectors, np.float32), -1, 0)
         return np.stack(self.project(x, y, z), axis=-1)
 
-    def _window(self, x0, x1, y0, y1):
+    def window(self, x0, x1, y0, y1):
+        """Slices (rows, columns) of a box, cut at the border; None when it lies outside."""
         rows = slice(max(0, int(y0)), min(self.height, int(y1) + 2))
         cols = slice(max(0, int(x0)), min(self.width, int(x1) + 2))
         return (rows, cols) if rows.start < rows.stop and cols.start < cols.stop else None
@@ -138,7 +141,7 @@ class Canvas:
 
     def sphere(self, x, y, z, radius, relief: np.ndarray | None = None) -> None:
         """A sphere around a canvas point; `relief` (the canvas's shape) roughens it."""
-        window = self._window(x - radius, x + radius, y - radius, y + radius)
+        window = self.window(x - radius, x + radius, y - radius, y + radius)
         if window is None:
             return
         h2 = radius * radius - (self.xs[:, window[1]] - x) ** 2 - (self.ys[window[0]] - y) ** 2
@@ -147,12 +150,12 @@ class Canvas:
         self.paint(window, z + np.sqrt(np.maximum(h2, 0)), h2 > 0)
 
     def ellipsoid(self, x, y, z, axes, rotation, relief: np.ndarray | None = None) -> None:
-        """An ellipsoid with semi-`axes` (3,) along the columns of `rotation` (3, 3), canvas frame."""
+        """An ellipsoid with semi-`axes` (3,) along the columns of `rotation` (3, 3)."""
         shape = rotation * (1 / np.asarray(axes)) @ rotation.T
         a = shape @ shape  # surface: p' a p = 1
         inverse = rotation * np.square(axes) @ rotation.T
         rx, ry = np.sqrt(inverse[0, 0]), np.sqrt(inverse[1, 1])
-        window = self._window(x - rx, x + rx, y - ry, y + ry)
+        window = self.window(x - rx, x + rx, y - ry, y + ry)
         if window is None:
             return
         dx, dy = self.xs[:, window[1]] - np.float32(x), self.ys[window[0]] - np.float32(y)
@@ -164,7 +167,9 @@ class Canvas:
         root = half_b * half_b - a[2, 2] * c
         self.paint(window, z + (np.sqrt(np.maximum(root, 0)) - half_b) / a[2, 2], root > 0)
 
-    def polyhedron(self, x, y, z, normals, offsets, relief=None, reach: float | None = None) -> None:
+    def polyhedron(
+        self, x, y, z, normals, offsets, relief=None, reach: float | None = None
+    ) -> None:
         """The convex body n_i . p <= d_i around a canvas point; `normals` (faces, 3), canvas frame.
 
         `reach` bounds the body; by default it is twice the distance of the farthest face.
@@ -172,7 +177,7 @@ class Canvas:
         normals = np.asarray(normals, np.float32)
         offsets = np.asarray(offsets, np.float32)
         reach = reach or 2.0 * float(offsets.max())
-        window = self._window(x - reach, x + reach, y - reach, y + reach)
+        window = self.window(x - reach, x + reach, y - reach, y + reach)
         if window is None:
             return
         dx, dy = self.xs[:, window[1]] - np.float32(x), self.ys[window[0]] - np.float32(y)
@@ -207,7 +212,7 @@ class Canvas:
             t0, t1 = k / pieces, (k + 1) / pieces
             xa, xb = sorted((x0 + (x1 - x0) * t0, x0 + (x1 - x0) * t1))
             ya, yb = sorted((y0 + (y1 - y0) * t0, y0 + (y1 - y0) * t1))
-            window = self._window(xa - reach, xb + reach, ya - reach, yb + reach)
+            window = self.window(xa - reach, xb + reach, ya - reach, yb + reach)
             if window is None:
                 continue
             dx, dy = self.xs[:, window[1]] - np.float32(x0), self.ys[window[0]] - np.float32(y0)
@@ -263,7 +268,7 @@ class Canvas:
             mine = slice(starts[i], starts[i + 1])
             corners = diagram.vertices[diagram.regions[diagram.point_region[i]]]
             (x0, y0), (x1, y1) = corners.min(0), corners.max(0)
-            window = self._window(x0 - 1, x1 + 1, y0 - 1, y1 + 1)
+            window = self.window(x0 - 1, x1 + 1, y0 - 1, y1 + 1)
             if window is None:
                 continue
             xs, ys = self.xs[:, window[1]], self.ys[window[0]]

@@ -123,7 +123,9 @@ def rows(
         raise ValueError(f"count and start must not be negative; got {count} and {start}.")
     recipe = Recipe(seed, split, views, tuple(difficulty), size, categories)
     workers = (os.cpu_count() or 1) if workers is None else workers
-    return _made_here(recipe, start, count) if workers < 1 else _made_by(recipe, start, count, workers)
+    return (
+        _made_here(recipe, start, count) if workers < 1 else _made_by(recipe, start, count, workers)
+    )
 
 
 def _made_here(recipe: Recipe, start: int, stop: int) -> Iterator[dict]:

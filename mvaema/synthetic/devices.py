@@ -53,7 +53,9 @@ def _comb(layout: Layout, s, v, facts: Facts) -> None:
     clear = s.uniform(0.8, 2)
     ox, oy = v.uniform(-2, 2), v.uniform(-3, 3)
     for sign in (1, -1):
-        layout.box(-99 + ox, oy + sign * (length / 2 + clear), 99 + ox, oy + sign * (length / 2 + 5))
+        layout.box(
+            -99 + ox, oy + sign * (length / 2 + clear), 99 + ox, oy + sign * (length / 2 + 5)
+        )
         for k in range(-n // 2, n // 2):
             x = ox + k * pitch + (pitch / 2 if sign > 0 else 0)
             ends = sorted((oy + sign * (length / 2 + clear + 0.1), oy - sign * (length / 2 - 0.3)))
@@ -90,8 +92,12 @@ def _pads(layout: Layout, s, v, facts: Facts) -> None:
             )
             layout.polygon(lead @ turn.T + (ox, oy))
             square = np.array(
-                [(reach, end - pad / 2), (reach + pad, end - pad / 2)]
-                + [(reach + pad, end + pad / 2), (reach, end + pad / 2)]
+                [
+                    (reach, end - pad / 2),
+                    (reach + pad, end - pad / 2),
+                    (reach + pad, end + pad / 2),
+                    (reach, end + pad / 2),
+                ]
             )
             layout.polygon(square @ turn.T + (ox, oy))
     facts.dimension, facts.arrangement = "lead width", "ordered"

@@ -54,8 +54,7 @@ def _positions(kind, rng, canvas: Canvas, diameters: np.ndarray):
     else:  # clustered: each new one leans against one that is there
         points = np.empty((len(diameters), 2))
         n_clusters = int(rng.integers(2, 6))
-        seeds = scatter(rng, n_clusters, 0.8 * width, 0.8 * depth, 0.3 * width)
-        seeds = seeds + 0.1 * np.array([width, depth])
+        seeds = rng.uniform(0.12, 0.88, (n_clusters, 2)) * (width, depth)
         cluster = rng.integers(len(seeds), size=len(diameters))
         for i, size in enumerate(diameters):
             mates = np.flatnonzero(cluster[:i] == cluster[i])
@@ -105,7 +104,7 @@ def particles(stage: Stage) -> Specimen:
     d = size_nm / canvas.nm
     canvas.yields[0] = ground_yield
     _ground(canvas, v, 0.15 * s.random())
-    relief = 0.10 * noise(v, canvas.shape, GRAINY, max(0.5, d / 60)) if rough else None
+    relief = 0.05 * noise(v, canvas.shape, GRAINY, max(0.5, d / 60)) if rough else None
 
     if kind == "packed_spheres":
         facts.arrangement, facts.spacing_nm = "packed", size_nm * 1.01
@@ -170,23 +169,27 @@ def powder(stage: Stage) -> Specimen:
     kind = choose(s, {"atomised": 1.3, "fragments": 1.3, "agglomerates": 1, "flakes": 0.8})
     size_nm = log_uniform(s, 100, 60_000)
     spread = float(s.uniform(0.3, 0.55))
-    filling = s.choice([0.8, 1.2, 1.7])
+    filling = s.choice([0.9, 1.4, 2.0])
     ground_yield = s.uniform(0.15, 0.4)
-    canvas = stage.canvas(size_nm * v.uniform(6, 16), tilt(v, 0.15, 10, 35))
+    canvas = stage.canvas(size_nm * v.uniform(5, 11), tilt(v, 0.15, 10, 35))
     facts = Facts(kind, tilt_deg=float(np.rad2deg(canvas.tilt)), rough=kind != "flakes")
     if kind in ("fragments", "flakes"):
         facts.dimension = "width"
     canvas.yields[0] = ground_yield
     _ground(canvas, v, 0.4)
     d = size_nm / canvas.nm
-    count = int(np.clip(filling * canvas.width * canvas.depth / (d * d * np.exp(spread**2)), 8, 100))
+    count = int(
+        np.clip(filling * canvas.width * canvas.depth / (d * d * np.exp(spread**2)), 8, 100)
+    )
     sizes = np.sort(np.clip(d * np.exp(v.normal(0, spread, count)), 0.3 * d, 3 * d))[::-1]
     sizes = sizes[np.argsort(np.arange(count) + v.normal(0, count / 3, count))]
     pile = Pile(count)
     relief = {
         "atomised": lambda: 0.07 * noise(v, canvas.shape, GRAINY, max(0.4, d / 60)),
         "fragments": lambda: 0.035 * d * noise(v, canvas.shape, CLOUDY, max(0.5, d / 40)),
-        "agglomerates": lambda: 0.30 * (0.7 - np.abs(noise(v, canvas.shape, GRAINY, max(0.35, d / 130)))),
+        "agglomerates": lambda: (
+            0.30 * (0.7 - np.abs(noise(v, canvas.shape, GRAINY, max(0.35, d / 130))))
+        ),
         "flakes": lambda: 0.01 * d * noise(v, canvas.shape, GRAINY),
     }[kind]()
     for size in sizes:

@@ -65,7 +65,9 @@ class InfoBar:
             patch = (left - pad, base - self.font_size - thick - 2 * pad, right + pad, base + 1)
             draw.rectangle(patch, fill=paper)
             x = (left + right) // 2
-            draw.rectangle((x - bar // 2, base - thick - 1, x - bar // 2 + bar - 1, base - 2), fill=ink)
+            draw.rectangle(
+                (x - bar // 2, base - thick - 1, x - bar // 2 + bar - 1, base - 2), fill=ink
+            )
             at = (x - text_width / 2, base - thick - pad - self.font_size)
             _text(draw, at, label, font, ink)
             room = patch[0] - 2 * pad
@@ -73,7 +75,9 @@ class InfoBar:
         else:
             middle = height + self.height // 2
             x = width - pad - bar
-            draw.rectangle((x, middle - thick // 2, x + bar - 1, middle - thick // 2 + thick - 1), fill=ink)
+            draw.rectangle(
+                (x, middle - thick // 2, x + bar - 1, middle - thick // 2 + thick - 1), fill=ink
+            )
             top = middle - self.font_size / 2 - 1
             _text(draw, (x - pad - text_width, top), label, font, ink)
             room = x - 3 * pad - text_width

@@ -60,7 +60,9 @@ class Microscope:
             edge=float(rng.uniform(0.25, 0.7)),
             shadow=0.0 if in_lens else float(rng.uniform(0.15, 0.5)),
             occlusion=float(rng.uniform(0.7, 1.5)),
-            spot_nm=float(pixel_nm * (rng.uniform(0.3, 0.55) + max(0, rng.normal(0.9, 0.6)) * d**2)),
+            spot_nm=float(
+                pixel_nm * (rng.uniform(0.3, 0.55) + max(0, rng.normal(0.9, 0.6)) * d**2)
+            ),
             astigmatism=float(max(0, rng.normal(0, 1.2)) * d * d),
             astigmatism_angle=float(rng.uniform(0, np.pi)),
             dose=float(10 ** rng.uniform(2.4 - 1.7 * d, 3.1 - 1.3 * d)),
@@ -105,7 +107,8 @@ def emission(canvas: Canvas, material: np.ndarray, scope: Microscope) -> np.ndar
     hidden = np.ones_like(coarse)
     for length in (0.02 * canvas.width, 0.07 * canvas.width):
         around = smooth(coarse, length / 2)
-        hidden += (scope.occlusion / length) * np.maximum(around - coarse, 0)
+        # Beyond a depth nothing gets darker: what is left comes from the chamber.
+        hidden += scope.occlusion * np.clip((around - coarse) / length, 0, 1.5)
     signal *= material
     signal /= resize(hidden, z.shape, Image.BILINEAR)
     return signal

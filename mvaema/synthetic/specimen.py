@@ -148,7 +148,6 @@ def scatter(rng, count: int, width: float, depth: float, gap: float, tries: int 
     border by half a gap."""
     points = np.empty((count, 2))
     n = 0
-    candidates = rng.uniform(-gap / 2, 1, size=(count * tries, 2))
     candidates = rng.random((count * tries, 2)) * (width + gap, depth + gap) - gap / 2
     for candidate in candidates:
         if n == count:
@@ -173,8 +172,9 @@ def lattice(pitch: float, width: float, depth: float, angle: float, hexagonal: b
     return np.stack([x[keep], y[keep]], 1)
 
 
-def sprinkle(canvas: Canvas, rng: np.random.Generator, difficulty: float) -> int:
-    """A few specks of dirt, if any, on whatever is highest; returns how many can be seen."""
+def sprinkle(canvas: Canvas, rng: np.random.Generator, difficulty: float, lowest=-np.inf) -> int:
+    """A few specks of dirt, if any, on whatever surface is seen (not below the height `lowest`);
+    returns how many can be seen."""
     if rng.random() > 0.15 + 0.35 * difficulty:
         return 0
     ids = []
@@ -182,6 +182,8 @@ def sprinkle(canvas: Canvas, rng: np.random.Generator, difficulty: float) -> int
         radius = rng.uniform(0.008, 0.02) * canvas.width
         x, y = rng.uniform(0.05, 0.95) * canvas.width, rng.uniform(0.05, 0.95) * canvas.height
         ground = float(canvas.z[int(y), int(x)])
+        if ground < lowest:
+            continue
         ids.append(canvas.begin(2 * radius, rng.uniform(1.1, 1.7)))
         for _ in range(rng.integers(1, 4)):
             dx, dy = rng.normal(0, 0.6 * radius, 2)

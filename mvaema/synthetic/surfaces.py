@@ -12,6 +12,7 @@ from .specimen import (
     choose,
     lattice,
     log_uniform,
+    measure_objects,
     measure_sizes,
     scatter,
     sprinkle,
@@ -40,12 +41,37 @@ def cell_sizes(index: np.ndarray, mask: np.ndarray, count: int, nm: float):
     return diameter[area > 12], diameter[whole] if whole.sum() > 2 else diameter[area > 12]
 
 
+def rounded(edge: np.ndarray, pitch: float, level: float) -> tuple[np.ndarray, float]:
+    """Walls between cells that thicken where they meet, so that the openings are round.
+
+    Args:
+        edge: distance to the nearest cell edge (`Canvas.cells`), in pixels.
+        pitch: mean distance of the cells.
+        level: how much is wall, about 0.13 (thin) to 0.22 (thick) of the pitch.
+
+    Returns:
+        Depth inside the wall (negative in openings), and half the width of a straight wall, both
+        in pixels.
+    """
+    soft = smooth(np.minimum(edge, 0.35 * pitch), 0.12 * pitch)
+    body = np.float32(level * pitch) - soft
+    rim = edge[np.abs(body) < 0.5]
+    return body, float(np.median(rim)) if rim.size else 0.0
+
+
 def films(stage: Stage) -> Specimen:
     """Polycrystalline, cracked, granular, wrinkled and perforated films, and stacks in section."""
     s = stage.specimen
     kind = choose(
         s,
-        {"grains": 1.3, "cracked": 1, "granular": 1, "wrinkled": 0.8, "pinholes": 0.9, "section": 0.8},
+        {
+            "grains": 1.3,
+            "cracked": 1,
+            "granular": 1,
+            "wrinkled": 0.8,
+            "pinholes": 0.9,
+            "section": 0.8,
+        },
     )
     return {
         "grains": _grains,
@@ -95,7 +121,7 @@ def _cracked(stage: Stage, kind: str) -> Specimen:
     canvas = stage.canvas(size_nm * v.uniform(3.5, 11))
     d = size_nm / canvas.nm
     points = jittered(v, canvas, d, s.uniform(0.2, 0.34))
-    edge, index = canvas.cells(points)
+    edge, _ = canvas.cells(points)
     half = max(1.6, gap_ratio * d / 2)
     edge = edge + ragged * d * noise(v, canvas.shape, CLOUDY, max(0.5, d / 70))
     depth = max(4.0, 0.25 * d)
@@ -136,8 +162,6 @@ def _granular(stage: Stage, kind: str) -> Specimen:
         canvas.begin(size, v.normal(1, 0.04))
         canvas.sphere(x, y, base, size / 2 * 1.12)
     canvas.z = np.maximum(canvas.z, float(np.percentile(canvas.z, 2)))
-    from .specimen import measure_objects
-
     measure_objects(canvas, facts)
     facts.substrate = False
     return Specimen(canvas, facts, mottle(canvas, v, 0.04))
@@ -186,7 +210,7 @@ def _pinholes(stage: Stage, kind: str) -> Specimen:
     ragged = s.uniform(0, 0.25)
     bumps = noise(v, canvas.shape, CLOUDY, max(0.5, d / 30))
     for (x, y), size in zip(points, sizes, strict=True):
-        window = canvas._window(x - size, x + size, y - size, y + size)
+        window = canvas.window(x - size, x + size, y - size, y + size)
         if window is None:
             continue
         r = np.hypot(canvas.xs[:, window[1]] - x, canvas.ys[window[0]] - y)
@@ -195,7 +219,7 @@ def _pinholes(stage: Stage, kind: str) -> Specimen:
         canvas.z[window] -= (depth * drop).astype(np.float32)
         canvas.z[window] += 0.06 * size * np.exp(-((inner / (0.12 * size)) ** 2)) * (inner < 0)
         openings[window] |= inner > 0
-    holes, n = ndimage.label(openings)
+    holes, _ = ndimage.label(openings)
     area = np.bincount(holes.ravel())[1:]
     diameters = 2 * np.sqrt(area[area > 12] / np.pi) * canvas.nm
     facts = Facts(kind, dimension="diameter", rough=False)
@@ -259,7 +283,7 @@ def _waves(plane: Canvas, pitch: float, angle: float):
 
 
 def patterned(stage: Stage) -> Specimen:
-    """Gratings, arrays of pillars, holes and inverted pyramids, zigzag lines; top view or tilted."""
+    """Gratings, arrays of pillars, holes and tapered bumps, zigzag lines; top view or tilted."""
     s, v = stage.specimen, stage.view
     kind = choose(s, {"grating": 1.3, "pillars": 1.4, "holes": 1.1, "pits": 0.7, "zigzag": 0.6})
     pitch_nm = log_uniform(s, 60, 30_000)
@@ -338,7 +362,8 @@ def porous(stage: Stage) -> Specimen:
     pore_nm = log_uniform(s, 60, 200_000)
     if kind == "sponge":
         return _sponge(stage, pore_nm)
-    strut = s.uniform(0.08, 0.28) if kind != "honeycomb" else s.uniform(0.05, 0.14)
+    strut = s.uniform(0.05, 0.14)
+    wall = s.uniform(0.13, 0.21)
     canvas = stage.canvas(pore_nm * v.uniform(4, 12), tilt(v, 0.2, 10, 30) if kind != "foam" else 0)
     d = pore_nm / canvas.nm
     plane = canvas.plane(0.1 * d)
@@ -350,23 +375,28 @@ def porous(stage: Stage) -> Specimen:
         pitch = d * (1 if layer == 0 else v.uniform(0.8, 1.1))
         points = jittered(v, plane, pitch, jitter)
         edge, index = plane.cells(points)
-        half = strut * d * (1 + 0.3 * layer) / 2
         if kind == "membrane":
             # Round pores of their own sizes, one in each cell.
             r = np.hypot(plane.xs - points[index, 0], plane.ys - points[index, 1])
             radius = 0.5 * d * v.uniform(0.5, 0.95, len(points)).astype(np.float32)
             body = r - radius[index] + 0.015 * d * clouds
+            surface = np.minimum(body, 0.05 * d)
+        elif kind == "foam":
+            body, half = rounded(edge, pitch, wall)
+            body = body + 0.012 * d * clouds
+            inside = np.clip(body / (0.12 * d), 0, 1)
+            surface = 0.13 * d * np.sqrt(inside * (2 - inside)) - 0.75 * d * layer
+            surface = surface + 0.06 * d * clouds
         else:
-            # Struts thicken where they meet: a softened distance is smaller in the corners.
-            soft = smooth(edge, (0.11 if kind == "foam" else 0.03) * d)
-            body = half - np.minimum(edge, soft + 0.25 * half) + 0.012 * d * clouds
-        inside = np.clip(body / half, 0, 1)
-        if kind == "foam":
-            surface = half * np.sqrt(inside * (2 - inside)) - 0.75 * d * layer + 0.06 * d * clouds
-        else:
+            half = strut * d / 2
+            body = (
+                half - np.minimum(edge, smooth(edge, 0.03 * d) + 0.25 * half) + 0.008 * d * clouds
+            )
             surface = np.minimum(body, 0.05 * d)
         if layer == 0:
             openings = body <= 0
+            if kind != "membrane":
+                wall_nm = 2 * half * canvas.nm
         z = np.where(body > 0, np.maximum(z, surface), z)
     plane.z = z.astype(np.float32) + (0.1 + 0.3 * s.random()) * noise(v, plane.shape, GRAINY)
     plane.owner = np.where(openings, 0, 1).astype(np.int32)
@@ -381,7 +411,7 @@ def porous(stage: Stage) -> Specimen:
     measure_sizes(whole, facts)
     facts.pore_fraction = float(openings[:rows].mean())
     facts.coverage, facts.touching = 1 - facts.pore_fraction, 1.0
-    facts.length_nm = strut * pore_nm if kind != "membrane" else None
+    facts.length_nm = wall_nm if kind != "membrane" else None
     facts.rough = True
     return Specimen(canvas, facts, mottle(canvas, v, 0.05), openings)
 
@@ -403,14 +433,11 @@ def _sponge(stage: Stage, pore_nm: float) -> Specimen:
     below = np.clip(coarse, -1.5, 1) * 0.6 * d - 1.1 * d
     canvas.z = np.where(openings, below, top).astype(np.float32)
     canvas.z += 0.3 * noise(v, canvas.shape, GRAINY) + 0.1 * d * noise(v, canvas.shape, CLOUDY)
-    facts = Facts("sponge", dimension="diameter", substrate=False, rough=True)
-    pores, n = ndimage.label(openings)
-    _, whole = cell_sizes(pores, openings, n + 1, canvas.nm)
-    # The width of a pore, not its winding length: twice the mean distance to its wall, for a
-    # channel four times the mean of the distance transform.
+    facts = Facts("sponge", dimension="width", substrate=False, rough=True)
+    # The width of a pore, not its winding length: in a channel the distance to the wall is, on
+    # average, a quarter of the width.
     depth = ndimage.distance_transform_edt(openings[::2, ::2])
-    facts.size_mean_nm = float(8 * depth[depth > 0].mean() * canvas.nm)
-    facts.dimension = "width"
+    facts.size_mean_nm = float(4 * depth[depth > 0].mean() * 2 * canvas.nm)
     facts.pore_fraction = float(openings.mean())
     facts.coverage, facts.touching = 1 - facts.pore_fraction, 1.0
     return Specimen(canvas, facts, mottle(canvas, v, 0.05), openings)

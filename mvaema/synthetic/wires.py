@@ -1,5 +1,7 @@
 """Long and thin: nanowires, fibres and tips."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from .canvas import GRAINY, Canvas, noise, smooth
@@ -12,7 +14,6 @@ from .specimen import (
     lattice,
     log_uniform,
     measure_objects,
-    scatter,
     sprinkle,
     tilt,
     visible,
@@ -28,7 +29,9 @@ def _capped_rod(canvas: Canvas, foot, top, radius0, radius1, cap: float) -> None
 def nanowires(stage: Stage) -> Specimen:
     """Upright forests and ordered arrays, tangled mats, single wires lying on a ground."""
     s, v = stage.specimen, stage.view
-    kind = choose(s, {"forest": 1.3, "wire_array": 1.2, "wires_from_above": 0.8, "mat": 1.2, "lying": 1})
+    kind = choose(
+        s, {"forest": 1.3, "wire_array": 1.2, "wires_from_above": 0.8, "mat": 1.2, "lying": 1}
+    )
     diameter_nm = log_uniform(s, 20, 2000)
     spread = float(s.choice([0.04, 0.12, 0.25]))
     aspect = s.uniform(7, 22)
@@ -54,7 +57,6 @@ def nanowires(stage: Stage) -> Specimen:
 
     if upright or kind == "wires_from_above":
         length = aspect * d if upright else s.uniform(2, 5) * d
-        margin = length * canvas.sin + 2 * d
         depth = canvas.depth + length * canvas.sin / canvas.cos
         if kind == "forest":
             count = int(np.clip(canvas.width * depth / (d * d * v.uniform(6, 20)), 20, 170))
@@ -79,7 +81,6 @@ def nanowires(stage: Stage) -> Specimen:
             canvas.begin(size, v.normal(1, 0.05))
             top = (x + dx, y + dy, grown)
             _capped_rod(canvas, (x, y, 0), top, size / 2, size / 2 * taper, cap)
-        del margin
         if kind == "wires_from_above" and v.random() < 0.6:
             ids = []
             for _ in range(v.integers(1, 7)):  # fallen wires
@@ -109,9 +110,11 @@ def nanowires(stage: Stage) -> Specimen:
             along = np.array([np.cos(a), np.sin(a), rise])
             side = np.array([-np.sin(a), np.cos(a), 0])
             t = np.linspace(-1, 1, 5 if abs(bend) > 0.06 else 3)
-            path = np.array([x, y, z]) + half * (t[:, None] * along + bend * (t * t)[:, None] * side)
+            path = np.array([x, y, z]) + half * (
+                t[:, None] * along + bend * (t * t)[:, None] * side
+            )
             path = [canvas.project(*p) for p in path]
-            for p, q in zip(path[:-1], path[1:], strict=True):
+            for p, q in pairwise(path):
                 canvas.rod(p, q, size / 2, size / 2)
             for p in path:
                 canvas.sphere(*p, size / 2)
@@ -142,7 +145,9 @@ def fibres(stage: Stage) -> Specimen:
     bend = s.uniform(0.01, 0.09)
     grooved = s.random() < 0.4
     beads = kind == "spun" and s.random() < 0.3
-    across = {"woven": v.uniform(22, 44), "few_fibres": v.uniform(15, 45)}.get(kind, v.uniform(8, 32))
+    across = {"woven": v.uniform(22, 44), "few_fibres": v.uniform(15, 45)}.get(
+        kind, v.uniform(8, 32)
+    )
     canvas = stage.canvas(width_nm * across)
     d = width_nm / canvas.nm
     facts = Facts(kind, dimension="width" if kind == "ribbons" else "diameter", rough=grooved)
@@ -177,7 +182,11 @@ def fibres(stage: Stage) -> Specimen:
                     angle = np.pi / 2 - np.arctan(np.gradient(path)[k])
                     angle = angle if steep else np.pi / 2 - angle
                     turn = np.array(
-                        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+                        [
+                            [np.cos(angle), -np.sin(angle), 0],
+                            [np.sin(angle), np.cos(angle), 0],
+                            [0, 0, 1],
+                        ]
                     )
                     canvas.ellipsoid(x, y, height[k], axes, turn)
                     facts.broken += 1
@@ -260,7 +269,9 @@ def tips(stage: Stage) -> Specimen:
         for _ in range(v.integers(1, 4)):
             t = v.uniform(0.1, 0.5) * canvas.width
             radius = v.uniform(0.012, 0.03) * canvas.width
-            side = np.array([-back[1], back[0]]) * (rod0 + t * np.tan(half_angle)) * v.choice([-1, 1])
+            side = (
+                np.array([-back[1], back[0]]) * (rod0 + t * np.tan(half_angle)) * v.choice([-1, 1])
+            )
             x, y = joint + t * back + side * v.uniform(0.5, 1.0)
             if radius < x < canvas.width - radius and radius < y < canvas.height - radius:
                 canvas.begin(2 * radius, 1.2)
@@ -282,18 +293,23 @@ def _pyramid_tip(stage: Stage, height_nm: float, slope: float) -> Specimen:
     canvas.yields[0] = s.uniform(0.05, 0.3)
     width = base * s.uniform(1.6, 3)
     foot = np.array([0.5 * canvas.width, 0.5 * canvas.height / canvas.cos])
-    foot += v.normal(0, 0.05 * canvas.width, 2) + (0, 0.35 * h * canvas.sin / canvas.cos)
+    foot += v.normal(0, 0.05 * canvas.width, 2)
+    foot[1] += 0.35 * h * canvas.sin / canvas.cos
     turn = v.uniform(-0.5, 0.5) + v.choice([0, np.pi / 2, np.pi, -np.pi / 2])
     across, along = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
     # The lever: a slab that ends a little beyond the pyramid.
     end, back = base * s.uniform(1.2, 2), 3.0 * canvas.width
     thick = s.uniform(0.1, 0.3) * base
     centre = foot - along * (back - end) / 2
-    normals = np.array([[*across, 0], [*-across, 0], [*along, 0], [*-along, 0], [0, 0, 1], [0, 0, -1]])
+    normals = np.array(
+        [[*across, 0], [*-across, 0], [*along, 0], [*-along, 0], [0, 0, 1], [0, 0, -1]]
+    )
     half = (back + end) / 2
     canvas.begin(2 * width, 0.75)
     lever = canvas.rotate(normals)
-    canvas.polyhedron(*canvas.project(*centre, -thick), lever, [width, width, half, half, thick, thick])
+    canvas.polyhedron(
+        *canvas.project(*centre, -thick), lever, [width, width, half, half, thick, thick]
+    )
     tip = canvas.begin(height_nm / canvas.nm, 1.0)
     lean = np.arctan(slope)
     side = np.array([[*(d * np.cos(lean)), np.sin(lean)] for d in (across, -across, along, -along)])
@@ -310,5 +326,5 @@ def _pyramid_tip(stage: Stage, height_nm: float, slope: float) -> Specimen:
     facts.angle_deg = float(np.rad2deg(2 * lean))
     facts.coverage = float(np.mean(canvas.owner > 0))
     facts.touching = 0.0
-    facts.debris = sprinkle(canvas, v, stage.difficulty)
+    facts.debris = sprinkle(canvas, v, stage.difficulty, lowest=-2.0 * canvas.width)
     return Specimen(canvas, facts, mottle(canvas, v, 0.03))
