@@ -330,10 +330,10 @@ def test_counting_noise_is_poisson(dose):
 
 def test_the_beam_has_the_size_it_is_given():
     signal = np.zeros((150, 150), np.float32)
-    signal[75, 75] = 1
-    image = scan(signal, (150, 150), 1.0, plain_microscope(spot_nm=3.0), None) - 0.02
+    signal[75, 75] = 1e6
+    image = scan(signal, (150, 150), 1.0, plain_microscope(spot_nm=3.0), None)
     x = np.arange(150) - 75
-    profile = np.maximum(image, 0).sum(0)
+    profile = image.sum(0)
     assert np.sqrt((profile * x**2).sum() / profile.sum()) == pytest.approx(3.0, rel=0.1)
 
 
@@ -363,7 +363,8 @@ def test_shapes_have_the_heights_of_geometry():
     same = Canvas(100, 100, 1.0)
     same.begin(40)
     same.ellipsoid(50, 50, 20, [20, 20, 20], np.eye(3))
-    assert np.abs(same.z - canvas.z).max() < 0.05
+    inner = np.hypot(same.xs - 50, same.ys - 50) < 19.5
+    assert np.abs(same.z - canvas.z)[inner].max() < 0.05
     box = Canvas(100, 100, 1.0)
     box.begin(10)
     faces = np.concatenate([np.eye(3), -np.eye(3)])
