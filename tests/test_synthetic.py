@@ -104,15 +104,16 @@ def test_counts_and_sizes_agree_with_labelling(category, kind):
     assert shots
     for shot in shots:
         mask = ndimage.binary_fill_holes(shot.clean > otsu(shot.clean))
-        mask = ndimage.binary_opening(mask)
-        labels, n = ndimage.label(mask)
+        labels, _ = ndimage.label(mask)
+        area = np.bincount(labels.ravel())[1:]
+        # Slivers at the border, of fewer than nine pixels, are nobody's count.
+        n = np.count_nonzero(area >= 9)
         assert n == pytest.approx(shot.facts.count, abs=max(1, 0.06 * shot.facts.count))
         if kind == "spheres":
             rim = np.unique(np.r_[labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-            area = np.bincount(labels.ravel())[1:]
-            whole = [a for i, a in enumerate(area, 1) if i not in rim]
+            whole = [a for i, a in enumerate(area, 1) if i not in rim and a >= 9]
             diameter = 2 * np.sqrt(np.mean(whole) / np.pi) * shot.pixel_size_nm
-            assert diameter == pytest.approx(shot.facts.size_mean_nm, rel=0.15)
+            assert diameter == pytest.approx(shot.facts.size_mean_nm, rel=0.08)
 
 
 @pytest.mark.parametrize("kind", ["grating", "pillars", "holes"])
@@ -248,7 +249,7 @@ def test_wording_varies_and_facts_do_not():
 
 def test_category_is_not_given_away_by_the_magnification():
     """A guess from the pixel size alone: the category whose median is nearest."""
-    sample = [(s.category, np.log(s.pixel_size_nm)) for s in map(_plain, range(240))]
+    sample = [(s.category, np.log(s.pixel_size_nm)) for s in map(_plain, range(200))]
     size = collections.defaultdict(list)
     for category, value in sample[::2]:
         size[category].append(value)

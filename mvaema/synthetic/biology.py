@@ -89,7 +89,7 @@ def _tissue(stage: Stage, kind: str) -> Specimen:
     s, v = stage.specimen, stage.view
     size_nm = log_uniform(s, 4000, 60_000)
     wall = s.uniform(0.12, 0.19)
-    canvas = stage.canvas(size_nm * v.uniform(4, 11))
+    canvas = stage.canvas(size_nm * v.uniform(3.5, 9))
     d = size_nm / canvas.nm
     points = jittered(v, canvas, d, s.uniform(0.12, 0.25))
     # A gradient of sizes: squeeze the points toward one side.
@@ -289,7 +289,7 @@ def _insect_eye(stage: Stage, kind: str) -> Specimen:
     size_nm = log_uniform(s, 8000, 35_000)
     hairs = s.random() < 0.7
     hair_length = s.uniform(0.6, 1.8)
-    canvas = stage.canvas(size_nm * v.uniform(5, 13))
+    canvas = stage.canvas(size_nm * v.uniform(5, 10))
     d = size_nm / canvas.nm
     points = lattice(d, canvas.width, canvas.height, v.uniform(0, 1), True, 1.6 * d)
     points = points + v.normal(0, 0.015 * d, points.shape)

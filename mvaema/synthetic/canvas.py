@@ -141,6 +141,8 @@ class Canvas:
 
     def sphere(self, x, y, z, radius, relief: np.ndarray | None = None) -> None:
         """A sphere around a canvas point; `relief` (the canvas's shape) roughens it."""
+        # Python's floats leave float32 arrays as they are, NumPy's float64 would not.
+        x, y, z, radius = float(x), float(y), float(z), float(radius)
         window = self.window(x - radius, x + radius, y - radius, y + radius)
         if window is None:
             return
@@ -180,32 +182,39 @@ class Canvas:
         window = self.window(x - reach, x + reach, y - reach, y + reach)
         if window is None:
             return
-        dx, dy = self.xs[:, window[1]] - np.float32(x), self.ys[window[0]] - np.float32(y)
-        up, down = normals[:, 2] > 1e-3, normals[:, 2] < -1e-3
+        dx, dy = self.xs[:, window[1]] - float(x), self.ys[window[0]] - float(y)
         # Every face as a height over (dx, dy); the body lies below the upper ones, above the rest.
-        a, b, c = np.stack([offsets, normals[:, 0], normals[:, 1]])[:, :, None, None] / np.where(
-            up | down, normals[:, 2], 1
-        ).reshape(-1, 1, 1)
-        level = (a - b * dx) - c * dy
-        top = level[up].min(axis=0)
-        inside = top > level[down].max(axis=0)
-        for side in level[~(up | down)]:
-            inside &= side >= 0
+        tilt = normals[:, 2]
+        top = self._heights(normals[tilt > 1e-3], offsets[tilt > 1e-3], dx, dy).min(axis=0)
+        bottom = self._heights(normals[tilt < -1e-3], offsets[tilt < -1e-3], dx, dy).max(axis=0)
+        inside = top > bottom
+        upright = np.abs(tilt) <= 1e-3
+        for (nx, ny, _), d in zip(normals[upright], offsets[upright], strict=True):
+            inside &= nx * dx + ny * dy <= d
         if relief is not None:
             top = top + relief[window]
         self.paint(window, top + np.float32(z), inside)
 
+    @staticmethod
+    def _heights(normals, offsets, dx, dy) -> np.ndarray:
+        """Heights (faces, y, x) of the planes n . p = d over the points (dx, dy)."""
+        a, b, c = (np.stack([offsets, normals[:, 0], normals[:, 1]]) / normals[:, 2])[
+            ..., None, None
+        ]
+        return (a - b * dx) - c * dy
+
     def rod(self, start, end, radius0, radius1) -> None:
         """A round, tapered rod between two canvas points (x, y, height), open at both ends."""
-        (x0, y0, z0), (x1, y1, z1) = start, end
+        x0, y0, z0, x1, y1, z1 = map(float, (*start, *end))
+        radius0, radius1 = float(radius0), float(radius1)
         wide, high = abs(x1 - x0), abs(y1 - y0)
         length2 = wide * wide + high * high
         if length2 < 1e-6:
             return
         reach = max(radius0, radius1)
-        ux, uy = np.float32((x1 - x0) / length2), np.float32((y1 - y0) / length2)
+        ux, uy = (x1 - x0) / length2, (y1 - y0) / length2
         # A rod that climbs along the beam is cut by it at a slant.
-        slant = np.sqrt(1 + (z1 - z0) ** 2 / length2)
+        slant = (1 + (z1 - z0) ** 2 / length2) ** 0.5
         # A slanting rod fills little of its bounding box: draw it in pieces.
         pieces = 1 + int(min(wide, high) / (2 * reach + 20))
         for k in range(pieces):
@@ -215,33 +224,43 @@ class Canvas:
             window = self.window(xa - reach, xb + reach, ya - reach, yb + reach)
             if window is None:
                 continue
-            dx, dy = self.xs[:, window[1]] - np.float32(x0), self.ys[window[0]] - np.float32(y0)
+            dx, dy = self.xs[:, window[1]] - x0, self.ys[window[0]] - y0
             t = dx * ux + dy * uy
             across = dx * uy - dy * ux
             radius = radius0 + (radius1 - radius0) * t
-            h2 = radius * radius - across * across * np.float32(length2)
+            h2 = radius * radius - across * across * length2
             top = z0 + (z1 - z0) * t + slant * np.sqrt(np.maximum(h2, 0))
             self.paint(window, top, (h2 > 0) & (t >= t0) & (t <= t1))
 
-    def strand(self, path: np.ndarray, height: np.ndarray, radius: float, steep: bool, flat=1.0):
-        """A round strand across the whole canvas: `path` gives y for each column (x for each row
-        when `steep`), `height` its axis; `flat` < 1 makes a ribbon."""
-        z, owner = (self.z.T, self.owner.T) if steep else (self.z, self.owner)
-        slope = np.gradient(path).astype(np.float32)
+    def strand(
+        self, path, height, radius: float, steep: bool, flat: float = 1.0, first: int = 0
+    ) -> None:
+        """A round strand: `path` gives y for each column from `first` on (x for each row when
+        `steep`), `height` its axis, both (n,); `flat` < 1 makes a ribbon."""
+        length, breadth = self.shape if steep else self.shape[::-1]
+        skip = max(0, -first)
+        path = np.asarray(path, np.float32)[skip : length - first]
+        height = np.asarray(height, np.float32)[skip : length - first]
+        if len(path) < 2:
+            return
+        slope = np.gradient(path)
         cosine = 1 / np.sqrt(1 + slope * slope)
-        reach = int(np.ceil((radius / cosine).max())) + 1
-        rows = np.round(path).astype(np.int64)[None] + np.arange(-reach, reach + 1)[:, None]
-        across = (rows - path) * cosine
-        h2 = np.float32(radius * radius) - (across * across).astype(np.float32)
-        inside = (h2 > 0) & (rows >= 0) & (rows < z.shape[0])
+        reach = int(np.ceil(radius / cosine.min())) + 1
+        middle = np.round(path)
+        offset = np.arange(-reach, reach + 1, dtype=np.float32)[:, None]
+        across = (offset + (middle - path)) * cosine
+        h2 = np.float32(radius * radius) - across * across
+        rows = middle.astype(np.int32) + offset.astype(np.int32)
+        inside = (h2 > 0) & (rows >= 0) & (rows < breadth)
         self.drawn[-1] += int(np.count_nonzero(inside))
-        k, col = np.nonzero(inside)
-        row = rows[k, col]
-        top = height[col].astype(np.float32) + flat * np.sqrt(h2[k, col])
-        seen = top > z[row, col]
-        row, col = row[seen], col[seen]
-        z[row, col] = top[seen]
-        owner[row, col] = len(self.sizes) - 1
+        top = height + np.float32(flat) * np.sqrt(np.maximum(h2, 0))
+        columns = np.arange(max(0, first), max(0, first) + len(path), dtype=np.int32)
+        flat_index = columns * breadth + rows if steep else rows * length + columns
+        flat_index, top = flat_index[inside], top[inside]
+        z, owner = self.z.reshape(-1), self.owner.reshape(-1)
+        seen = top > z[flat_index]
+        z[flat_index[seen]] = top[seen]
+        owner[flat_index[seen]] = len(self.sizes) - 1
 
     def cells(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Voronoi cells of `points` (n, 2), some of which should lie beyond the border: for each

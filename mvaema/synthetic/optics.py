@@ -65,7 +65,7 @@ class Microscope:
             ),
             astigmatism=float(max(0, rng.normal(0, 1.2)) * d * d),
             astigmatism_angle=float(rng.uniform(0, np.pi)),
-            dose=float(10 ** rng.uniform(2.4 - 1.7 * d, 3.1 - 1.3 * d)),
+            dose=float(10 ** rng.uniform(2.7 - 2.0 * d, 3.4 - 1.6 * d)),
             charging=float(rng.uniform(0.3, 1)) if rng.random() < 0.45 * d else 0.0,
             drift_px=float(rng.uniform(1, 4) * d) if rng.random() < 0.4 * d else 0.0,
             vibration_px=float(rng.uniform(0.3, 0.8) * d) if rng.random() < 0.25 * d else 0.0,
@@ -176,11 +176,11 @@ def charge(signal: np.ndarray, strength: float, rng: np.random.Generator) -> np.
 def count_electrons(signal: np.ndarray, dose: float, rng: np.random.Generator) -> np.ndarray:
     """Electrons counted in every pixel (Poisson), in units of the signal.
 
-    Above a dozen electrons the square root of a Poisson number is normal with variance 1/4
+    Above half a dozen electrons the square root of a Poisson number is normal with variance 1/4
     (Anscombe 1948), which is five times as fast to draw.
     """
     expected = signal * np.float32(dose)
-    if float(expected.mean()) < 12:
+    if float(expected.mean()) < 6:
         return (rng.poisson(expected) / dose).astype(np.float32)
     root = np.sqrt(expected) + 0.5 * rng.standard_normal(signal.shape, dtype=np.float32)
     return root * root / np.float32(dose)

@@ -12,7 +12,7 @@ import numpy as np
 from .canvas import SUBSTRATE, Canvas
 
 # Canvas pixels per image pixel along each axis: the shapes are drawn finer than they are shown.
-OVERSAMPLING = 1.5
+OVERSAMPLING = 1.25
 
 
 @dataclass
@@ -107,8 +107,13 @@ def tilt(rng: np.random.Generator, chance: float, low: float = 15, high: float =
 
 def rotation(rng: np.random.Generator) -> np.ndarray:
     """A random orientation (3, 3)."""
-    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
-    return (q * np.sign(np.diag(r))).astype(np.float32)
+    a, b, c, d = q = rng.normal(size=4)  # a random quaternion
+    turn = [
+        [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+        [2 * (b * c + a * d), a * a - b * b + c * c - d * d, 2 * (c * d - a * b)],
+        [2 * (b * d - a * c), 2 * (c * d + a * b), a * a - b * b - c * c + d * d],
+    ]
+    return np.array(turn, np.float32) / np.float32(q @ q)
 
 
 def visible(canvas: Canvas) -> np.ndarray:

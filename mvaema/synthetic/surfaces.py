@@ -87,7 +87,7 @@ def _grains(stage: Stage, kind: str) -> Specimen:
     s, v = stage.specimen, stage.view
     size_nm = log_uniform(s, 60, 20_000)
     jitter, groove, facet = s.uniform(0.12, 0.34), s.uniform(0.05, 0.14), s.uniform(0.03, 0.35)
-    canvas = stage.canvas(size_nm * v.uniform(5, 15))
+    canvas = stage.canvas(size_nm * v.uniform(4.5, 12))
     d = size_nm / canvas.nm
     facts = Facts(kind, dimension="diameter", arrangement="packed", substrate=False)
     points = jittered(v, canvas, d, jitter)
@@ -118,7 +118,7 @@ def _cracked(stage: Stage, kind: str) -> Specimen:
     s, v = stage.specimen, stage.view
     size_nm = log_uniform(s, 200, 60_000)
     gap_ratio, ragged = s.uniform(0.05, 0.16), s.uniform(0.0, 0.05)
-    canvas = stage.canvas(size_nm * v.uniform(3.5, 11))
+    canvas = stage.canvas(size_nm * v.uniform(3.5, 9))
     d = size_nm / canvas.nm
     points = jittered(v, canvas, d, s.uniform(0.2, 0.34))
     edge, _ = canvas.cells(points)
@@ -148,7 +148,7 @@ def _granular(stage: Stage, kind: str) -> Specimen:
     size_nm = log_uniform(s, 15, 4000)
     spread = s.uniform(0.1, 0.3)
     clumped = s.random() < 0.5
-    canvas = stage.canvas(size_nm * v.uniform(11, 18))
+    canvas = stage.canvas(size_nm * v.uniform(8, 14))
     d = size_nm / canvas.nm
     facts = Facts(kind, arrangement="packed", rough=True, substrate=False)
     points = jittered(v, canvas, 0.87 * d, 0.25)
@@ -283,7 +283,7 @@ def _waves(plane: Canvas, pitch: float, angle: float):
 
 
 def patterned(stage: Stage) -> Specimen:
-    """Gratings, arrays of pillars, holes and tapered bumps, zigzag lines; top view or tilted."""
+    """Gratings, arrays of pillars, holes and tapered pits, zigzag lines; top view or tilted."""
     s, v = stage.specimen, stage.view
     kind = choose(s, {"grating": 1.3, "pillars": 1.4, "holes": 1.1, "pits": 0.7, "zigzag": 0.6})
     pitch_nm = log_uniform(s, 60, 30_000)
@@ -303,6 +303,8 @@ def patterned(stage: Stage) -> Specimen:
     facts.spacing_nm, facts.size_mean_nm = pitch_nm, duty * pitch_nm
     facts.size_min_nm = facts.size_max_nm = facts.size_mean_nm
     facts.size_std_nm = 0.0
+    if kind == "pits":
+        rough_edge = 0.0  # their edges follow crystal planes
     facts.rough = bool(np.any(rough_edge))
     if kind == "grating":
         inner = half - np.abs(du)
@@ -364,7 +366,7 @@ def porous(stage: Stage) -> Specimen:
         return _sponge(stage, pore_nm)
     strut = s.uniform(0.05, 0.14)
     wall = s.uniform(0.13, 0.21)
-    canvas = stage.canvas(pore_nm * v.uniform(4, 12), tilt(v, 0.2, 10, 30) if kind != "foam" else 0)
+    canvas = stage.canvas(pore_nm * v.uniform(4, 9), tilt(v, 0.2, 10, 30) if kind != "foam" else 0)
     d = pore_nm / canvas.nm
     plane = canvas.plane(0.1 * d)
     clouds = noise(v, plane.shape, CLOUDY, max(0.5, d / 40))

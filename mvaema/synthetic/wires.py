@@ -1,7 +1,5 @@
 """Long and thin: nanowires, fibres and tips."""
 
-from itertools import pairwise
-
 import numpy as np
 
 from .canvas import GRAINY, Canvas, noise, smooth
@@ -24,6 +22,24 @@ def _capped_rod(canvas: Canvas, foot, top, radius0, radius1, cap: float) -> None
     """A rod between two points of the specimen, ended by a ball of `cap` times its radius."""
     canvas.rod(canvas.project(*foot), canvas.project(*top), radius0, radius1)
     canvas.sphere(*canvas.project(*top), radius1 * cap)
+
+
+def _bent_wire(canvas: Canvas, ends, bend: float, radius: float) -> None:
+    """A wire with round ends between two canvas points, bowed sideways by `bend` pixels."""
+    (x0, y0, z0), (x1, y1, z1) = ends
+    steep = abs(y1 - y0) > abs(x1 - x0)
+    if steep:
+        x0, y0, x1, y1 = y0, x0, y1, x1
+    if x0 > x1:
+        x0, y0, z0, x1, y1, z1 = x1, y1, z1, x0, y0, z0
+    columns = np.arange(int(np.ceil(x0)), int(x1) + 1)
+    if len(columns) < 2:
+        return
+    t = (columns - x0) / (x1 - x0)
+    path = y0 + (y1 - y0) * t + 4 * bend * t * (1 - t)
+    canvas.strand(path, z0 + (z1 - z0) * t, radius, steep, first=int(columns[0]))
+    for x, y, z in ((x0, y0, z0), (x1, y1, z1)):
+        canvas.sphere(*((y, x) if steep else (x, y)), z, radius)
 
 
 def nanowires(stage: Stage) -> Specimen:
@@ -59,10 +75,10 @@ def nanowires(stage: Stage) -> Specimen:
         length = aspect * d if upright else s.uniform(2, 5) * d
         depth = canvas.depth + length * canvas.sin / canvas.cos
         if kind == "forest":
-            count = int(np.clip(canvas.width * depth / (d * d * v.uniform(6, 20)), 20, 170))
+            count = int(np.clip(canvas.width * depth / (d * d * v.uniform(6, 20)), 20, 130))
             points = v.random((count, 2)) * (canvas.width + 2 * d, depth) - (d, 0)
         else:
-            pitch = max(pitch_ratio * d, np.sqrt(canvas.width * depth / 180))
+            pitch = max(pitch_ratio * d, np.sqrt(canvas.width * depth / 140))
             points = lattice(pitch, canvas.width, depth, v.uniform(0, 1.05), hexagonal, d)
             missing = v.random(len(points)) < v.choice([0, 0, 0.03])
             # Where every wire would be seen whole.
@@ -92,7 +108,7 @@ def nanowires(stage: Stage) -> Specimen:
     else:
         dense = kind == "mat"
         length = (s.uniform(0.5, 1.2) if dense else s.uniform(0.15, 0.6)) * canvas.width
-        count = int(v.integers(40, 110)) if dense else int(v.integers(3, 22))
+        count = int(v.integers(40, 80)) if dense else int(v.integers(3, 22))
         facts.arrangement = "random"
         if s.random() < 0.25:
             facts.arrangement = "aligned"
@@ -105,19 +121,11 @@ def nanowires(stage: Stage) -> Specimen:
             z = size / 2 + layers * (i / count)
             half = length * v.uniform(0.7, 1.3) / 2
             canvas.begin(size, v.normal(1, 0.06) * (0.7 + 0.3 * i / count if dense else 1))
-            # Two or three straight pieces that follow a slight bend.
-            bend, rise = v.normal(0, 0.10 if dense else 0.05), v.normal(0, 0.03 if dense else 0)
-            along = np.array([np.cos(a), np.sin(a), rise])
-            side = np.array([-np.sin(a), np.cos(a), 0])
-            t = np.linspace(-1, 1, 5 if abs(bend) > 0.06 else 3)
-            path = np.array([x, y, z]) + half * (
-                t[:, None] * along + bend * (t * t)[:, None] * side
-            )
-            path = [canvas.project(*p) for p in path]
-            for p, q in pairwise(path):
-                canvas.rod(p, q, size / 2, size / 2)
-            for p in path:
-                canvas.sphere(*p, size / 2)
+            rise = v.normal(0, 0.03) if dense else 0.0
+            along = half * np.array([np.cos(a), np.sin(a), rise])
+            centre = np.array([x, y, z])
+            ends = [canvas.project(*(centre + sign * along)) for sign in (-1, 1)]
+            _bent_wire(canvas, ends, v.normal(0, 0.10 if dense else 0.05) * half, size / 2)
     measure_objects(canvas, facts)
     return Specimen(canvas, facts, mottle(canvas, v, 0.03))
 
@@ -145,7 +153,7 @@ def fibres(stage: Stage) -> Specimen:
     bend = s.uniform(0.01, 0.09)
     grooved = s.random() < 0.4
     beads = kind == "spun" and s.random() < 0.3
-    across = {"woven": v.uniform(22, 44), "few_fibres": v.uniform(15, 45)}.get(
+    across = {"woven": v.uniform(18, 36), "few_fibres": v.uniform(15, 45)}.get(
         kind, v.uniform(8, 32)
     )
     canvas = stage.canvas(width_nm * across)
