@@ -106,14 +106,30 @@ def test_counts_and_sizes_agree_with_labelling(category, kind):
         mask = ndimage.binary_fill_holes(shot.clean > otsu(shot.clean))
         labels, _ = ndimage.label(mask)
         area = np.bincount(labels.ravel())[1:]
-        # Slivers at the border, of fewer than nine pixels, are nobody's count.
-        n = np.count_nonzero(area >= 9)
-        assert n == pytest.approx(shot.facts.count, abs=max(1, 0.06 * shot.facts.count))
+        # Slivers at the border, of a few pixels, may be counted or not.
+        surely, perhaps = np.count_nonzero(area >= 16), np.count_nonzero(area >= 4)
+        assert surely <= shot.facts.count <= perhaps
         if kind == "spheres":
             rim = np.unique(np.r_[labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-            whole = [a for i, a in enumerate(area, 1) if i not in rim and a >= 9]
+            whole = [a for i, a in enumerate(area, 1) if i not in rim and a >= 16]
             diameter = 2 * np.sqrt(np.mean(whole) / np.pi) * shot.pixel_size_nm
             assert diameter == pytest.approx(shot.facts.size_mean_nm, rel=0.08)
+
+
+@pytest.mark.parametrize("kind", ["atomised", "fragments", "agglomerates", "flakes"])
+def test_sizes_of_powder_grains_are_those_shown(kind):
+    """Against the area that each grain, hidden parts included, takes in the image."""
+    areas, stated = [], []
+    for shot in scenes_of("Powder", kind, lambda f: True):
+        canvas = shot.specimen.canvas
+        owner = canvas.owner
+        cut = np.concatenate([owner[0], owner[-1], owner[:, 0], owner[:, -1]])
+        for i in np.setdiff1d(np.arange(1, len(canvas.sizes)), cut):
+            if canvas.drawn[i] > 60:
+                areas.append(2 * np.sqrt(canvas.drawn[i] / np.pi))
+                stated.append(canvas.sizes[i])
+    assert len(areas) > 20
+    assert np.mean(areas) == pytest.approx(np.mean(stated), rel=0.1)
 
 
 @pytest.mark.parametrize("kind", ["grating", "pillars", "holes"])

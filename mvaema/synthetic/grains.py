@@ -22,6 +22,10 @@ _CUBE = np.concatenate([np.eye(3), -np.eye(3)])
 _OCTAHEDRON = np.array([[i, j, k] for i in (1, -1) for j in (1, -1) for k in (1, -1)]) / np.sqrt(3)
 
 
+# Diameter of the circle with the area that a powder grain shows, over its nominal size (measured).
+_APPARENT = {"atomised": 1.0, "fragments": 1.12, "agglomerates": 0.94, "flakes": 0.83}
+
+
 class Pile:
     """Spheres that come to rest on the ground or on those below, by dropping straight down."""
 
@@ -174,7 +178,7 @@ def powder(stage: Stage) -> Specimen:
     canvas = stage.canvas(size_nm * v.uniform(4.5, 9.5), tilt(v, 0.15, 10, 35))
     facts = Facts(kind, tilt_deg=float(np.rad2deg(canvas.tilt)), rough=kind != "flakes")
     if kind in ("fragments", "flakes"):
-        facts.dimension = "width"
+        facts.dimension = "equivalent diameter"
     canvas.yields[0] = ground_yield
     _ground(canvas, v, 0.4)
     d = size_nm / canvas.nm
@@ -195,7 +199,7 @@ def powder(stage: Stage) -> Specimen:
         places = v.random((4, 2)) * (canvas.width + size, canvas.depth + size) - size / 2
         r = size * (0.38 if kind == "flakes" else 0.5)
         centre = canvas.project(*pile.add(places, r))
-        canvas.begin(size, v.normal(1, 0.05))
+        canvas.begin(size * _APPARENT[kind], v.normal(1, 0.05))
         if kind == "atomised":
             canvas.sphere(*centre, size / 2, relief)
             if v.random() < 0.3:  # a satellite, part of the grain

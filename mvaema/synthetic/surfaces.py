@@ -324,12 +324,12 @@ def patterned(stage: Stage) -> Specimen:
         lost = v.random((64, 64)) < 0.02
         gone = lost[i % 64, j % 64]
         inner = np.where(gone, np.float32(-2), inner)
-        # Counted where a whole cell lies in view.
+        # Counted where most of a cell lies in view.
         whole = np.zeros((64, 64), np.int64)
         inside = np.zeros(plane.shape, bool)
         inside[: int(canvas.depth)] = True
         np.add.at(whole, (i[gone & inside] % 64, j[gone & inside] % 64), 1)
-        facts.missing = int((whole > 0.95 * pitch * pitch).sum())
+        facts.missing = int((whole > 0.5 * pitch * pitch).sum())
     wall = np.clip(inner / 1.3 + 0.5, 0, 1)
     if kind == "pits":
         wall = np.clip(1 - np.maximum(inner, 0) / half, 0, 1)
