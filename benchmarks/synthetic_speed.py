@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/synthetic_speed.py --count 600
 
 Rows are complete: image, PNG, pixel hash and ten answers, as `python -m mvaema.synthetic` makes
-them. Reported: images per second with all workers together, processor time per image, and the
-mean for each category in this process.
+them. Reported: images per second with all workers together, processor time per image, what that
+comes to when no other program takes the cores, and the mean for each category in this process.
 """
 
 import argparse
@@ -36,6 +36,7 @@ def main():
         f"{args.workers} workers: {made / wall:.0f} images per second ({wall:.1f} s wall, ", end=""
     )
     print(f"{1000 * cpu / made:.1f} ms of processor time per image, start of workers included)")
+    print(f"with {args.workers} cores to itself: {args.workers * made / cpu:.0f} images per second")
 
     for category in CATEGORIES:
         sum(1 for _ in rows(2, 2, size=args.size, categories=(category,), workers=0))

@@ -113,9 +113,8 @@ def _tissue(stage: Stage, kind: str) -> Specimen:
     facts.pore_fraction = float(openings.mean())
     facts.coverage = 1 - facts.pore_fraction
     facts.length_nm = 2 * half * canvas.nm
-    labels = np.where(openings, index + 1, 0)
     facts.debris = sprinkle(canvas, v, stage.difficulty)
-    return Specimen(canvas, facts, mottle(canvas, v, 0.05), openings, labels)
+    return Specimen(canvas, facts, mottle(canvas, v, 0.05))
 
 
 def _bacteria(stage: Stage, kind: str) -> Specimen:

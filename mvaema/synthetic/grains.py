@@ -175,14 +175,14 @@ def powder(stage: Stage) -> Specimen:
     spread = float(s.uniform(0.3, 0.55))
     filling = s.choice([0.9, 1.4, 2.0])
     ground_yield = s.uniform(0.15, 0.4)
-    canvas = stage.canvas(size_nm * v.uniform(4.5, 9.5), tilt(v, 0.15, 10, 35))
+    canvas = stage.canvas(size_nm * v.uniform(4.5, 8.5), tilt(v, 0.15, 10, 35))
     facts = Facts(kind, tilt_deg=float(np.rad2deg(canvas.tilt)), rough=kind != "flakes")
     if kind in ("fragments", "flakes"):
         facts.dimension = "equivalent diameter"
     canvas.yields[0] = ground_yield
     _ground(canvas, v, 0.4)
     d = size_nm / canvas.nm
-    count = int(np.clip(filling * canvas.width * canvas.depth / (d * d * np.exp(spread**2)), 8, 80))
+    count = int(np.clip(filling * canvas.width * canvas.depth / (d * d * np.exp(spread**2)), 8, 65))
     sizes = np.sort(np.clip(d * np.exp(v.normal(0, spread, count)), 0.3 * d, 3 * d))[::-1]
     sizes = sizes[np.argsort(np.arange(count) + v.normal(0, count / 3, count))]
     pile = Pile(count)

@@ -8,7 +8,7 @@ from PIL import Image
 from . import biology, devices, grains, optics, surfaces, wires
 from .answers import answer_all
 from .infobar import InfoBar, length_text, settings
-from .specimen import OVERSAMPLING, Facts, Specimen, Stage
+from .specimen import Facts, Specimen, Stage
 
 # One function for each of the ten categories of `configuration_mvaema.CATEGORY_CAPTIONS`.
 CATEGORIES = {
@@ -75,7 +75,7 @@ def render(
     height = size - (bar.height if bar else 0)
     specimen = CATEGORIES[category](Stage(size, height, specimen_rng, rng, difficulty))
     facts = specimen.facts
-    pixel_nm = specimen.canvas.nm * OVERSAMPLING
+    pixel_nm = specimen.canvas.nm * specimen.canvas.width / size
     facts.pixel_size_nm, facts.field_of_view_nm = pixel_nm, pixel_nm * size
 
     scope = optics.Microscope.draw(rng, difficulty, pixel_nm)

@@ -80,8 +80,6 @@ class Specimen:
     canvas: Canvas
     facts: Facts
     texture: np.ndarray | float = 1.0  # factor of the secondary yield, per canvas pixel
-    openings: np.ndarray | None = None  # pixels that look into a pore, where there are any
-    labels: np.ndarray | None = None  # countable structures, 0: none; default: the owners
 
     def material(self) -> np.ndarray:
         yields = np.asarray(self.canvas.yields, np.float32)

@@ -111,7 +111,7 @@ def _grains(stage: Stage, kind: str) -> Specimen:
     facts.coverage, facts.touching = 1.0, 1.0
     channelling = v.normal(1, s.uniform(0.03, 0.15), n).clip(0.6, 1.4).astype(np.float32)
     facts.debris = sprinkle(canvas, v, stage.difficulty)
-    return Specimen(canvas, facts, channelling[index], labels=index + 1)
+    return Specimen(canvas, facts, channelling[index])
 
 
 def _cracked(stage: Stage, kind: str) -> Specimen:
@@ -140,7 +140,7 @@ def _cracked(stage: Stage, kind: str) -> Specimen:
     facts.length_nm = 2 * half * canvas.nm
     texture = np.where(openings, np.float32(s.uniform(0.4, 0.8)), np.float32(1))
     facts.debris = sprinkle(canvas, v, stage.difficulty)
-    return Specimen(canvas, facts, texture, openings, labels=islands)
+    return Specimen(canvas, facts, texture)
 
 
 def _granular(stage: Stage, kind: str) -> Specimen:
@@ -229,7 +229,7 @@ def _pinholes(stage: Stage, kind: str) -> Specimen:
     facts.coverage, facts.touching = 1 - facts.pore_fraction, 0.0
     facts.debris = sprinkle(canvas, v, stage.difficulty)
     texture = np.where(openings, floor, np.float32(1)) * mottle(canvas, v, 0.06)
-    return Specimen(canvas, facts, texture, openings, labels=holes)
+    return Specimen(canvas, facts, texture)
 
 
 def _section(stage: Stage, kind: str) -> Specimen:
@@ -269,7 +269,7 @@ def _section(stage: Stage, kind: str) -> Specimen:
     facts.coverage = float(np.mean((labels > 0) & (labels <= layers)))
     facts.touching = 1.0
     facts.rough = bool(columnar.any())
-    return Specimen(canvas, facts, yields, labels=labels * (labels <= layers))
+    return Specimen(canvas, facts, yields)
 
 
 def _waves(plane: Canvas, pitch: float, angle: float):
@@ -366,7 +366,7 @@ def porous(stage: Stage) -> Specimen:
         return _sponge(stage, pore_nm)
     strut = s.uniform(0.05, 0.14)
     wall = s.uniform(0.13, 0.21)
-    canvas = stage.canvas(pore_nm * v.uniform(4, 9), tilt(v, 0.2, 10, 30) if kind != "foam" else 0)
+    canvas = stage.canvas(pore_nm * v.uniform(4, 8), tilt(v, 0.2, 10, 30) if kind != "foam" else 0)
     d = pore_nm / canvas.nm
     plane = canvas.plane(0.1 * d)
     clouds = noise(v, plane.shape, CLOUDY, max(0.5, d / 40))
@@ -415,7 +415,7 @@ def porous(stage: Stage) -> Specimen:
     facts.coverage, facts.touching = 1 - facts.pore_fraction, 1.0
     facts.length_nm = wall_nm if kind != "membrane" else None
     facts.rough = True
-    return Specimen(canvas, facts, mottle(canvas, v, 0.05), openings)
+    return Specimen(canvas, facts, mottle(canvas, v, 0.05))
 
 
 def _sponge(stage: Stage, pore_nm: float) -> Specimen:
@@ -442,4 +442,4 @@ def _sponge(stage: Stage, pore_nm: float) -> Specimen:
     facts.size_mean_nm = float(4 * depth[depth > 0].mean() * 2 * canvas.nm)
     facts.pore_fraction = float(openings.mean())
     facts.coverage, facts.touching = 1 - facts.pore_fraction, 1.0
-    return Specimen(canvas, facts, mottle(canvas, v, 0.05), openings)
+    return Specimen(canvas, facts, mottle(canvas, v, 0.05))
