@@ -73,7 +73,7 @@ class Recipe:
         difficulty = np.random.default_rng([seed, 3, view]).uniform(*self.difficulty)
         shot = render(seed, category, float(difficulty), self.size, view)
         png = io.BytesIO()
-        # Noise has no long matches: run lengths give the size of the slowest level in half its time.
+        # Noise has no long matches: run lengths give the size of level 6 in half its time.
         shot.image.save(png, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
         return {
             "image": {"bytes": png.getvalue(), "path": None},
