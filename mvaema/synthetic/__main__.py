@@ -7,7 +7,6 @@ larger --count adds to what is there. `--help` explains every argument.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -166,5 +165,4 @@ def _command(args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.exit(main())
