@@ -1,4 +1,4 @@
-"""BLEU, ROUGE and METEOR of an answer against the teacher's, by the protocol of the paper's Table 7.
+"""BLEU, ROUGE and METEOR of an answer against the teacher's, as in the paper's Table 7.
 
 What is special about it:
 - one protocol, found by recomputing Table 7 of the paper (nine of its ten rows to within 0.003):
@@ -72,7 +72,9 @@ def score_texts(
         raise ValueError("there are no predictions to score.")
     wordnet = _synonyms() if synonyms else _no_synonyms
     scores = {name: [] for name in metric_names(synonyms)}
-    pairs = tqdm(zip(predictions, references, strict=True), "scoring", len(predictions), disable=not progress)
+    pairs = tqdm(
+        zip(predictions, references, strict=True), "scoring", len(predictions), disable=not progress
+    )
     with warnings.catch_warnings():
         # NLTK warns at each answer without a common 4-gram; 0 is the protocol's score for it.
         warnings.filterwarnings("ignore", message="\\s*The hypothesis contains 0 counts")

@@ -16,15 +16,15 @@ DEBIAN_FOLDER = Path("/usr/share/wordnet")
 # `lexnames` of WordNet 3.0 (lexnames(5WN)), which Debian does not ship: the names of the
 # lexicographer files by number, with the number of their part of speech.
 PARTS_OF_SPEECH = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
-LEXNAMES = (
-    "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute "
-    "noun.body noun.cognition noun.communication noun.event noun.feeling noun.food noun.group "
-    "noun.location noun.motive noun.object noun.person noun.phenomenon noun.plant "
-    "noun.possession noun.process noun.quantity noun.relation noun.shape noun.state "
-    "noun.substance noun.time verb.body verb.change verb.cognition verb.communication "
-    "verb.competition verb.consumption verb.contact verb.creation verb.emotion verb.motion "
-    "verb.perception verb.possession verb.social verb.stative verb.weather adj.ppl"
-).split()
+LEXNAMES = """
+adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body
+noun.cognition noun.communication noun.event noun.feeling noun.food noun.group noun.location
+noun.motive noun.object noun.person noun.phenomenon noun.plant noun.possession noun.process
+noun.quantity noun.relation noun.shape noun.state noun.substance noun.time verb.body verb.change
+verb.cognition verb.communication verb.competition verb.consumption verb.contact verb.creation
+verb.emotion verb.motion verb.perception verb.possession verb.social verb.stative verb.weather
+adj.ppl
+"""
 
 
 class DebianWordNet(WordNetCorpusReader):
@@ -42,7 +42,7 @@ class DebianWordNet(WordNetCorpusReader):
             return super().open(file)
         lines = (
             f"{number:02d}\t{name}\t{PARTS_OF_SPEECH[name.split('.')[0]]}\n"
-            for number, name in enumerate(LEXNAMES)
+            for number, name in enumerate(LEXNAMES.split())
         )
         return io.StringIO("".join(lines))
 
