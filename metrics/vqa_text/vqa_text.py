@@ -8,7 +8,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from mvaema.text_metrics import metric_names, score_texts
+from mvaema.text_metrics import score_texts
 
 _DESCRIPTION = """\
 Text quality of answers about micrographs by the protocol of MVaEMa: BLEU-1 to BLEU-4, ROUGE-1/2/L
