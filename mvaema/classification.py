@@ -81,7 +81,7 @@ def score_categories(
 
     Returns:
         What `score_classes` returns; `left_out`; `top_1_interval`, the clustered bootstrap 95 %
-        interval (low, high), or two None with fewer than two clusters; and per class
+        interval [low, high], or two None with fewer than two clusters; and per class
         `precision_std`, `recall_std` and `f1_std`, the bootstrap standard errors of the figures.
 
     Raises:
@@ -108,7 +108,8 @@ def score_categories(
 
     predicted = probabilities.argmax(axis=1)
     hits = (predicted == references).astype(float)
-    result["top_1_interval"] = mean_intervals(hits[:, None], clusters, n_resamples, seed)[0]
+    intervals = mean_intervals(hits[:, None], clusters, n_resamples, seed)
+    result["top_1_interval"] = list(intervals[0])
     # A resampled confusion matrix is a mean of matrices with a single 1.
     cells = np.eye(len(labels) ** 2)[references * len(labels) + predicted]
     draws = cluster_bootstrap(cells, clusters, n_resamples, seed)

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
+from huggingface_hub import EvalResult
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -173,6 +174,33 @@ def figure_tables(results: Mapping) -> list[Table]:
         if method != "chance":
             tables.append(_table_4(method, scores))
     return tables
+
+
+def eval_results(results: Mapping) -> list[EvalResult]:
+    """The student's figures for a model card's model-index (`huggingface_hub.ModelCardData`)."""
+    summary = next(iter(results["answers"].values()))["overall"]["scores"]
+    found = [
+        ("visual-question-answering", NAMES[name], name.split("_")[0], summary[name]["mean"])
+        for name in TABLE_1
+        if name in summary
+    ]
+    for method, scores in results.get("classification", {}).items():
+        if method != "chance":
+            for kind, key in (("accuracy", "top_1"), ("f1", "macro_f1")):
+                name = f"{key.replace('_', ' ')} by {method}"
+                found.append(("image-classification", name, kind, scores[key]))
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=results["dataset"],
+            dataset_name=results["dataset"],
+            dataset_split=results.get("split"),
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for task, name, kind, value in found
+    ]
 
 
 def _length_table(summaries: Mapping[str, Mapping]) -> Table:
