@@ -6,7 +6,6 @@ scored, compared and reported like a student.
 
 import random
 from collections.abc import Mapping
-from functools import lru_cache
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -29,19 +28,17 @@ def typical_answers(
             The fair bar for a student that is told the category.
     """
 
-    of_question = _by_question(train_records)
-    of_category_too = {}
-    if of_category:
-        for record in train_records:
-            key = record["question_id"], record.get("category")
-            of_category_too.setdefault(key, []).append(record["reference"])
-    medoids = {}
-    for key in {(r["question_id"], r.get("category")) for r in records}:
-        medoids[key] = _medoid(tuple(of_category_too.get(key) or _candidates(of_question, key[0])))
-    return [
-        {**record, "prediction": medoids[record["question_id"], record.get("category")]}
-        for record in records
-    ]
+    def group(record: Record) -> tuple[str, str | None]:
+        return record["question_id"], record.get("category") if of_category else None
+
+    of_question, of_group = _by_question(train_records), {}
+    for record in train_records:
+        of_group.setdefault(group(record), []).append(record["reference"])
+    medoids = {
+        key: _medoid(of_group.get(key) or _candidates(of_question, key[0]))
+        for key in {group(record) for record in records}
+    }
+    return [{**record, "prediction": medoids[group(record)]} for record in records]
 
 
 def random_answers(
@@ -105,8 +102,7 @@ def _unanswered(question_id: str) -> ValueError:
     )
 
 
-@lru_cache
-def _medoid(answers: tuple[str, ...]) -> str:
+def _medoid(answers: list[str]) -> str:
     vectors = TfidfVectorizer(token_pattern=r"\S+").fit_transform(answers)  # of length 1
     mean = np.asarray(vectors.mean(axis=0)).ravel()
     return answers[int(np.argmax(vectors @ mean))]

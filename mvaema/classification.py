@@ -88,8 +88,8 @@ def score_categories(
         ValueError: no micrograph has a category, or one has a category that is not a label.
     """
     records = list(records)
-    kept = [r for r in records if r["category"] in labels]
-    unknown = {r["category"] for r in records} - {None, "Other", *labels}
+    kept = [r for r in records if r.get("category") in labels]
+    unknown = {r.get("category") for r in records} - {None, "Other", *labels}
     if unknown:
         raise ValueError(
             f"the split has categories that are not among the model's: {', '.join(sorted(unknown))}"

@@ -84,12 +84,11 @@ def write_report(
             micrograph is missing.
     """
     _check(results, answers, images)
+    figures_json = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+    pictures = _pictures(results, log)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(
-        json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    pictures = _pictures(results, log)
+    (folder / "results.json").write_text(figures_json + "\n", encoding="utf-8")
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
 
@@ -114,7 +113,7 @@ def write_report(
             results=results,
             facts={k: v for k, v in results.items() if isinstance(v, str | int | float)},
             tables=tables,
-            pictures={name: _data_uri(_png(figure), "png") for name, figure in pictures.items()},
+            pictures={name: _embedded(figure) for name, figure in pictures.items()},
             student=student,
             records=shown,
             total=len(worst_first),
@@ -367,10 +366,12 @@ def _thumbnail(image: Image.Image) -> dict:
     return {"uri": uri, "width": small.width, "height": small.height}
 
 
-def _png(figure: Figure) -> bytes:
+def _embedded(figure: Figure) -> dict:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    figure.savefig(buffer, format="png", dpi=144)
+    # 72 CSS pixels per inch give all pictures the same size of text.
+    width = round(72 * figure.get_figwidth())
+    return {"uri": _data_uri(buffer.getvalue(), "png"), "width": width}
 
 
 def _data_uri(content: bytes, kind: str) -> str:

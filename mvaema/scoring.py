@@ -207,7 +207,7 @@ def _check(records: list[Record]) -> None:
     if not records:
         raise ValueError("there are no records to score.")
     for i, record in enumerate(records):
-        for field in ("image_id", "question_id", "reference", "prediction"):
+        for field in ("image_id", "question_id", "question", "reference", "prediction"):
             if record.get(field) is None:
                 raise ValueError(
                     f"record {i} has no `{field}`. A question left unanswered counts as the "

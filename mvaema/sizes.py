@@ -26,10 +26,12 @@ _UNIT = rf"(?:{'|'.join(NANOMETRES)})"
 _LENGTH = rf"{_NUMBER}\s*-?{_UNIT}(?![\w^/]|[-−]1(?!\d))"
 _HEDGE = r"(?:about|around|roughly|nearly|over|up to|more than|~|≈)?\s*"
 _STATEMENT = re.compile(
-    rf"(?<![\w.,/])(?:(?P<between>between\s+{_HEDGE})?(?P<first>{_NUMBER}(?:\s*-?{_UNIT})?)\s*"
-    rf"(?P<join>to|and|[-–—−]|±|\+/-|[×x](?=\d)|(?<=\s)[×x])\s*{_HEDGE}(?P<last>{_LENGTH})|(?P<only>{_LENGTH}))",
+    rf"(?<![\w.,/⁄^])(?:(?P<between>between\s+{_HEDGE})?(?P<first>{_NUMBER}(?:\s*-?{_UNIT})?)\s*"
+    rf"(?P<join>to|and|[-–—−]|±|\+/-|[×x](?=\d)|(?<=\s)[×x])\s*{_HEDGE}(?P<last>{_LENGTH})"
+    rf"|(?P<only>{_LENGTH}))",
     re.IGNORECASE,
 )
+_EXPONENTS = str.maketrans(dict.fromkeys("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "^"))
 
 
 class Length(NamedTuple):
@@ -46,8 +48,8 @@ def parse_lengths(text: str) -> list[Length]:
     and "2 × 3 µm" or "2 and 3 µm" are two lengths.
     """
     lengths = []
-    # NFKC: one code point for the two signs µ and μ, one for the two of Å, plain digits for nm².
-    text = unicodedata.normalize("NFKC", text)
+    # NFKC: one code point for the two signs µ and μ, one for the two of Å, and plain spaces.
+    text = " ".join(unicodedata.normalize("NFKC", text.translate(_EXPONENTS)).split())
     for match in _STATEMENT.finditer(text):
         if match["only"]:
             value, _ = _nanometres(match["only"])

@@ -168,10 +168,13 @@ def test_no_metadata_leaves_with_the_images(report):
 
 def test_page_shows_the_worst_answers(tmp_path):
     answers = make_answers()
+    for record in answers["student"]:
+        del record["category"]  # a split without categories
     path = write_report(make_results(answers), answers, make_images(), tmp_path, max_answers=3)
     page = path.read_text(encoding="utf-8")
     assert page.count("<article") == 3 and "3 worst of 12 answers" in page
     assert "no answer" in page  # the empty prediction, which scores 0
+    assert "per category" not in page
     assert not (tmp_path / "losses.png").exists()
 
 

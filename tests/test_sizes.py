@@ -30,7 +30,8 @@ from mvaema.sizes import Length, length_errors, parse_lengths, relative_error
         ("0 to 5 nm", [(0, 5)]),
         ("1 to 11 percent of the width", []),
         ("30 nm² and 30 nm2 and 5 nm⁻¹ and 5 nm-1 and 5 1/nm and 3 nm/s", []),
-        ("a few micrometres", []),
+        ("a few micrometres, 10³ nm, 10^3 nm, ½ µm, 1/2 µm", []),
+        ("5 to" + " " * 20_000 + "µm", []),  # in no time
         ("no scale bar", []),
         ("", []),
     ],
