@@ -58,7 +58,9 @@ QUESTIONS = {
         "Which signs of interaction with the surroundings are visible, and which objects are not "
         "part of the nanomaterial?"
     ),
-    "imaging": ("Which imaging technique was used, and has the image been modified or annotated?"),
+    "imaging": (
+        "Which imaging technique was used, and has the image been modified or annotated?"
+    ),
     "function": (
         "Which elements or regions look functionally distinct, and does the image show a process "
         "or a static state?"

@@ -110,7 +110,6 @@ def write_report(
         _environment()
         .get_template("report.html.j2")
         .render(
-            results=results,
             facts={k: v for k, v in results.items() if isinstance(v, str | int | float)},
             tables=tables,
             pictures={name: _embedded(figure) for name, figure in pictures.items()},
@@ -203,13 +202,17 @@ def eval_results(results: Mapping) -> list[EvalResult]:
 
 
 def _length_table(summaries: Mapping[str, Mapping]) -> Table:
-    rows = []
-    for name, scores in summaries.items():
-        stated, error = scores["length_stated"], scores["length_error"]
-        within, invented = scores["length_within_20_percent"], scores["length_invented"]
-        median = _percent(error.get("median"))
-        rows.append([name, str(stated["n"]), _percent(stated.get("mean")), median])
-        rows[-1] += [_percent(within.get("mean")), _percent(invented.get("mean"))]
+    rows = [
+        [
+            name,
+            str(s["length_stated"]["n"]),
+            _percent(s["length_stated"].get("mean")),
+            _percent(s["length_error"].get("median")),
+            _percent(s["length_within_20_percent"].get("mean")),
+            _percent(s["length_invented"].get("mean")),
+        ]
+        for name, s in summaries.items()
+    ]
     return Table(
         "Lengths stated in the answers",
         ["Method", "True lengths in", "Stated", "Median error", "Within 20 %", "Invented"],
@@ -245,13 +248,13 @@ def _comparison_table(name: str, comparison: Mapping) -> Table:
 
 def _accuracy_table(classification: Mapping[str, Mapping]) -> Table:
     averages = ("Avg-Precision", "Avg-Recall", "Avg-F1 Score")
+    names = ("top_5", "macro_precision", "macro_recall", "macro_f1", "expected_calibration_error")
     rows = []
     for method, s in classification.items():
         low, high = s["top_1_interval"]
         interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
-        figures_ = (s[f"macro_{name}"] for name in ("precision", "recall", "f1"))
-        rows.append([method, str(s["n"]), f"{s['top_1']:.3f}{interval}", f"{s['top_5']:.3f}"])
-        rows[-1] += [*(f"{x:.3f}" for x in figures_), f"{s['expected_calibration_error']:.3f}"]
+        figures_of_method = (f"{s[name]:.3f}" for name in names)
+        rows.append([method, str(s["n"]), f"{s['top_1']:.3f}{interval}", *figures_of_method])
     return Table(
         "Classification",
         ["Method", "Micrographs", "Top-1", "Top-5", *averages, "ECE (↓)"],
@@ -279,7 +282,7 @@ def _table_4(method: str, scores: Mapping) -> Table:
 
 
 def _table_7(student: str, examples: list[Record]) -> Table:
-    metrics = [m for m in TABLE_7 if examples and m in examples[0]["scores"]]
+    metrics = [m for m in TABLE_7 if m in examples[0]["scores"]]
     rows = [
         [
             f"![{r['image_id']}](micrographs/{r['image_id']}.jpg)",
@@ -289,7 +292,7 @@ def _table_7(student: str, examples: list[Record]) -> Table:
         ]
         for r in examples
     ]
-    question = examples[0]["question_id"] if examples else ""
+    question = examples[0]["question_id"]
     return Table(
         f"Examples for the question “{question}” (as Table 7 of the paper)",
         ["Image", "Ground Truth", f"Answers of {student}", *(NAMES[m] for m in metrics)],

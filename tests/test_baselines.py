@@ -66,6 +66,7 @@ def test_a_question_that_training_never_asked():
             baseline(TRAIN, [record("x", "?", question_id="function")])
 
 
+@pytest.mark.slow
 @needs_wordnet
 @pytest.mark.skipif("MVAEMA_SHARED" not in os.environ, reason="MVAEMA_SHARED is not set")
 def test_figures_of_the_shared_micrographs():
