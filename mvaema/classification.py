@@ -82,7 +82,8 @@ def score_categories(
     Returns:
         What `score_classes` returns; `left_out`; `top_1_interval`, the clustered bootstrap 95 %
         interval [low, high], or two None with fewer than two clusters; and per class
-        `precision_std`, `recall_std` and `f1_std`, the bootstrap standard errors of the figures.
+        `precision_std`, `recall_std` and `f1_std`, the bootstrap standard errors of the figures
+        (None where all the micrographs behind a figure are of one cluster).
 
     Raises:
         ValueError: no micrograph has a category, or one has a category that is not a label.
@@ -117,14 +118,16 @@ def score_categories(
     diagonal = np.einsum("bii->bi", matrices)
     true, guessed = matrices.sum(axis=2), matrices.sum(axis=1)
     for i, label in enumerate(labels):
-        for name, denominator in (
-            ("precision", guessed),
-            ("recall", true),
-            ("f1", (true + guessed) / 2),
+        is_true, is_guessed = references == i, predicted == i
+        for name, denominator, involved in (
+            ("precision", guessed, is_guessed),
+            ("recall", true, is_true),
+            ("f1", (true + guessed) / 2, is_true | is_guessed),
         ):
             drawn = denominator[:, i] > 0
             values = diagonal[drawn, i] / denominator[drawn, i]
-            result["per_class"][label][f"{name}_std"] = float(values.std()) if len(values) else None
+            several = len({clusters[j] for j in np.flatnonzero(involved)}) > 1
+            result["per_class"][label][f"{name}_std"] = float(values.std()) if several else None
     return result
 
 

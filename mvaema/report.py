@@ -277,7 +277,8 @@ def _table_4(method: str, scores: Mapping) -> Table:
         f"Categories by {method} (as Table 4 of the paper)",
         ["Category", "Precision", "Recall", "F1 Score", "Micrographs"],
         rows,
-        "± is the bootstrap standard error over clusters (the paper's is over ten folds).",
+        "± is the bootstrap standard error over clusters (the paper's is over ten folds); none is "
+        "given where all micrographs behind a figure are of one cluster.",
     )
 
 

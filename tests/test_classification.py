@@ -114,6 +114,9 @@ def test_standard_errors_shrink_with_more_clusters():
     for name in ("precision_std", "recall_std", "f1_std"):
         assert 0 < many["per_class"]["class 0"][name] < few["per_class"]["class 0"][name]
     assert many["per_class"]["class 7"]["recall_std"] is None  # never occurs
+    of_one = [{**r, "group": "g"} if r["category"] == "class 0" else r for r in make_records()]
+    of_one = score_categories(of_one, LABELS)["per_class"]["class 0"]
+    assert of_one["recall_std"] is None and of_one["f1_std"] > 0
 
 
 def test_categories_of_another_model():
