@@ -12,11 +12,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 from datasets import Dataset
-from sklearn.model_selection import StratifiedGroupKFold
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -24,6 +24,7 @@ from configuration_mvaema import PRESETS, MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
 from mvaema.dataset import DatasetError, load_micrographs
 from mvaema.examples import Collator, EpochSampler, MicrographExamples
+from mvaema.folds import assign_folds, check_no_leak
 from mvaema.warm_start import from_encoders
 from processing_mvaema import MVaEMaProcessor, train_tokenizer
 
@@ -49,7 +50,8 @@ class Recipe:
     )
     split: str = field(default="train", metadata={"help": "Split of the dataset to train on."})
     folds: int = field(
-        default=10, metadata={"help": "One of so many folds, split by group, is for validation."}
+        default=10,
+        metadata={"help": "One of so many folds is for validation; none shares a specimen."},
     )
     fold: int = field(default=0, metadata={"help": "The fold that is for validation."})
     epochs: int = field(default=50, metadata={"help": "Passes over the training micrographs."})
@@ -75,26 +77,7 @@ class Recipe:
     )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped here."})
     workers: int = field(default=1, metadata={"help": "Processes that prepare batches."})
-    seed: int = field(default=0, metadata={"help": "Of weights, order, draws and folds."})
-
-
-def split_by_group(dataset: Dataset, folds: int, fold: int) -> tuple[Dataset, Dataset]:
-    """Training and validation rows; no group is in both, categories are spread evenly.
-
-    Raises:
-        DatasetError: there are fewer groups than folds.
-    """
-    groups, categories = dataset["group"][:], [str(c) for c in dataset["category"][:]]
-    groups = [
-        g if g is not None else i for g, i in zip(groups, dataset["image_id"][:], strict=True)
-    ]
-    if len(set(groups)) < folds:
-        raise DatasetError(
-            f"{len(set(groups))} groups cannot be split into {folds} folds; use fewer folds."
-        )
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
-    train, validation = list(splitter.split(categories, categories, groups))[fold]
-    return dataset.select(train), dataset.select(validation)
+    seed: int = field(default=0, metadata={"help": "Of weights, order and draws."})
 
 
 def build_model(recipe: Recipe, train: Dataset) -> MVaEMaModel:
@@ -160,7 +143,13 @@ def train(recipe: Recipe) -> Path:
             f"{recipe.dataset} has no answers with outcome 'ok' in its column 'qa'; run "
             "generate_teacher_data.py on it first."
         )
-    train_rows, validation_rows = split_by_group(dataset.select(usable), recipe.folds, recipe.fold)
+    dataset = dataset.select(usable)
+    if not 0 <= recipe.fold < recipe.folds:
+        raise ValueError(f"fold must be in [0, folds={recipe.folds}); got {recipe.fold}.")
+    folds = np.array(assign_folds(dataset, recipe.folds))
+    train_rows = dataset.select(np.flatnonzero(folds != recipe.fold))
+    validation_rows = dataset.select(np.flatnonzero(folds == recipe.fold))
+    check_no_leak(train_rows, validation_rows)
 
     set_seed(recipe.seed)
     model = build_model(recipe, train_rows)

@@ -1,0 +1,262 @@
+"""train.py on tiny datasets made on the spot, from images on disk to a loadable student."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel
+
+from configuration_mvaema import CATEGORY_CAPTIONS, QUESTIONS
+from mvaema import training
+from mvaema.dataset import DatasetError, load_micrographs
+from mvaema.examples import Collator, EpochSampler, MicrographExamples
+from mvaema.training import Recipe, train
+
+ROOT = Path(__file__).parents[1]
+CATEGORIES = ("Nanowires", "Particles")
+
+
+def write_dataset(folder: Path, count: int = 20, **column) -> Path:
+    """Stripes and dots: an imagefolder whose answers follow from the image."""
+    (folder / "train").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(count):
+        category = CATEGORIES[i % 2]
+        pixels = rng.integers(0, 80, (64, 64))
+        if i % 2:
+            pixels[rng.integers(0, 64, 60), rng.integers(0, 64, 60)] = 255
+        else:
+            pixels[:, :: rng.integers(4, 9)] = 255
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "train" / f"{i}.png")
+        qa = [
+            {
+                "question_id": name,
+                "question": QUESTIONS[name],
+                "answer": f"The micrograph shows {category.lower()}, {name}.",
+                "outcome": "ok",
+            }
+            for name in ("basics", "morphology", "surface")
+        ]
+        qa.append({**qa[0], "answer": "I cannot help with that.", "outcome": "refused"})
+        rows.append(
+            {
+                "file_name": f"{i}.png",
+                "image_id": f"image{i}",
+                "category": category,
+                "caption": CATEGORY_CAPTIONS[category],
+                "scale_bar": "1 µm" if i % 3 else None,
+                "group": f"specimen{i // 4}",
+                "qa": qa,
+                **column,
+            }
+        )
+    lines = "\n".join(json.dumps(row) for row in rows)
+    (folder / "train" / "metadata.jsonl").write_text(lines)
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return write_dataset(tmp_path / "data")
+
+
+@pytest.fixture
+def recipe(dataset, tmp_path, monkeypatch):
+    """A run of seconds: the real loop on a model of a few thousand parameters."""
+    tiny = {"hidden_size": 16, "intermediate_size": 32, "num_image_layers": 1, "num_text_layers": 1}
+    monkeypatch.setitem(training.PRESETS, "paper", tiny)
+    return Recipe(
+        str(dataset),
+        str(tmp_path / "run"),
+        folds=5,
+        epochs=2,
+        batch_size=8,
+        questions_per_image=2,
+        vocab_size=300,
+        warmup_steps=2,
+        workers=0,
+    )
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_ends_in_a_model_repository_and_a_log(recipe):
+    folder = train(recipe)
+    log = log_of(folder)
+    assert [record["epoch"] for record in log] == [1, 2]
+    for record in log:
+        for part in (record["train"], record["validation"]):
+            assert set(part) == {"loss", "itc_loss", "itm_loss", "lm_loss"}
+            assert part["loss"] == pytest.approx(
+                part["itc_loss"] + part["itm_loss"] + part["lm_loss"], rel=1e-5
+            )
+    assert log[1]["train"]["lm_loss"] < log[0]["train"]["lm_loss"]
+    assert json.loads((folder / "recipe.json").read_text())["folds"] == 5
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    image = Image.open(Path(recipe.dataset) / "train" / "0.png")
+    assert set(model.answer(image, max_new_tokens=3)) == {"basics", "morphology", "surface"}
+    assert not list(folder.glob(".saving*"))
+
+
+def test_the_same_seed_gives_the_same_losses_whatever_the_number_of_workers(recipe, tmp_path):
+    first = log_of(train(recipe))
+    recipe.output_dir, recipe.workers = str(tmp_path / "again"), 2
+    again = log_of(train(recipe))
+    for a, b in zip(first, again, strict=True):
+        assert a["train"] == b["train"] and a["validation"] == b["validation"]
+
+
+def test_the_best_checkpoint_is_kept(recipe, monkeypatch):
+    """The second epoch is made worse; the weights on disk stay those of the first."""
+    original = training._run
+    states = []
+
+    def run(accelerator, model, loader, title, *args):
+        losses = original(accelerator, model, loader, title, *args)
+        if title == "validation":
+            states.append({k: v.clone() for k, v in model.state_dict().items()})
+            losses["loss"] += 100 * len(states)
+        return losses
+
+    monkeypatch.setattr(training, "_run", run)
+    saved = AutoModel.from_pretrained(train(recipe), trust_remote_code=True).state_dict()
+    assert all(torch.equal(saved[name], states[0][name]) for name in saved)
+    assert not torch.equal(saved["itm_head.weight"], states[1]["itm_head.weight"])
+
+
+def test_training_stops_when_nothing_gets_better(recipe, monkeypatch):
+    original = training._run
+
+    def run(accelerator, model, loader, title, *args):
+        losses = original(accelerator, model, loader, title, *args)
+        return losses if args else losses | {"loss": 1.0}
+
+    monkeypatch.setattr(training, "_run", run)
+    recipe.epochs, recipe.stop_after = 9, 2
+    assert len(log_of(train(recipe))) == 3
+
+
+def test_refused_answers_never_reach_training(dataset, processor):
+    examples = MicrographExamples(load_micrographs(dataset), "Which category?", 9)
+    answers = {a for i in range(20) for a in examples[i]["answers"]}
+    assert len(answers) == 8 and not any("cannot" in answer for answer in answers)
+
+
+def test_captions_and_scales_come_and_go_but_never_beside_the_category_question(dataset):
+    examples = MicrographExamples(load_micrographs(dataset), "Which category?", 9)
+    prompts = [p for i in range(200) for p in examples[i]["prompts"]]
+    others = [p for p in prompts if "Which category?" not in p]
+    for sign, expected in (("electron micrograph", 0.5), ("scale bar marks", 0.5 * 0.65)):
+        share = sum(sign in p for p in others) / len(others)
+        assert share == pytest.approx(expected, abs=0.08)
+    assert not any("electron micrograph" in p for p in prompts if "Which category?" in p)
+    quiet = MicrographExamples(load_micrographs(dataset), "Which category?", 9, training=False)
+    assert not any("An electron micrograph" in p for i in range(20) for p in quiet[i]["prompts"])
+
+
+def test_statements_are_about_the_image_and_never_questions(dataset):
+    examples = MicrographExamples(load_micrographs(dataset), "Which category?", 2)
+    statements = {examples[i]["statement"] for i in range(400)}
+    assert not any("?" in statement for statement in statements)
+    assert set(CATEGORY_CAPTIONS.values()) & statements
+    assert any(s.count(".") == 2 for s in statements) and any("surface" in s for s in statements)
+
+
+def test_draws_depend_on_seed_epoch_and_row_alone(dataset):
+    rows = load_micrographs(dataset)
+    first, same = (MicrographExamples(rows, "Which?", 2, seed=3) for _ in range(2))
+    assert same[25]["prompts"] == first[25]["prompts"]
+    assert same[25]["image"] == first[25]["image"]
+    assert any(first[5]["prompts"] != first[5 + 20 * epoch]["prompts"] for epoch in range(1, 5))
+    assert any(
+        first[i]["prompts"] != MicrographExamples(rows, "Which?", 2, seed=4)[i]["prompts"]
+        for i in range(20)
+    )
+
+
+def test_each_epoch_is_another_permutation_of_all_rows():
+    sampler = EpochSampler(7, seed=1)
+    first = list(sampler)
+    sampler.set_epoch(2)
+    third = list(sampler)
+    assert sorted(first) == list(range(7)) and sorted(third) == list(range(14, 21))
+    assert [i - 14 for i in third] != first
+    assert list(sampler) == third
+
+
+def test_a_micrograph_with_fewer_questions_repeats_its_own(dataset, processor):
+    examples = MicrographExamples(load_micrographs(dataset), "Which category?", 4)
+    few = {**examples[0], "prompts": ["One?"], "answers": ["one"]}
+    batch = Collator(processor)([examples[1], few])
+    prompts = processor.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    assert prompts[4:] == ["One?"] * 4 and len(batch["labels"]) == 8
+
+
+def test_every_kind_of_place_is_read(dataset, tmp_path):
+    rows = load_micrographs(dataset)
+    rows.save_to_disk(tmp_path / "disk")
+    (tmp_path / "parquet").mkdir()
+    rows.to_parquet(tmp_path / "parquet" / "train-00000.parquet")
+    for place in ("disk", "parquet"):
+        again = load_micrographs(tmp_path / place)
+        assert again["image_id"][:] == rows["image_id"][:]
+        assert again["pixel_size_nm"][0] is None
+
+
+def test_bad_datasets_are_named(recipe, tmp_path):
+    def refuse(error, match, **fields):
+        with pytest.raises(error, match=match):
+            train(Recipe(**{**vars(recipe), "output_dir": str(tmp_path / "never"), **fields}))
+        assert not (tmp_path / "never").exists()
+
+    refuse(DatasetError, "cannot read split 'train' of", dataset=str(tmp_path / "nowhere"))
+    refuse(DatasetError, "split 'test'", split="test")
+    without = write_dataset(tmp_path / "without", qa=[])
+    refuse(DatasetError, "no answers with outcome 'ok'", dataset=str(without))
+    refuse(ValueError, "k must be", folds=30)
+    refuse(ValueError, "fold must be in", fold=5)
+
+
+def test_an_unreadable_image_is_named(recipe):
+    image = Path(recipe.dataset) / "train" / "7.png"
+    image.write_bytes(image.read_bytes()[:60])
+    with pytest.raises(DatasetError, match="image7"):
+        train(recipe)
+
+
+def test_another_run_is_not_overwritten(recipe):
+    folder = train(recipe)
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="choose another"):
+        train(recipe)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_command_on_one_process_and_on_two(dataset, tmp_path):
+    """`accelerate launch train.py`, the `paper` preset: two ranks repeat one."""
+    shutil.copytree(dataset, tmp_path / "copy")
+    logs = []
+    for name, launcher in (
+        ("one", ["accelerate.commands.launch", "--cpu", "--num_processes", "1"]),
+        ("two", ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]),
+    ):
+        command = [sys.executable, "-m", *launcher, str(ROOT / "train.py")]
+        options = (
+            f"--folds 5 --epochs 1 --batch_size 8 --questions_per_image 2 --workers 0 "
+            f"--vocab_size 300 --dataset {tmp_path / 'copy'} --output_dir {tmp_path / name}"
+        )
+        run = subprocess.run([*command, *options.split()], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr[-3000:]
+        logs.append(log_of(tmp_path / name)[0])
+    for part in ("train", "validation"):
+        assert logs[0][part] == pytest.approx(logs[1][part], abs=1e-4)
