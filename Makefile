@@ -1,0 +1,52 @@
+# make demo   first command: environment, synthetic data, training, scores, a report to open
+# make test   second command: environment and the tests
+#
+# PYTHON=python3.12 chooses the interpreter (3.11 or newer), TORCH="torch==2.13.0+cpu" the build.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# Without a GPU the CPU build is the right one: it is a tenth of the size. It is taken from the
+# configured package index if that has it, else from PyTorch's own.
+ifeq ($(shell uname -s)$(shell command -v nvidia-smi),Linux)
+TORCH ?= torch==2.13.0+cpu
+INSTALL_TORCH = $(PIP) "$(TORCH)" 2>/dev/null || \
+	$(PIP) "$(TORCH)" --index-url https://download.pytorch.org/whl/cpu || $(PIP) torch
+else
+TORCH ?= torch
+INSTALL_TORCH = $(PIP) "$(TORCH)"
+endif
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m mvaema.demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) demo
+
+$(VENV)/.torch:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing PyTorch ..."
+	$(INSTALL_TORCH)
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	@echo "Installing MVaEMa ..."
+	$(PIP) --editable ".[eval,train]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
+	@echo "Installing MVaEMa and what its tests need ..."
+	$(PIP) --editable ".[test]"
+	touch $@ $(VENV)/.demo
