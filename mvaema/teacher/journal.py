@@ -1,0 +1,398 @@
+"""The journal of one run (or one shard of it): every reply, raw, in SQLite.
+
+What is special about it:
+- a reply is committed (WAL, synchronous FULL) before anything reads it, so a process that dies
+  at any moment loses at most the requests in flight;
+- nothing is ever deleted or overwritten: a question asked again has two attempts;
+- a lock keeps a second run off the same journal, and a ballast file keeps room on the disk for
+  the replies that are in flight when it fills up.
+
+SQLite's WAL needs a local disk: put the output folder on one, not on a network share.
+"""
+
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mvaema.teacher.replies import Reading
+
+BALLAST_BYTES = 16 * 2**20
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+-- Which image a source turned out to be; `source` is a hash, never a file name.
+CREATE TABLE IF NOT EXISTS sources (source TEXT PRIMARY KEY, image_id TEXT, problem TEXT);
+CREATE TABLE IF NOT EXISTS images (
+    image_id TEXT PRIMARY KEY, file TEXT NOT NULL, sha256 TEXT NOT NULL,
+    width INTEGER NOT NULL, height INTEGER NOT NULL,
+    category TEXT, caption TEXT, pixel_size_nm REAL, scale_bar TEXT, "group" TEXT,
+    source TEXT, licence TEXT);
+CREATE TABLE IF NOT EXISTS replies (
+    id INTEGER PRIMARY KEY,
+    fingerprint TEXT NOT NULL, image_id TEXT NOT NULL, question_id TEXT NOT NULL,
+    attempt INTEGER NOT NULL, asked_at REAL NOT NULL, latency_s REAL,
+    status INTEGER, request_id TEXT, batch TEXT, problem TEXT, raw BLOB,
+    -- Filled in when the reply is read; NULL until then.
+    outcome TEXT, settled INTEGER, finish_reason TEXT, returned_model TEXT,
+    prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER,
+    UNIQUE (fingerprint, attempt));
+CREATE INDEX IF NOT EXISTS replies_of_an_image ON replies (image_id);
+CREATE INDEX IF NOT EXISTS unread ON replies (id) WHERE outcome IS NULL;
+CREATE TABLE IF NOT EXISTS batches (
+    name TEXT PRIMARY KEY, state TEXT NOT NULL, worst_cost REAL,
+    file_id TEXT, batch_id TEXT, status TEXT);
+CREATE TABLE IF NOT EXISTS batch_questions (
+    batch TEXT NOT NULL, fingerprint TEXT NOT NULL, attempt INTEGER NOT NULL,
+    image_id TEXT NOT NULL, question_id TEXT NOT NULL,
+    PRIMARY KEY (batch, fingerprint)) WITHOUT ROWID;
+"""
+
+
+class JournalError(RuntimeError):
+    """The output folder cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one image, as it is asked: the same fingerprint, the same request."""
+
+    fingerprint: str
+    image_id: str
+    question_id: str
+    text: str  # the rendered prompt
+    file: Path  # the prepared image
+    size: tuple[int, int]  # of the prepared image, (width, height) in pixels
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back for one attempt, before anybody read it.
+
+    `status` and `raw` are the HTTP status and body; without a response both are None and
+    `problem` says what happened (`timeout`, `dropped`, `unreachable`).
+    """
+
+    fingerprint: str
+    image_id: str
+    question_id: str
+    attempt: int
+    asked_at: float  # Unix time in seconds
+    latency_s: float | None
+    status: int | None = None
+    request_id: str | None = None
+    batch: str | None = None
+    problem: str | None = None
+    raw: bytes | None = None
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """A row of `images`: the prepared file and what is known about the micrograph."""
+
+    image_id: str
+    file: str  # relative to the output folder
+    sha256: str  # of the file's bytes
+    width: int
+    height: int
+    category: str | None = None
+    caption: str | None = None
+    pixel_size_nm: float | None = None
+    scale_bar: str | None = None
+    group: str | None = None
+    source: str | None = None
+    licence: str | None = None
+
+
+def journal_name(shard: int, shards: int) -> str:
+    """File name of the journal of shard `shard` of `shards` (from 0)."""
+    return f"journal-{shard:05d}-of-{shards:05d}.sqlite"
+
+
+def journals(folder: Path) -> list[Path]:
+    """The journals in an output folder, by shard."""
+    return sorted(folder.glob("journal-*-of-*.sqlite"))
+
+
+class Journal:
+    """One SQLite file. Safe to use from several threads of one process.
+
+    Args:
+        path: the file; created with its folder when missing.
+        configuration: what makes answers comparable (model, sampling, prompt, preparation). A
+            journal begun with another one is refused. None opens whatever is there.
+        read_only: open without lock and ballast, to read while another process writes.
+
+    Raises:
+        JournalError: the folder cannot be written, is in use by another run, or holds the
+            journal of another configuration.
+    """
+
+    def __init__(
+        self, path: Path, configuration: dict | None = None, *, read_only: bool = False
+    ):
+        self.path = path
+        self.folder = path.parent
+        self._ballast = path.with_suffix(".ballast")
+        self._lock = None
+        self._mutex = threading.Lock()
+        try:
+            if read_only:
+                self._db = self._connect(f"{path.resolve().as_uri()}?mode=ro")
+            else:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._take_lock()
+                self._db = self._connect(path.resolve().as_uri())
+                self._create()
+                self._refill_ballast()
+        except (OSError, sqlite3.Error) as error:
+            self._release_lock()
+            raise JournalError(
+                f"{path}: the journal cannot be opened ({error}); --output must be a folder on a "
+                "local disk with free space that you may write to."
+            ) from error
+        try:
+            self._check(configuration)
+        except JournalError:
+            self.close()
+            raise
+
+    def _connect(self, uri: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False
+        )
+        connection.row_factory = sqlite3.Row
+        return connection
+
+    def _create(self):
+        mode = self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            raise OSError(f"the disk does not support SQLite's WAL, the mode is {mode}")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.executescript(TABLES)
+
+    def _take_lock(self):
+        self._lock = self.path.with_suffix(".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            self._lock = None
+            raise JournalError(
+                f"{self.path}: another run is writing this journal; wait for it, or give this one "
+                "its own --shard or --output."
+            ) from None
+
+    def _release_lock(self):
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _check(self, configuration: dict | None):
+        recorded = self.configuration
+        if configuration is None or recorded == configuration:
+            return
+        if recorded is not None:
+            names = [
+                f"{name}: {recorded.get(name)!r} there, {configuration.get(name)!r} now"
+                for name in sorted({*recorded, *configuration})
+                if recorded.get(name) != configuration.get(name)
+            ]
+            raise JournalError(
+                f"{self.path} holds answers of another configuration ({'; '.join(names)}); use "
+                "the same settings to go on with it, or another --output."
+            )
+        with self.transaction() as db:
+            db.execute("INSERT INTO meta VALUES ('configuration', ?)", [json.dumps(configuration)])
+
+    @property
+    def configuration(self) -> dict | None:
+        """What the journal was begun with; None for a new one."""
+        rows = self.query("SELECT value FROM meta WHERE key = 'configuration'")
+        return json.loads(rows[0][0]) if rows else None
+
+    def close(self):
+        with self._mutex:
+            self._db.close()
+        self._release_lock()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    # --- transactions
+
+    def transaction(self) -> "_Transaction":
+        """A context in which statements are committed together, or not at all."""
+        return _Transaction(self._db, self._mutex)
+
+    def query(self, sql: str, parameters: Iterable = ()) -> list[sqlite3.Row]:
+        """All rows of a small result."""
+        with self._mutex:
+            return self._db.execute(sql, tuple(parameters)).fetchall()
+
+    def snapshot(self) -> sqlite3.Connection:
+        """A second, read-only connection that sees the journal as it is now, whatever is written
+        meanwhile. The caller closes it."""
+        connection = self._connect(f"{self.path.resolve().as_uri()}?mode=ro")
+        connection.execute("BEGIN")
+        connection.execute("SELECT count(*) FROM meta").fetchone()  # the snapshot starts here
+        return connection
+
+    # --- the disk
+
+    def _refill_ballast(self):
+        if self._ballast.exists() and self._ballast.stat().st_size == BALLAST_BYTES:
+            return
+        with self._ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+
+    def record(self, replies: list[Reply], readings: list[tuple[Reply, Reading]] = ()):
+        """Commit replies as they came, and what was read from earlier ones, in one transaction.
+
+        Raises:
+            JournalError: the disk is full. The replies are committed all the same, in the room
+                that the ballast held; the run must stop.
+        """
+        try:
+            self._record(replies, readings)
+        except sqlite3.OperationalError as error:
+            if not self._ballast.exists():
+                raise
+            self._ballast.unlink()
+            self._record(replies, readings)
+            raise JournalError(
+                f"{self.folder}: the disk is full ({error}). All replies so far are in the "
+                "journal; free some space and run the same command again."
+            ) from error
+
+    def _record(self, replies, readings):
+        with self.transaction() as db:
+            db.executemany(
+                "INSERT INTO replies (fingerprint, image_id, question_id, attempt, asked_at, "
+                "latency_s, status, request_id, batch, problem, raw) VALUES (:fingerprint, "
+                ":image_id, :question_id, :attempt, :asked_at, :latency_s, :status, :request_id, "
+                ":batch, :problem, :raw)",
+                [vars(reply) for reply in replies],
+            )
+            db.executemany(
+                "UPDATE replies SET outcome = :outcome, settled = :settled, "
+                "finish_reason = :finish_reason, returned_model = :returned_model, "
+                "prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens, "
+                "completion_tokens = :completion_tokens "
+                "WHERE fingerprint = :fingerprint AND attempt = :attempt",
+                [
+                    {
+                        **reading.columns(),
+                        "fingerprint": reply.fingerprint,
+                        "attempt": reply.attempt,
+                    }
+                    for reply, reading in readings
+                ],
+            )
+
+    def read_unread(self, read: Callable[[Reply], Reading]) -> int:
+        """Read replies that were committed by a process that died before reading them."""
+        fields = ", ".join(Reply.__dataclass_fields__)
+        rows = self.query(f"SELECT {fields} FROM replies WHERE outcome IS NULL")
+        replies = [Reply(**dict(row)) for row in rows]
+        self.record([], [(reply, read(reply)) for reply in replies])
+        return len(replies)
+
+    # --- images
+
+    def known_source(self, source: str) -> sqlite3.Row | None:
+        """The row of `sources` for a source that was prepared before."""
+        rows = self.query("SELECT * FROM sources WHERE source = ?", [source])
+        return rows[0] if rows else None
+
+    def add_source(self, source: str, image: PreparedImage | None, problem: str | None) -> bool:
+        """Record what a source turned out to be; an image that is there already stays as it is.
+
+        Returns:
+            Whether the image is new.
+        """
+        with self.transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO sources VALUES (?, ?, ?)",
+                [source, image and image.image_id, problem],
+            )
+            if image is None:
+                return False
+            values = asdict(image)
+            columns = ", ".join(f'"{name}"' for name in values)
+            marks = ", ".join(f":{name}" for name in values)
+            done = db.execute(f"INSERT OR IGNORE INTO images ({columns}) VALUES ({marks})", values)
+            return done.rowcount == 1
+
+    def image(self, image_id: str) -> PreparedImage:
+        [row] = self.query("SELECT * FROM images WHERE image_id = ?", [image_id])
+        return PreparedImage(**dict(row))
+
+    # --- questions
+
+    def attempts(self, image_id: str) -> dict[str, list[sqlite3.Row]]:
+        """Fingerprint to the attempts (outcome, settled, attempt), in order, of one image."""
+        found: dict[str, list[sqlite3.Row]] = {}
+        for row in self.query(
+            "SELECT fingerprint, attempt, outcome, settled FROM replies WHERE image_id = ? "
+            "ORDER BY attempt",
+            [image_id],
+        ):
+            found.setdefault(row["fingerprint"], []).append(row)
+        return found
+
+    def counts(self) -> dict[str, int]:
+        """Outcome to the number of questions that have it (the attempt that counts)."""
+        rows = self.query(
+            f"SELECT outcome, count(*) FROM ({COUNTING_ATTEMPTS}) GROUP BY outcome"
+        )
+        return {row[0]: row[1] for row in rows}
+
+
+# The attempt that counts for each question: the last `ok`, else the last settled one, else the
+# last. `max()` in SQLite takes the other columns from the row that holds the maximum.
+COUNTING_ATTEMPTS = """
+SELECT *, max((outcome = 'ok') * 1e9 + coalesce(settled, 0) * 1e6 + attempt) AS rank
+FROM replies WHERE outcome IS NOT NULL GROUP BY image_id, question_id, fingerprint
+"""
+
+
+class _Transaction:
+    def __init__(self, db: sqlite3.Connection, mutex: threading.Lock):
+        self._db, self._mutex = db, mutex
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._mutex.acquire()
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except BaseException:
+            self._mutex.release()
+            raise
+        return self._db
+
+    def __exit__(self, kind, *_):
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            self._mutex.release()
+
+
+def rows_in_order(connection: sqlite3.Connection) -> Iterator[tuple[PreparedImage, list]]:
+    """Each image with the replies that count, one image in memory at a time."""
+    for row in connection.execute("SELECT * FROM images ORDER BY image_id"):
+        image = PreparedImage(**dict(row))
+        replies = connection.execute(
+            COUNTING_ATTEMPTS.replace("WHERE", "WHERE image_id = ? AND"), [image.image_id]
+        ).fetchall()
+        yield image, replies
