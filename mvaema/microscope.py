@@ -2,19 +2,28 @@
 
 What is special about it:
 - the image is rebuilt from pixels alone, and its calibration and info bar come with it;
-- Pillow decodes every format it knows, with or without the extra, so that `pixel_hash` of a file
-  does not depend on what is installed;
+- Pillow decodes every format it knows, with or without the extra `microscopy`, so that the
+  `pixel_hash` of a file does not depend on what is installed; tifffile reads the tags of the
+  vendors and the few TIFFs that Pillow cannot, RosettaSciIO the microscopes' own formats;
 - a file that cannot be read as one micrograph is an `UnreadableMicrograph` with a countable
   reason, never half an image.
 
 Choices, where a file leaves one:
-- grey levels deeper than 8 bits are stretched linearly between their 0.1 and 99.9 percentiles;
-- of several pages, frames or slices the first full-resolution one is read;
+- grey levels deeper than 8 bits are stretched linearly between the 0.1 and 99.9 percentiles of
+  the picture without its info bar;
+- of several pages, frames or slices the first full-resolution one is read, of several images in
+  a native file the largest one, the first of equals;
+- pixels that are not square (by more than 1 %) are resampled to the finer of their two sides;
 - grey images come as "L" however they are stored, transparency is laid on white, and the
   orientation a viewer would show is applied.
 """
 
 import errno
+import gzip
+import importlib
+import io
+import logging
+import math
 import os
 import stat
 from dataclasses import dataclass, replace
@@ -23,23 +32,56 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# File suffixes worth trying, lower case.
-SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".bmp",
-    ".tif",
-    ".tiff",
+from mvaema.info_bar import Box, find_info_bar
+from mvaema.vendor_metadata import (
+    DESCRIPTIONS,
+    IMAGE_DESCRIPTION,
+    VENDOR_TAGS,
+    InstrumentRecord,
+    NotAMicrograph,
+    axis_nm,
+    read_sidecar,
+    read_tiff_tags,
+    settings,
 )
 
+logger = logging.getLogger(__name__)
+
 PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+
+# RosettaSciIO's reader for each suffix of a microscope's own format.
+NATIVE_READERS = {
+    ".dm3": "digitalmicrograph",
+    ".dm4": "digitalmicrograph",
+    ".emd": "emd",
+    ".mrc": "mrc",
+    ".ser": "tia",
+}
+
+# File suffixes worth trying, lower case.
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp"),
+    *(".tif", ".tiff", ".tif.gz", ".tiff.gz"),
+    *NATIVE_READERS,
+)
 
 # Percentiles that become black and white when deeper pixels are stretched to 8 bits.
 PERCENTILES = (0.1, 99.9)
 
-Box = tuple[int, int, int, int]
+# Sides of a pixel that differ by less are rounding, not geometry.
+SQUARE_TOLERANCE = 0.01
+
+# Where RosettaSciIO's metadata mapping puts the settings worth keeping (keV, mm).
+NATIVE_SETTINGS = {
+    "acquisition_mode": "technique",
+    "beam_energy": "accelerating_voltage_kv",
+    "working_distance": "working_distance_mm",
+    "magnification": "magnification",
+}
+
+# TIFF tags that decide how pixels are read.
+SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 254, 258, 262, 339
+MIN_IS_WHITE = 0
 
 
 class UnreadableMicrograph(ValueError):
@@ -96,28 +138,54 @@ class Micrograph:
             return self
         scale = max_side / max(width, height)
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        box = self.info_bar
-        if box is not None:
-            sx, sy = size[0] / width, size[1] / height
-            box = (round(box[0] * sx), round(box[1] * sy), round(box[2] * sx), round(box[3] * sy))
-        return replace(
-            self,
-            image=self.image.resize(size, Image.Resampling.LANCZOS),
-            pixel_size_nm=self.pixel_size_nm and self.pixel_size_nm / scale,
-            info_bar=box,
-        )
+        pixel_size_nm = self.pixel_size_nm and self.pixel_size_nm / scale
+        return replace(self._scaled(size), pixel_size_nm=pixel_size_nm)
+
+    def _scaled(self, size: tuple[int, int]) -> "Micrograph":
+        """The image and its info bar at another size; the caller knows what a pixel is then."""
+        bar = self.info_bar
+        if bar is not None:
+            x, y = size[0] / self.image.width, size[1] / self.image.height
+            bar = (round(bar[0] * x), round(bar[1] * y), round(bar[2] * x), round(bar[3] * y))
+        image = self.image.resize(size, Image.Resampling.LANCZOS)
+        return replace(self, image=image, info_bar=bar)
 
 
 def read_micrograph(path: str | os.PathLike) -> Micrograph:
-    """Reads one micrograph from a file.
+    """Reads one micrograph from a file of any format in `SUFFIXES`, with what is known about it.
+
+    The size limit is Pillow's own: twice `PIL.Image.MAX_IMAGE_PIXELS`, for every format.
 
     Raises:
-        UnreadableMicrograph: whatever is wrong with the file.
+        UnreadableMicrograph: the file is missing, damaged, too large, no image of a specimen, or
+            needs the extra `microscopy`; its `reason` tells which.
     """
     path = Path(path)
     _check_file(path)
-    image = _eight_bit(_decode(path))
-    return Micrograph(image, None, {}, None)
+    try:
+        reader = NATIVE_READERS.get(path.suffix.lower())
+        pixels, record = _read_native(path, reader) if reader else _read_image(path)
+        return _micrograph(pixels, record)
+    except UnreadableMicrograph:
+        raise
+    except ImportError as error:
+        message = f"needs the extra `microscopy` ({error}); run: pip install 'mvaema[microscopy]'."
+        raise UnreadableMicrograph(path, "missing-extra", message) from error
+    except NotAMicrograph as error:
+        message = f"is no micrograph: {error}; leave it out."
+        raise UnreadableMicrograph(path, error.reason, message) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        message = (
+            f"is too large ({error or 'out of memory'}); export it smaller, or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS."
+        )
+        raise UnreadableMicrograph(path, "too-large", message) from error
+    except UnidentifiedImageError as error:
+        message = "is no image of a known format; export it again as TIFF or PNG."
+        raise UnreadableMicrograph(path, "not-an-image", message) from error
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
+        message = f"is truncated or damaged ({error!r}); copy or export it again."
+        raise UnreadableMicrograph(path, "damaged", message) from error
 
 
 def _check_file(path: Path) -> None:
@@ -141,51 +209,269 @@ def _check_file(path: Path) -> None:
         raise UnreadableMicrograph(path, "empty", "has zero bytes; export or copy it again.")
 
 
-def _decode(path: Path) -> Image.Image:
-    """The first frame of a file that Pillow knows, decoded."""
-    try:
-        with Image.open(path, formats=PILLOW_FORMATS) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        message = f"is too large ({error}); export it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS."
-        raise UnreadableMicrograph(path, "too-large", message) from error
-    except UnidentifiedImageError as error:
-        message = "is no image of a known format; export it again as TIFF or PNG."
-        raise UnreadableMicrograph(path, "not-an-image", message) from error
-    except Exception as error:
-        message = f"is truncated or damaged ({error}); copy or export it again."
-        raise UnreadableMicrograph(path, "damaged", message) from error
+def _check_size(width: int, height: int) -> None:
+    """Pillow's limit on pixels, for the readers that are not Pillow's."""
+    limit = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS
+    if limit and width * height > limit:
+        message = f"{width} x {height} pixels; the limit is {limit} pixels"
+        raise Image.DecompressionBombError(message)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Mode "L" or "RGB", from pixels alone."""
-    if image.mode == "1":
-        image = image.convert("L")
-    elif image.mode.startswith(("I", "F")):
-        return Image.fromarray(stretch(np.asarray(image)))
-    elif image.mode != "L":
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        image = image.convert("RGB")
-        pixels = np.asarray(image)
-        if (pixels[..., :1] == pixels[..., 1:]).all():
-            return Image.fromarray(np.ascontiguousarray(pixels[..., 0]))
-    return Image.fromarray(np.asarray(image))
+def _micrograph(pixels: np.ndarray, record: InstrumentRecord) -> Micrograph:
+    """The micrograph of pixels (height, width) or (height, width, 3) of any depth."""
+    height, width = pixels.shape[:2]
+    bar = (0, record.rows, width, height) if record.rows and record.rows < height else None
+    image = _eight_bit(pixels, bar)
+    if bar is None and (bar := find_info_bar(image)):
+        image = _eight_bit(pixels, bar)
+    micrograph = Micrograph(image, None, dict(record.instrument), bar)
+    if record.pixel_nm is None:
+        return micrograph
+    x, y = record.pixel_nm
+    if abs(x - y) <= SQUARE_TOLERANCE * max(x, y):
+        return replace(micrograph, pixel_size_nm=math.sqrt(x * y))
+    side = min(x, y)
+    size = max(1, round(width * x / side)), max(1, round(height * y / side))
+    _check_size(*size)
+    return replace(micrograph._scaled(size), pixel_size_nm=side)
 
 
-def stretch(pixels: np.ndarray) -> np.ndarray:
-    """Grey levels of any depth to uint8, linear between their 0.1 and 99.9 percentiles.
+def _eight_bit(pixels: np.ndarray, bar: Box | None) -> Image.Image:
+    """Pixels of any depth as "L" or "RGB"; black and white points ignore the info bar."""
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * 255
+    elif pixels.dtype != np.uint8:
+        picture = pixels
+        if bar is not None:
+            picture = np.ones(pixels.shape[:2], bool)
+            picture[bar[1] : bar[3], bar[0] : bar[2]] = False
+            picture = pixels[picture]
+        pixels = stretch(pixels, picture)
+    if pixels.ndim == 3 and (pixels[..., :1] == pixels[..., 1:]).all():
+        pixels = pixels[..., 0]
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
-    Non-finite values become black; a constant image becomes black.
+
+def stretch(pixels: np.ndarray, picture: np.ndarray | None = None) -> np.ndarray:
+    """Grey levels of any depth to uint8, linear between the 0.1 and 99.9 percentiles.
+
+    The percentiles are those of `picture` (by default `pixels`). Non-finite values become black,
+    and so does a constant image.
     """
-    finite = np.isfinite(pixels)
-    if not finite.any():
+    picture = pixels if picture is None else picture
+    picture = picture[np.isfinite(picture)]
+    if not picture.size:
         return np.zeros(pixels.shape, np.uint8)
-    low, high = np.percentile(pixels[finite].astype(np.float64), PERCENTILES)
+    low, high = (float(level) for level in np.percentile(picture, PERCENTILES))
+    if high <= low:  # nearly constant: whatever stands out is all there is to see
+        low, high = float(picture.min()), float(picture.max())
     if high <= low:
         return np.zeros(pixels.shape, np.uint8)
-    scaled = (np.where(finite, pixels, low).astype(np.float64) - low) / (high - low)
-    return np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
+    levels = np.nan_to_num(pixels, nan=low, posinf=low, neginf=low).astype(np.float32)
+    return np.rint(((levels - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8)
+
+
+def _read_image(path: Path) -> tuple[np.ndarray, InstrumentRecord]:
+    """A file that Pillow or tifffile knows, with its tags and sidecar."""
+    source = path
+    if path.suffix.lower() == ".gz":
+        source = io.BytesIO(_gunzip(path))
+        path = path.with_suffix("")
+    try:
+        with Image.open(source, formats=PILLOW_FORMATS) as image:
+            if image.format == "TIFF":
+                pixels, record = _read_tiff(source, image)
+            else:
+                pixels, record = _pixels(image), InstrumentRecord()
+    except UnidentifiedImageError:
+        if not _is_tiff(source):
+            raise
+        pixels, record = _read_tiff(source, None)
+    sidecar = read_sidecar(path, (pixels.shape[1], pixels.shape[0]))
+    if sidecar is not None:
+        record = InstrumentRecord(
+            record.pixel_nm or sidecar.pixel_nm,
+            sidecar.instrument | record.instrument,
+            record.rows or sidecar.rows,
+        )
+    return pixels, record
+
+
+def _gunzip(path: Path) -> bytes:
+    """The content of a gzip file, up to what the largest image allowed could need (RGBA)."""
+    limit = 8 * (Image.MAX_IMAGE_PIXELS or 1 << 40)
+    with gzip.open(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise Image.DecompressionBombError(f"more than {limit} bytes when unpacked")
+    return data
+
+
+def _is_tiff(source: Path | io.BytesIO) -> bool:
+    magic = source.getvalue()[:4] if isinstance(source, io.BytesIO) else _first_bytes(source)
+    return magic in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """The pixels of a Pillow image: (height, width) of any depth or (height, width, 3) of uint8."""
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "1":
+        image = image.convert("L")
+    elif image.mode != "L" and not image.mode.startswith(("I", "F")):
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
+    return np.asarray(image)
+
+
+def _read_tiff(
+    source: Path | io.BytesIO, image: Image.Image | None
+) -> tuple[np.ndarray, InstrumentRecord]:
+    """A TIFF, open in Pillow unless Pillow does not know its pixels."""
+    tifffile = _optional("tifffile")
+    if image is None and tifffile is None:
+        raise ImportError("Pillow does not know this kind of TIFF pixels; tifffile does")
+    page_index = 0
+    pixels = None
+    if image is not None:
+        page_index = _full_resolution_page(image)
+        tags = image.tag_v2
+        deep_colour = len(bits := tags.get(BITS_PER_SAMPLE, (1,))) > 1 and max(bits) > 8
+        description = str(tags.get(IMAGE_DESCRIPTION, ""))
+        vendor = VENDOR_TAGS & set(tags) or any(mark in description for mark in DESCRIPTIONS)
+        if tifffile is None and (vendor or deep_colour):
+            raise ImportError("tifffile reads the vendor's tags and colours deeper than 8 bits")
+        if not deep_colour:
+            inverted = tags.get(PHOTOMETRIC) == MIN_IS_WHITE
+            unsigned = tags.get(SAMPLE_FORMAT, (1,))[0] == 1
+            pixels = _pixels(image)
+            if pixels.dtype == np.int32 and unsigned:
+                pixels = pixels.view(np.uint32)
+            if inverted and pixels.dtype != np.uint8:  # Pillow inverts 8 bits itself
+                pixels = pixels.max() - pixels
+    if tifffile is None:
+        return pixels, InstrumentRecord()
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+    with tifffile.TiffFile(source) as tiff:
+        page = tiff.pages[page_index]
+        if pixels is None:
+            pixels = _tifffile_pixels(page)
+        try:
+            tags = {tag.code: tag.value for tag in page.tags}
+            return pixels, read_tiff_tags(tags, (page.imagewidth, page.imagelength))
+        except NotAMicrograph:
+            raise
+        except Exception as error:  # pixels without a calibration are better than neither
+            logger.warning("%s: vendor tags not understood (%r)", source, error)
+            return pixels, InstrumentRecord()
+
+
+def _optional(module: str):
+    """The module, or None where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
+
+
+def _full_resolution_page(image: Image.Image) -> int:
+    """Seeks the first page that is no thumbnail or mask of another, the first if all are."""
+    for index in range(getattr(image, "n_frames", 1)):
+        image.seek(index)
+        if not image.tag_v2.get(SUBFILE_TYPE, 0) & 0b101:
+            return index
+    image.seek(0)
+    return 0
+
+
+def _tifffile_pixels(page) -> np.ndarray:
+    """The pixels of a TIFF page that Pillow cannot decode."""
+    _check_size(page.imagewidth, page.imagelength * page.samplesperpixel)
+    pixels = page.asarray()
+    if page.axes == "SYX":
+        pixels = np.moveaxis(pixels, 0, -1)
+    elif page.axes not in ("YX", "YXS"):
+        raise NotAMicrograph("not-an-image", f"its page has the axes {page.axes}")
+    if pixels.ndim == 3:
+        channels = pixels.shape[-1]
+        if channels not in (3, 4):
+            raise NotAMicrograph("not-an-image", f"it has {channels} channels")
+        pixels = pixels[..., :3]
+    if page.photometric == MIN_IS_WHITE:
+        pixels = pixels.max() - pixels
+    return _real(pixels)
+
+
+def _real(pixels: np.ndarray) -> np.ndarray:
+    if np.iscomplexobj(pixels):
+        message = "its values are complex: a Fourier transform or a hologram's phase"
+        raise NotAMicrograph("not-an-image", message)
+    return pixels
+
+
+def _read_native(path: Path, reader: str) -> tuple[np.ndarray, InstrumentRecord]:
+    """The largest image in a microscope's own format."""
+    plugin = importlib.import_module(f"rsciio.{reader}")
+    options = {"metadata_file": None} if reader == "mrc" else {}
+    signals = plugin.file_reader(str(path), lazy=True, **options)
+    images, refusal = [], NotAMicrograph("spectrum", "it holds no image")
+    for signal in signals:
+        try:
+            images.append((signal, _native_frame(signal)))
+        except NotAMicrograph as error:
+            refusal = error
+    if not images:
+        raise refusal
+    signal, (frame, pixel_nm) = max(images, key=lambda item: math.prod(item[1][0].shape[:2]))
+    _check_size(*frame.shape[:2])
+    if reader == "mrc" and not _mrc_is_calibrated(signal["original_metadata"]):
+        pixel_nm = None
+    return np.asarray(frame), InstrumentRecord(pixel_nm, _native_settings(signal))
+
+
+def _native_frame(signal: dict) -> tuple:
+    """The first frame of one of RosettaSciIO's signals, not loaded yet, and its (x, y) in nm."""
+    data, axes = signal["data"], signal["axes"]
+    plane = [axis for axis in axes if not axis["navigate"]]
+    calibration = [axis_nm(axis["scale"], axis["units"]) for axis in plane]
+    if len(plane) < 2 or min(axis["size"] for axis in plane[-2:]) < 2:
+        raise NotAMicrograph("spectrum", "its data is one-dimensional: a spectrum or a profile")
+    y, x = calibration[-2:]
+    # Every axis before the last two of the plane is a stack, a series or a scan: its first frame.
+    data = data[(0,) * (len(axes) - 2)] if len(axes) > 2 else data
+    if data.dtype.names:  # a structured array of R, G, B
+        data = np.stack([np.asarray(data[name]) for name in data.dtype.names[:3]], axis=-1)
+    return _real(data), (x, y) if x and y else None
+
+
+def _mrc_is_calibrated(original_metadata: dict) -> bool:
+    """An MRC cell that is empty, or of exactly 1 Å per pixel (what programs write for unknown)."""
+    if "fei_header" in original_metadata:
+        return True
+    header = original_metadata["std_header"]
+    return all(
+        header[f"M{axis}"] > 0 and header[f"{axis}len"] not in (0, header[f"M{axis}"])
+        for axis in "XY"
+    )
+
+
+def _native_settings(signal: dict) -> dict[str, str | float]:
+    """The settings that RosettaSciIO maps to HyperSpy's names, under ours."""
+    values = {}
+    for source, target in signal.get("mapping", {}).items():
+        name, convert = target if target else ("", None)
+        key = NATIVE_SETTINGS.get(name.rpartition(".")[2])
+        value = signal["original_metadata"]
+        for part in source.split("."):
+            value = value.get(part) if hasattr(value, "get") else None
+        if key and value is not None:
+            values[key] = convert(value) if convert else value
+    return settings(**values)

@@ -1,0 +1,412 @@
+"""What an instrument recorded about its image: calibration, settings, the info bar's height.
+
+What is special about it:
+- one function per vendor turns that vendor's TIFF tag or sidecar file into an `InstrumentRecord`;
+- only lengths that belong to the stored image count: print resolution (DPI) never does, nor does
+  a record that names another image width (the image was resized after it was taken);
+- settings are kept by an allow-list; operators, specimens, serial numbers and dates are not read.
+"""
+
+import logging
+import math
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+# TIFF tags of the vendors, read by `read_tiff_tags`.
+FEI_SFEG, FEI_HELIOS = 34680, 34682
+ZEISS = 34118
+OLYMPUS = 33560
+TVIPS = 37706
+TESCAN = 50431
+GATAN = range(65003, 65013)
+GATAN_UNITS, GATAN_SCALES = (65003, 65004), (65009, 65010)
+IMAGE_DESCRIPTION, MAKE = 270, 271
+VENDOR_TAGS = {FEI_SFEG, FEI_HELIOS, ZEISS, OLYMPUS, TVIPS, TESCAN, *GATAN}
+DESCRIPTIONS = ("ImageJ=", "<OME", "<TemReporter")
+
+# Nanometres per unit of length, in the spellings found in files.
+NANOMETRES = {
+    **dict.fromkeys(("m", "meter", "meters", "metre"), 1e9),
+    **dict.fromkeys(("cm", "centimeter"), 1e7),
+    **dict.fromkeys(("mm", "millimeter"), 1e6),
+    **dict.fromkeys(("um", "µm", "μm", "\\u00B5m", "micron", "microns", "micrometer"), 1e3),
+    **dict.fromkeys(("nm", "n_m", "nanometer"), 1.0),
+    **dict.fromkeys(("A", "Å", "Å", "angstrom", "Angstrom"), 0.1),
+    **dict.fromkeys(("pm", "picometer"), 1e-3),
+}
+
+SIDECAR_BYTES = 1 << 20  # a longer text file is no sidecar
+
+
+class NotAMicrograph(Exception):
+    """The record says that the data is something else; `reason` is a short slug."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class InstrumentRecord:
+    """What an instrument recorded.
+
+    Attributes:
+        pixel_nm: (x, y) length of a stored pixel in nm, or None.
+        instrument: settings under the keys of `Micrograph.instrument`.
+        rows: rows of the image above an info bar that the instrument appended, or None.
+    """
+
+    pixel_nm: tuple[float, float] | None = None
+    instrument: dict[str, str | float] = field(default_factory=dict)
+    rows: int | None = None
+
+
+def axis_nm(scale: object, unit: str | None) -> float | None:
+    """One calibrated axis in nm per pixel; None without a usable calibration.
+
+    Raises:
+        NotAMicrograph: the unit belongs to a spectrum or to reciprocal space.
+    """
+    unit = (unit or "").strip().strip("\0")
+    if unit.lower() in ("ev", "kev", "s", "ms", "sec"):
+        raise NotAMicrograph(
+            "spectrum", f"one of its axes is in {unit}: a spectrum or a time trace"
+        )
+    if re.search(r"^1 ?/|\^?-1$|⁻¹|^m?rad$", unit):
+        message = f"one of its axes is in {unit}: a diffraction pattern or a Fourier transform"
+        raise NotAMicrograph("diffraction", message)
+    number = _number(scale)
+    if unit not in NANOMETRES or number is None or number == 0:
+        return None
+    return abs(number) * NANOMETRES[unit]  # Gatan marks a flipped axis by a negative scale
+
+
+def read_tiff_tags(tags: Mapping[int, object], size: tuple[int, int]) -> InstrumentRecord:
+    """The record in the tags of one TIFF page, {code: value} as tifffile parses them.
+
+    Raises:
+        NotAMicrograph: the tags say that the page is no image of a specimen.
+    """
+    description = tags.get(IMAGE_DESCRIPTION)
+    description = description if isinstance(description, str) else ""
+    if FEI_HELIOS in tags or FEI_SFEG in tags:
+        return _fei(tags.get(FEI_HELIOS) or tags[FEI_SFEG], size)
+    if ZEISS in tags:
+        return _zeiss(tags[ZEISS], size)
+    if TESCAN in tags:
+        text = tags[TESCAN]
+        text = text.decode("latin-1") if isinstance(text, bytes) else str(text)
+        return _tescan(_ini(text), size)
+    if TVIPS in tags:
+        return _tvips(tags[TVIPS])
+    if OLYMPUS in tags:
+        return _olympus(tags[OLYMPUS])
+    if "<TemReporter" in description:
+        return _jeol_sightx(description)
+    if any(code in tags for code in GATAN):
+        return _gatan(tags)
+    if description.startswith("ImageJ="):
+        return _imagej(description, tags)
+    if "<OME" in description:
+        return _ome(description)
+    return InstrumentRecord()
+
+
+def read_sidecar(path: Path, size: tuple[int, int]) -> InstrumentRecord | None:
+    """The record in the text file that some instruments write beside the image; None without one.
+
+    TESCAN writes `name-tif.hdr` (or `name.hdr`) beside `name.tif`, JEOL and Hitachi `name.txt`.
+    """
+    suffix = path.suffix.removeprefix(".").lower()
+    for name in (f"{path.stem}-{suffix}.hdr", f"{path.stem}.hdr", f"{path.stem}.txt"):
+        for candidate in (path.with_name(name), path.with_name(name[:-4] + name[-4:].upper())):
+            text = _read_text(candidate)
+            for signature, reader in SIDECARS.items():
+                if text and signature in text:
+                    return reader(text, size)
+    return None
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        if not path.is_file() or path.stat().st_size > SIDECAR_BYTES:
+            return None
+        data = path.read_bytes()
+    except OSError as error:
+        logger.warning("%s: sidecar not read (%s)", path, error.strerror)
+        return None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", errors="replace")
+    return data.decode("utf-8-sig", errors="replace")
+
+
+def _fei(fei: Mapping[str, Mapping[str, object]], size: tuple[int, int]) -> InstrumentRecord:
+    """FEI / Thermo Fisher: INI sections in tag 34680 or 34682, lengths in m, voltages in V."""
+
+    def get(section: str, key: str) -> object:
+        return fei.get(section, {}).get(key)
+
+    beam = str(get("Beam", "Beam") or "EBeam")
+    width, rows = _number(get("Image", "ResolutionX")), _number(get("Image", "ResolutionY"))
+    pixel = None
+    # The Nav-Cam is an optical camera on the chamber door: its nominal field is no calibration.
+    if beam in ("EBeam", "IBeam") and width in (None, size[0]):
+        for scan in ("Scan", str(get("Beam", "Scan") or "EScan")):
+            pixel = pixel or _pair(get(scan, "PixelWidth"), get(scan, "PixelHeight"), "m")
+    field_width, canvas = _number(get(beam, "HFW")), _number(get("Image", "MagCanvasRealWidth"))
+    technique = {"EBeam": "SEM", "IBeam": "FIB", "IRBeam": "optical"}.get(beam)
+    return InstrumentRecord(
+        pixel,
+        settings(
+            technique=technique,
+            accelerating_voltage_kv=_scaled(get("Beam", "HV"), 1e-3),
+            working_distance_mm=_scaled(get(beam, "WD"), 1e3),
+            # What the data bar prints as "mag": the width of the display over the field.
+            magnification=canvas / field_width
+            if technique != "optical" and canvas and field_width
+            else None,
+            detector=get("Detectors", "Name"),
+        ),
+        int(rows) if rows and width == size[0] else None,
+    )
+
+
+def _zeiss(sem: Mapping[str, tuple], size: tuple[int, int]) -> InstrumentRecord:
+    """Zeiss SmartSEM: named values (name, value, unit) in tag 34118."""
+
+    def get(key: str) -> object:
+        return sem[key][1] if len(sem.get(key, ())) > 1 else None
+
+    def length(key: str) -> float | None:
+        entry = sem.get(key, ())
+        return axis_nm(entry[1], entry[2]) if len(entry) > 2 else None
+
+    # "Image Pixel Size" belongs to the stored image. "Pixel Size" is that of a scan 1024 pixels
+    # wide, whatever the stored width: older files have no other.
+    pixel = length("ap_image_pixel_size")
+    if pixel is None and (scan := length("ap_pixel_size")) is not None:
+        pixel = scan * 1024 / size[0]
+    stored = re.match(r"(\d+) \* (\d+)", str(get("dp_image_store") or ""))
+    if stored and int(stored[1]) != size[0]:
+        pixel = None
+    working_distance = length("ap_wd")
+    return InstrumentRecord(
+        (pixel, pixel) if pixel else None,
+        settings(
+            technique="FIB" if get("dp_fib_imaging") == "FIB" else "SEM",
+            accelerating_voltage_kv=get("ap_actualkv"),
+            working_distance_mm=working_distance and working_distance * 1e-6,
+            magnification=_magnification(get("ap_mag")),
+            detector=get("dp_detector_channel") or get("dp_detector_type"),
+        ),
+    )
+
+
+def _tescan(values: Mapping[str, str], size: tuple[int, int]) -> InstrumentRecord:
+    """TESCAN: `key=value` in tag 50431 or an .hdr sidecar, lengths in m, voltages in V."""
+    strip = _number(values.get("ImageStripSize"))
+    return InstrumentRecord(
+        _pair(values.get("PixelSizeX"), values.get("PixelSizeY"), "m"),
+        settings(
+            technique="SEM",
+            accelerating_voltage_kv=_scaled(
+                values.get("HV", values.get("AcceleratorVoltage")), 1e-3
+            ),
+            working_distance_mm=_scaled(values.get("WD"), 1e3),
+            magnification=values.get("Magnification"),
+            detector=values.get("Detector"),
+        ),
+        size[1] - int(strip) if strip and 0 < strip < size[1] else None,
+    )
+
+
+def _jeol_sem(text: str, size: tuple[int, int]) -> InstrumentRecord:
+    """JEOL SEM: `$KEY value` lines in a .txt sidecar; the scale bar gives the calibration."""
+    values = dict(re.findall(r"^\$+(\S+)[ \t]+(.*\S)", text, re.MULTILINE))
+    full = [int(n) for n in re.findall(r"\d+", values.get("CM_FULL_SIZE", ""))]
+    same_width = not full or full[0] == size[0]
+    bar = _number(values.get("SM_MICRON_BAR"))
+    marker = re.match(r"([\d.]+)\s*(\S+)", values.get("SM_MICRON_MARKER", ""))
+    length = axis_nm(marker[1], marker[2]) if marker else None
+    pixel = length / bar if length and bar and same_width else None
+    return InstrumentRecord(
+        (pixel, pixel) if pixel else None,
+        settings(
+            technique="SEM",
+            accelerating_voltage_kv=values.get("CM_ACCEL_VOLT"),
+            working_distance_mm=values.get("SM_WD"),
+            magnification=values.get("CM_MAG"),
+            detector=values.get("CM_DETECTOR") or values.get("CM_SIGNAL"),
+        ),
+        full[1] if len(full) == 2 and same_width else None,
+    )
+
+
+def _hitachi(text: str, size: tuple[int, int]) -> InstrumentRecord:
+    """Hitachi: `key=value` in a .txt sidecar; `PixelSize` in nm belongs to `DataSize`."""
+    values = _ini(text)
+    stored = re.match(r"(\d+)x(\d+)", values.get("DataSize", ""))
+    same_width = stored is None or int(stored[1]) == size[0]
+    distance = values.get("WorkingDistance", "").split()
+    distance_nm = axis_nm(distance[0], distance[1]) if len(distance) == 2 else None
+    return InstrumentRecord(
+        _pair(values.get("PixelSize"), values.get("PixelSize"), "nm") if same_width else None,
+        settings(
+            technique="TEM" if "[TemImageFile]" in text else "SEM",
+            accelerating_voltage_kv=_scaled(values.get("AcceleratingVoltage"), 1e-3),
+            working_distance_mm=distance_nm and distance_nm * 1e-6,
+            magnification=values.get("Magnification"),
+            detector=values.get("SignalName"),
+        ),
+        int(stored[2]) if stored and same_width else None,
+    )
+
+
+def _jeol_sightx(description: str) -> InstrumentRecord:
+    """JEOL SightX TEM: XML in ImageDescription; pixels per metre on the camera, magnification."""
+    root = ET.fromstring(
+        description[description.index("<TemReporter") : description.rindex(">") + 1]
+    )
+    imaging = "ImageFormingSystem"
+    stem = root.findtext("Eos/EosMode") != "eosTEM"
+    pixel = None
+    if not stem and root.findtext(f"{imaging}/ModeString") == "DIFF":
+        raise NotAMicrograph("diffraction", "it was taken in diffraction mode")
+    magnification = _number(root.findtext(f"{imaging}/SelectorValue"))
+    # More precise than the whole-number DPI of the resolution tag.
+    density = _number(root.findtext(".//ImageDataInformation/PixelsPerMeter/Horizontal"))
+    if not stem and magnification and density:
+        pixel = 1e9 / (density * magnification)
+    return InstrumentRecord(
+        (pixel, pixel) if pixel else None,
+        settings(
+            technique="STEM" if stem else "TEM",
+            accelerating_voltage_kv=_scaled(root.findtext("ElectronGun/AccelerationVoltage"), 1e-3),
+            magnification=magnification,
+            detector=root.findtext("ImageSourceDetector"),
+        ),
+    )
+
+
+def _tvips(tvips: Mapping[str, object]) -> InstrumentRecord:
+    """TVIPS cameras: tag 37706, pixel size in nm, voltage in V."""
+    if tvips.get("TemMode") == 3:
+        raise NotAMicrograph("diffraction", "it was taken in diffraction mode")
+    return InstrumentRecord(
+        _pair(tvips.get("PixelSizeX"), tvips.get("PixelSizeY"), "nm"),
+        settings(
+            technique="TEM",
+            accelerating_voltage_kv=_scaled(tvips.get("TemHighTension"), 1e-3),
+            magnification=tvips.get("TemMagnification"),
+            detector=tvips.get("CameraType"),
+        ),
+    )
+
+
+def _olympus(sis: Mapping[str, object]) -> InstrumentRecord:
+    """Olympus / Soft Imaging analySIS: tag 33560, pixel size in m."""
+    return InstrumentRecord(
+        _pair(sis.get("pixelsizex"), sis.get("pixelsizey"), "m"),
+        settings(magnification=sis.get("magnification"), detector=sis.get("cameraname")),
+    )
+
+
+def _gatan(tags: Mapping[int, object]) -> InstrumentRecord:
+    """Gatan DigitalMicrograph: units in tags 65003-65004, scales in 65009-65010, (y, x).
+
+    Without a unit the scale is 1.0 per pixel and calibrates nothing.
+    """
+    y, x = (
+        axis_nm(tags.get(scale), str(tags.get(unit) or ""))
+        for scale, unit in zip(GATAN_SCALES, GATAN_UNITS, strict=True)
+    )
+    return InstrumentRecord((x, y) if x and y else None)
+
+
+def _imagej(description: str, tags: Mapping[int, object]) -> InstrumentRecord:
+    """ImageJ: `unit=` in ImageDescription, pixels per unit in the resolution tags."""
+    unit = _ini(description).get("unit")
+    per_unit = [_rational(tags.get(code)) for code in (282, 283)]
+    if unit == "inch" or not all(per_unit):
+        return InstrumentRecord()
+    x, y = (axis_nm(1 / density, unit) for density in per_unit)
+    return InstrumentRecord((x, y) if x and y else None)
+
+
+def _ome(description: str) -> InstrumentRecord:
+    """OME-TIFF: PhysicalSizeX and PhysicalSizeY of the first image, in µm unless said."""
+    pixels = ET.fromstring(description.strip("\0 \r\n")).find(".//{*}Pixels")
+    if pixels is None:
+        return InstrumentRecord()
+    x, y = (
+        axis_nm(pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+        for axis in "XY"
+    )
+    return InstrumentRecord((x, y) if x and y else None)
+
+
+# What a sidecar of each vendor contains, and its reader.
+SIDECARS = {
+    "[SemImageFile]": _hitachi,
+    "[TemImageFile]": _hitachi,
+    "SM_MICRON_BAR": _jeol_sem,
+    "PixelSizeX": lambda text, size: _tescan(_ini(text), size),
+}
+
+
+def _ini(text: str) -> dict[str, str]:
+    """The `key=value` lines of a text; sections are ignored and a key's first value stands."""
+    pairs = re.findall(r"^\s*(\w+)[ \t]*=[ \t]*([^\r\n]*)", text, re.MULTILINE)
+    return {key: value.strip() for key, value in reversed(pairs)}
+
+
+def _number(value: object) -> float | None:
+    """The finite number that `value` is or begins with ("10000 Volt"), else None."""
+    match = re.match(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", str(value))
+    number = float(match[0]) if match else math.nan
+    return number if math.isfinite(number) else None
+
+
+def _scaled(value: object, factor: float) -> float | None:
+    number = _number(value)
+    return None if number is None else number * factor
+
+
+def _magnification(value: object) -> float | None:
+    """Zeiss writes 4530 as "4.53 K X"."""
+    return _scaled(value, 1e3 if "K" in str(value) else 1.0)
+
+
+def _rational(value: object) -> float | None:
+    """A TIFF rational (numerator, denominator)."""
+    if isinstance(value, tuple) and len(value) == 2 and value[0] > 0 and value[1] > 0:
+        return value[0] / value[1]
+    return None
+
+
+def _pair(x: object, y: object, unit: str) -> tuple[float, float] | None:
+    x, y = axis_nm(x, unit), axis_nm(y, unit)
+    return (x, y) if x and y else None
+
+
+TEXTS = ("technique", "detector")
+
+
+def settings(**values: object) -> dict[str, str | float]:
+    """Settings that are known: texts that are not empty, numbers above zero (6 digits)."""
+    known: dict[str, str | float] = {}
+    for key, value in values.items():
+        if key in TEXTS:
+            text = str(value or "").strip("\0 ")
+            if text:
+                known[key] = text
+        else:
+            number = _number(value)
+            if number is not None and number > 0:
+                known[key] = float(f"{number:.6g}")
+    return known
