@@ -16,17 +16,18 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from mvaema.teacher.replies import Reading
+from mvaema.teacher.replies import READ_COLUMNS, Reading
 
 BALLAST_BYTES = 16 * 2**20
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
--- Which image a source turned out to be; `source` is a hash, never a file name.
-CREATE TABLE IF NOT EXISTS sources (source TEXT PRIMARY KEY, image_id TEXT, problem TEXT);
+-- Which image a source turned out to be, null when it is another shard's; `source` is a hash,
+-- never a file name.
+CREATE TABLE IF NOT EXISTS sources (source TEXT PRIMARY KEY, image_id TEXT);
 CREATE TABLE IF NOT EXISTS images (
     image_id TEXT PRIMARY KEY, file TEXT NOT NULL, sha256 TEXT NOT NULL,
     width INTEGER NOT NULL, height INTEGER NOT NULL,
@@ -50,6 +51,7 @@ CREATE TABLE IF NOT EXISTS batch_questions (
     batch TEXT NOT NULL, fingerprint TEXT NOT NULL, attempt INTEGER NOT NULL,
     image_id TEXT NOT NULL, question_id TEXT NOT NULL,
     PRIMARY KEY (batch, fingerprint)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS waiting_of_an_image ON batch_questions (image_id);
 """
 
 
@@ -109,6 +111,11 @@ class PreparedImage:
     licence: str | None = None
 
 
+def _is_full(error: sqlite3.Error) -> bool:
+    # The memory map of the WAL index reports a full disk as an I/O error.
+    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
 def journal_name(shard: int, shards: int) -> str:
     """File name of the journal of shard `shard` of `shards` (from 0)."""
     return f"journal-{shard:05d}-of-{shards:05d}.sqlite"
@@ -133,9 +140,7 @@ class Journal:
             journal of another configuration.
     """
 
-    def __init__(
-        self, path: Path, configuration: dict | None = None, *, read_only: bool = False
-    ):
+    def __init__(self, path: Path, configuration: dict | None = None, *, read_only: bool = False):
         self.path = path
         self.folder = path.parent
         self._ballast = path.with_suffix(".ballast")
@@ -264,7 +269,7 @@ class Journal:
         try:
             self._record(replies, readings)
         except sqlite3.OperationalError as error:
-            if not self._ballast.exists():
+            if not _is_full(error) or not self._ballast.exists():
                 raise
             self._ballast.unlink()
             self._record(replies, readings)
@@ -283,10 +288,7 @@ class Journal:
                 [vars(reply) for reply in replies],
             )
             db.executemany(
-                "UPDATE replies SET outcome = :outcome, settled = :settled, "
-                "finish_reason = :finish_reason, returned_model = :returned_model, "
-                "prompt_tokens = :prompt_tokens, cached_tokens = :cached_tokens, "
-                "completion_tokens = :completion_tokens "
+                f"UPDATE replies SET {', '.join(f'{name} = :{name}' for name in READ_COLUMNS)} "
                 "WHERE fingerprint = :fingerprint AND attempt = :attempt",
                 [
                     {
@@ -313,47 +315,58 @@ class Journal:
         rows = self.query("SELECT * FROM sources WHERE source = ?", [source])
         return rows[0] if rows else None
 
-    def add_source(self, source: str, image: PreparedImage | None, problem: str | None) -> bool:
-        """Record what a source turned out to be; an image that is there already stays as it is.
-
-        Returns:
-            Whether the image is new.
-        """
+    def add_source(self, source: str, image: PreparedImage | None):
+        """Record what a source turned out to be; an image that is there already stays as it is."""
         with self.transaction() as db:
             db.execute(
-                "INSERT OR REPLACE INTO sources VALUES (?, ?, ?)",
-                [source, image and image.image_id, problem],
+                "INSERT OR REPLACE INTO sources VALUES (?, ?)", [source, image and image.image_id]
             )
-            if image is None:
-                return False
-            values = asdict(image)
-            columns = ", ".join(f'"{name}"' for name in values)
-            marks = ", ".join(f":{name}" for name in values)
-            done = db.execute(f"INSERT OR IGNORE INTO images ({columns}) VALUES ({marks})", values)
+            if image is not None:
+                add_images(db, [image])
+
+    def forget_seen(self):
+        """Begin a new pass over the sources."""
+        with self._mutex:
+            self._db.execute("CREATE TEMP TABLE IF NOT EXISTS seen (image_id TEXT PRIMARY KEY)")
+            self._db.execute("DELETE FROM seen")
+
+    def first_sight(self, image_id: str) -> bool:
+        """Whether this pass meets the image for the first time. Kept in a temporary table, since
+        a million ids are too many to hold in memory."""
+        with self._mutex:
+            done = self._db.execute("INSERT OR IGNORE INTO seen VALUES (?)", [image_id])
             return done.rowcount == 1
 
     def image(self, image_id: str) -> PreparedImage:
+        """A prepared image by its id."""
         [row] = self.query("SELECT * FROM images WHERE image_id = ?", [image_id])
         return PreparedImage(**dict(row))
 
     # --- questions
 
     def attempts(self, image_id: str) -> dict[str, list[sqlite3.Row]]:
-        """Fingerprint to the attempts (outcome, settled, attempt), in order, of one image."""
+        """Fingerprint to the attempts (id, attempt, outcome, settled), in order, of one image."""
         found: dict[str, list[sqlite3.Row]] = {}
         for row in self.query(
-            "SELECT fingerprint, attempt, outcome, settled FROM replies WHERE image_id = ? "
+            "SELECT fingerprint, id, attempt, outcome, settled FROM replies WHERE image_id = ? "
             "ORDER BY attempt",
             [image_id],
         ):
             found.setdefault(row["fingerprint"], []).append(row)
         return found
 
+    def waiting(self, image_id: str) -> set[str]:
+        """Fingerprints of an image's questions that are in a batch at the provider."""
+        rows = self.query("SELECT fingerprint FROM batch_questions WHERE image_id = ?", [image_id])
+        return {row[0] for row in rows}
+
+    def last_id(self) -> int:
+        """Id of the newest reply, 0 when there is none."""
+        return self.query("SELECT coalesce(max(id), 0) FROM replies")[0][0]
+
     def counts(self) -> dict[str, int]:
         """Outcome to the number of questions that have it (the attempt that counts)."""
-        rows = self.query(
-            f"SELECT outcome, count(*) FROM ({COUNTING_ATTEMPTS}) GROUP BY outcome"
-        )
+        rows = self.query(f"SELECT outcome, count(*) FROM ({COUNTING_ATTEMPTS}) GROUP BY outcome")
         return {row[0]: row[1] for row in rows}
 
 
@@ -363,6 +376,17 @@ COUNTING_ATTEMPTS = """
 SELECT *, max((outcome = 'ok') * 1e9 + coalesce(settled, 0) * 1e6 + attempt) AS rank
 FROM replies WHERE outcome IS NOT NULL GROUP BY image_id, question_id, fingerprint
 """
+
+
+def add_images(db: sqlite3.Connection, images: Iterable[PreparedImage]):
+    """Insert images that are not there yet."""
+    names = list(PreparedImage.__dataclass_fields__)
+    columns = ", ".join(f'"{name}"' for name in names)
+    marks = ", ".join(f":{name}" for name in names)
+    db.executemany(
+        f"INSERT OR IGNORE INTO images ({columns}) VALUES ({marks})",
+        (vars(image) for image in images),
+    )
 
 
 class _Transaction:

@@ -174,24 +174,64 @@ class Meter:
         return self.cost(*self.worst_tokens(text, size))
 
 
+def spent(journal, price: Price | None, max_tokens: int) -> float | None:
+    """US dollars that the replies in a journal cost, None when the price is unknown.
+
+    An attempt that may have been charged without saying how much (a timeout, a dropped
+    connection) counts as the longest prompt seen and a full answer.
+    """
+    if price is None:
+        return None
+    rows = journal.query(
+        "SELECT batch IS NOT NULL, coalesce(sum(prompt_tokens), 0), "
+        "coalesce(sum(cached_tokens), 0), coalesce(sum(completion_tokens), 0), "
+        "sum(completion_tokens IS NULL AND (problem IN ('timeout', 'dropped') "
+        "OR status BETWEEN 200 AND 299)), coalesce(max(prompt_tokens), 0) "
+        "FROM replies GROUP BY batch IS NOT NULL"
+    )
+    return sum(
+        price.cost(
+            prompt + unsure * longest, cached, completion + unsure * max_tokens, batch=bool(batch)
+        )
+        for batch, prompt, cached, completion, unsure, longest in rows
+    )
+
+
 class Budget:
     """Money spent and reserved, in US dollars, under a limit (None: no limit)."""
 
     def __init__(self, limit: float | None, spent: float = 0.0):
         self.limit, self.spent, self.reserved = limit, spent, 0.0
+        self.open = 0  # reservations
 
     def reserve(self, worst: float | None) -> bool:
         """Set the worst case of a request aside; False when the limit might be passed."""
-        if worst is None:
-            return True
-        if self.limit is not None and self.spent + self.reserved + worst > self.limit:
+        total = self.spent + self.reserved + (worst or 0.0)
+        if self.limit is not None and total > self.limit:
             return False
-        self.reserved += worst
+        self.hold(worst)
         return True
+
+    def hold(self, worst: float | None):
+        """Set the cost of something that was submitted already aside, limit or not."""
+        self.reserved += worst or 0.0
+        self.open += 1
+
+    def merge(self, count: int):
+        """So many reservations become one, settled together."""
+        self.open -= count - 1
+
+    def exhausted(self) -> str:
+        """Why nothing more can be asked."""
+        return (
+            f"--max-cost: {dollars(self.spent)} of {dollars(self.limit)} are spent, and one more "
+            "answer might pass the limit"
+        )
 
     def settle(self, worst: float | None, actual: float | None):
         """The request is over: `actual` was charged."""
-        self.reserved = max(0.0, self.reserved - (worst or 0.0))
+        self.open -= 1
+        self.reserved = self.reserved - (worst or 0.0) if self.open else 0.0
         self.spent += actual or 0.0
 
 

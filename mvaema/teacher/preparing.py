@@ -8,17 +8,17 @@ What is special about it:
 
 import hashlib
 import io
-import tempfile
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
 from configuration_mvaema import CATEGORY_CAPTIONS
-from mvaema.building import clean_png
-from mvaema.microscope import Micrograph, UnreadableMicrograph, read_micrograph
-from mvaema.schema import pixel_hash
+from mvaema.building import Reading, ReadOptions, read_entry
 from mvaema.sources import DatasetSource, Entry, FolderSource, Problem, TableSource
 from mvaema.teacher.journal import Journal, PreparedImage
 
@@ -26,7 +26,14 @@ FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 LOSSY_QUALITY = 90
 TABLES = (".csv", ".jsonl", ".json", ".parquet")
 # What tells a dataset from a folder of microscope files.
-DATASET_FILES = ("state.json", "dataset_dict.json", "metadata.jsonl", "metadata.csv")
+DATASET_FILES = (
+    "state.json",
+    "dataset_dict.json",
+    "metadata.*",
+    "*/metadata.*",
+    "*.parquet",
+    "*/*.parquet",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,9 @@ class Preparation:
         max_side: longer side at most, in pixels.
         image_format: `png` (lossless), `jpeg` or `webp`.
         crop_info_bar: cut the burnt-in info bar off.
+
+    Raises:
+        ValueError: a value makes no sense.
     """
 
     max_side: int = 1024
@@ -51,67 +61,38 @@ class Preparation:
         if self.max_side < 32:
             raise ValueError(f"--max-side must be at least 32 pixels; got {self.max_side}.")
 
-    def encode(self, image: Image.Image) -> bytes:
-        """The encoded pixels, without any metadata."""
-        if self.image_format == "png":
-            return clean_png(image)
-        bare = Image.frombytes(image.mode, image.size, image.tobytes())
-        buffer = io.BytesIO()
-        bare.save(buffer, format=self.image_format.upper(), quality=LOSSY_QUALITY)
-        return buffer.getvalue()
+    def read(self, entry: Entry) -> Reading | tuple[str, str]:
+        """The prepared pixels of an entry as a bare PNG, or (reason, message) why not."""
+        content = entry.content if isinstance(entry.content, Path) else entry.content()
+        options = ReadOptions(crop_info_bar=self.crop_info_bar, max_side=self.max_side)
+        return read_entry(content, entry.suffix, entry.fields.get("pixel_size_nm"), options)
 
-    def apply(self, micrograph: Micrograph) -> Micrograph:
-        if self.crop_info_bar:
-            micrograph = micrograph.crop_info_bar()
-        return micrograph.resize(self.max_side)
+    def encode(self, png: bytes) -> tuple[bytes, tuple[int, int]]:
+        """The bytes to send for a bare PNG, and (width, height) in pixels."""
+        image = Image.open(io.BytesIO(png))
+        if self.image_format == "png":
+            return png, image.size
+        buffer = io.BytesIO()
+        image.save(buffer, format=self.image_format, quality=LOSSY_QUALITY)
+        return buffer.getvalue(), image.size
 
 
 def open_source(images: str, split: str = "train") -> FolderSource | TableSource | DatasetSource:
     """What `--images` names: a folder of microscope files, a table of files, or a dataset.
 
     Raises:
-        FileNotFoundError, ValueError: there is nothing to read there; the message says why.
+        OSError, ValueError: there is nothing to read there; the message says why.
     """
     path = Path(images)
     if path.is_file() and path.suffix.lower() in TABLES:
         return TableSource(path)
     if path.is_dir():
-        is_dataset = any((path / name).exists() for name in DATASET_FILES) or any(
-            next(path.glob(pattern), None)
-            for pattern in ("*.parquet", "*/*.parquet", "*/metadata.*")
-        )
+        is_dataset = any(next(path.glob(pattern), None) for pattern in DATASET_FILES)
         return DatasetSource(images, split) if is_dataset else FolderSource(path)
     raise FileNotFoundError(
         f"--images {images}: expected a folder of micrographs, a table ({', '.join(TABLES)}) or "
-        "the folder of a micrograph dataset."
+        "the folder of a dataset."
     )
-
-
-def read_entry(entry: Entry) -> Micrograph:
-    """The micrograph of an entry, with the pixel size its source states, if any.
-
-    Raises:
-        UnreadableMicrograph: the file or the bytes are no readable micrograph.
-    """
-    if isinstance(entry.content, Path):
-        micrograph = read_micrograph(entry.content)
-    else:
-        with tempfile.NamedTemporaryFile(suffix=entry.suffix) as file:
-            file.write(entry.content())
-            file.flush()
-            micrograph = read_micrograph(file.name)
-    stated = entry.fields.get("pixel_size_nm")
-    return micrograph if stated is None else replace(micrograph, pixel_size_nm=stated)
-
-
-def content_bytes(entry: Entry) -> bytes:
-    """The file's bytes.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    content = entry.content
-    return content.read_bytes() if isinstance(content, Path) else content()
 
 
 def shard_of(content: bytes, shards: int) -> int:
@@ -128,113 +109,93 @@ class Preparer:
         preparation: what to do to each.
         shard, shards: take only the images of this part (from 0).
 
-    After iterating, `problems` counts by reason what could not be read, and `duplicates` how many
-    sources had the pixels of an earlier one.
+    Attributes:
+        problems: reason -> sources that could not be read; they are tried again next time.
+        duplicates: sources with the pixels of an earlier one, whose labels count.
     """
 
     def __init__(self, journal: Journal, preparation: Preparation, shard: int = 0, shards: int = 1):
         self.journal, self.preparation = journal, preparation
         self.shard, self.shards = shard, shards
-        self.problems: dict[str, int] = {}
+        self.problems: Counter[str] = Counter()
         self.duplicates = 0
 
     def __call__(self, entries: Iterable[Entry | Problem]) -> Iterator[PreparedImage | None]:
         """One item per entry: its image; or None for what is unreadable, another shard's, or the
         same as an image before it."""
-        seen = _Seen(self.journal)
+        self.journal.forget_seen()
         for entry in entries:
             if isinstance(entry, Problem):
                 self._problem(entry.name, entry.reason, entry.message)
                 yield None
                 continue
-            source = source_key(entry)
-            known = self.journal.known_source(source)
-            if known is None:
-                known = self._prepare(entry, source)
-            elif known["problem"]:
-                self._problem(entry.name, known["problem"], "could not be read before either")
-            image_id = known["image_id"]
+            image_id = self._image_id(entry)
             if image_id is None:
                 yield None
-            elif seen.add(image_id):
+            elif self.journal.first_sight(image_id):
                 yield self.journal.image(image_id)
             else:
                 self.duplicates += 1
                 yield None
 
-    def _prepare(self, entry: Entry, source: str) -> dict:
-        try:
-            if self.shards > 1 and shard_of(content_bytes(entry), self.shards) != self.shard:
-                self.journal.add_source(source, None, None)
-                return {"image_id": None, "problem": None}
-            micrograph = self.preparation.apply(read_entry(entry))
-        except UnreadableMicrograph as error:
-            return self._unreadable(entry, source, error.reason, str(error))
-        except OSError as error:
-            return self._unreadable(entry, source, "unreadable", str(error))
-        image = self._store(micrograph, entry)
-        self.journal.add_source(source, image, None)
-        return {"image_id": image.image_id, "problem": None}
+    def _image_id(self, entry: Entry) -> str | None:
+        source = source_key(entry)
+        known = self.journal.known_source(source)
+        if known is not None:
+            return known["image_id"]
+        if self.shards > 1:
+            try:
+                content = entry.content
+                data = content.read_bytes() if isinstance(content, Path) else content()
+            except OSError as error:
+                return self._problem(entry.name, "unreadable", str(error))
+            if shard_of(data, self.shards) != self.shard:
+                self.journal.add_source(source, None)
+                return None
+        reading = self.preparation.read(entry)
+        if not isinstance(reading, Reading):
+            return self._problem(entry.name, *reading)
+        self.journal.add_source(source, self._store(reading, entry))
+        return reading.image_id
 
-    def _unreadable(self, entry: Entry, source: str, reason: str, message: str) -> dict:
-        self._problem(entry.name, reason, message)
-        self.journal.add_source(source, None, reason)
-        return {"image_id": None, "problem": reason}
+    def _problem(self, name: str, reason: str, message: str) -> None:
+        self.problems[reason] += 1
+        tqdm.write(f"skipped ({reason}): {message if name in message else f'{name}: {message}'}")
 
-    def _problem(self, name: str, reason: str, message: str):
-        from tqdm import tqdm
-
-        self.problems[reason] = self.problems.get(reason, 0) + 1
-        tqdm.write(f"skipped {name}: {message}")
-
-    def _store(self, micrograph: Micrograph, entry: Entry) -> PreparedImage:
-        image = micrograph.image
-        image_id = pixel_hash(image)
-        data = self.preparation.encode(image)
+    def _store(self, reading: Reading, entry: Entry) -> PreparedImage:
+        data, (width, height) = self.preparation.encode(reading.png)
         suffix = FORMATS[self.preparation.image_format]
-        file = Path("images") / image_id[:2] / f"{image_id}{suffix}"
+        file = Path("images") / reading.image_id[:2] / f"{reading.image_id}{suffix}"
         _write_atomically(self.journal.folder / file, data)
         category = entry.fields.get("category")
         return PreparedImage(
-            image_id=image_id,
+            image_id=reading.image_id,
             file=file.as_posix(),
             sha256=hashlib.sha256(data).hexdigest(),
-            width=image.width,
-            height=image.height,
+            width=width,
+            height=height,
             category=category,
             caption=entry.fields.get("caption", CATEGORY_CAPTIONS.get(category)),
-            pixel_size_nm=micrograph.pixel_size_nm,
+            pixel_size_nm=reading.pixel_size_nm,
             scale_bar=entry.fields.get("scale_bar"),
-            group=entry.fields.get("group") or image_id,
+            group=entry.fields.get("group", reading.image_id),
             source=entry.fields.get("source"),
             licence=entry.fields.get("licence"),
         )
 
 
-class _Seen:
-    """Image ids met in this run, in a temporary table: memory does not grow with them."""
-
-    def __init__(self, journal: Journal):
-        self.journal = journal
-        with journal.transaction() as db:
-            db.execute("CREATE TEMP TABLE IF NOT EXISTS seen (image_id TEXT PRIMARY KEY)")
-            db.execute("DELETE FROM seen")
-
-    def add(self, image_id: str) -> bool:
-        with self.journal.transaction() as db:
-            return db.execute("INSERT OR IGNORE INTO seen VALUES (?)", [image_id]).rowcount == 1
-
-
 def source_key(entry: Entry) -> str:
     """A hash that changes with the entry's name, content or labels, and shows none of them."""
-    parts = [entry.name, entry.version, sorted((k, repr(v)) for k, v in entry.fields.items())]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    labels = sorted((name, repr(value)) for name, value in entry.fields.items())
+    return hashlib.sha256(repr([entry.name, entry.version, labels]).encode()).hexdigest()[:32]
 
 
 def _write_atomically(path: Path, data: bytes):
-    """A file that is there whole or not at all. Without fsync: a file the power took away is
-    written again, because the journal is told of it later."""
+    """A file that is there whole or not at all, and on the disk before the journal knows it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)

@@ -85,10 +85,10 @@ class Prompt:
             raise ValueError(f"{path}: the prompt file cannot be read: {error}") from error
         expected = {"version", "questions", *PARTS}
         if not isinstance(content, dict) or set(content) != expected:
-            found = set(content) if isinstance(content, dict) else set()
+            found = set(map(str, content)) if isinstance(content, dict) else set()
             raise ValueError(
                 f"{path}: a prompt file has exactly the keys {', '.join(sorted(expected))}; "
-                f"missing: {sorted(expected - found)}, unknown: {sorted(map(str, found - expected))}."
+                f"missing: {sorted(expected - found)}, unknown: {sorted(found - expected)}."
             )
         prompt = cls(
             version=str(content["version"]),

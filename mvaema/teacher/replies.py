@@ -28,25 +28,42 @@ PARAMETER_CODES = {"unsupported_parameter", "unsupported_value"}
 # Statuses after which the same request may succeed: the server or something before it was busy.
 TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 
-CANNOT = r"(?:can(?:no|['’])t|can not|could not|won['’]t|will not|(?:am|['’]m) (?:unable|not able) to)"
 # Anchored at the start and tied to helping or to seeing the image at all: "I cannot determine
 # the composition" and "I cannot see a scale bar" are answers.
+AM = r"(?:i(?:['’]m| am) )?"
+CANNOT = (
+    r"(?:can(?:no|['’])t|can not|could not|won['’]t|will not|(?:am|['’]m) (?:unable|not able) to)"
+)
+HELP = r"(?:assist|help|comply|fulfil|answer|engage|do that|continue|process|provide|discuss)"
+LOOK = r"(?:view|see|analy[sz]e|access|interpret|open|process|describe)(?: or \w+)?"
+IMAGE = r"(?:image|picture|photo|file|micrograph)s?"
+WHICH = r"(?:the |this |that |any |these |your )?(?:attached |uploaded |provided )?"
 REFUSALS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        rf"^(?:i(?:['’]m| am) )?(?:very |so |really )?(?:sorry|(?:i )?apologi[sz]e)\b[^.]{{0,40}}?{CANNOT}"
-        r"[^.]{0,20}?\b(?:assist|help|comply|fulfil|answer|do that|continue|process|provide|discuss)",
+        rf"^{AM}(?:very |so |really )?(?:sorry|(?:i )?apologi[sz]e)\b[^.]{{0,40}}?{CANNOT}"
+        rf"[^.]{{0,20}}?\b{HELP}",
         rf"^(?:unfortunately, )?i ?{CANNOT} (?:\w+ )?(?:assist|help|comply|fulfil|engage|process)",
-        rf"^(?:unfortunately, |(?:i(?:['’]m| am) )?sorry,? (?:but )?)?i ?{CANNOT} (?:directly |actually )?"
-        r"(?:view|see|analy[sz]e|access|interpret|open|process|describe)(?: or \w+)? "
-        r"(?:the |this |that |any |these |your )?(?:attached |uploaded |provided )?"
-        r"(?:image|picture|photo|file|micrograph)s?\b",
+        rf"^(?:unfortunately, |{AM}sorry,? (?:but )?)?i ?{CANNOT} (?:directly |actually )?"
+        rf"{LOOK} {WHICH}{IMAGE}\b",
         rf"^as an ai\b[^.]{{0,60}}?(?:{CANNOT}|do(?: not|n['’]t) have the ability)",
         r"^[^.]{0,120}\b(?:against|violates?) (?:my|our|the|openai['’]s) "
         r"(?:guidelines|usage polic|content polic|polic)",
     )
 ]
 REFUSAL_LENGTH = 600  # characters; longer texts that begin like a refusal go on to answer
+
+
+# What the journal keeps of a reading, beside the raw reply.
+READ_COLUMNS = (
+    "outcome",
+    "settled",
+    "finish_reason",
+    "returned_model",
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+)
 
 
 @dataclass(frozen=True)
@@ -79,11 +96,7 @@ class Reading:
 
     def columns(self) -> dict:
         """The part the journal keeps beside the raw reply."""
-        names = (
-            "outcome settled finish_reason returned_model prompt_tokens cached_tokens "
-            "completion_tokens"
-        )
-        return {name: getattr(self, name) for name in names.split()}
+        return {name: getattr(self, name) for name in READ_COLUMNS}
 
     @property
     def is_completion(self) -> bool:
@@ -211,9 +224,7 @@ def split_answer(content: str) -> tuple[str, str, bool]:
         heading = re.search(
             r"^[ \t#*]*(?:final )?answer[ \t*]*:[ \t*]*", rest, re.IGNORECASE | re.MULTILINE
         )
-        before, answer = (
-            (rest[: heading.start()], rest[heading.end() :]) if heading else ("", rest)
-        )
+        before, answer = (rest[: heading.start()], rest[heading.end() :]) if heading else ("", rest)
         tag = heading
     thoughts.append(before)
     reasoning = "\n\n".join(thought.strip() for thought in thoughts if thought.strip())
