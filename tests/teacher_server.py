@@ -195,9 +195,7 @@ class FakeTeacher:
                     text="<html><body>Please log in</body></html>", content_type="text/html"
                 )
             case "malformed":
-                return web.Response(
-                    text='{"choices": [{"message"', content_type="application/json"
-                )
+                return web.Response(text='{"choices": [{"message"', content_type="application/json")
             case "no choices":
                 good["choices"] = []
             case "error inside":

@@ -27,8 +27,8 @@ class AskArguments:
     endpoint: str = field(
         default="http://localhost:8000/v1",
         metadata={
-            "help": "Base URL of an OpenAI-compatible server (vLLM, Ollama, llama.cpp, transformers serve, "
-            "OpenAI, ...)."
+            "help": "Base URL of an OpenAI-compatible server (vLLM, Ollama, llama.cpp, "
+            "transformers serve, OpenAI, ...)."
         },
     )
     api_key_env: str = field(
@@ -40,7 +40,8 @@ class AskArguments:
     allow_external: bool = field(
         default=False,
         metadata={
-            "help": "Permit an endpoint outside the private address ranges: micrographs leave the network."
+            "help": "Permit an endpoint outside the private address ranges: micrographs leave "
+            "the network."
         },
     )
     split: str = field(
@@ -63,9 +64,9 @@ class AskArguments:
     profile: str = field(
         default="standard",
         metadata={
-            "help": "How parameters are passed: `standard`, `max-completion-tokens` (newer name of the "
-            "limit), or `reasoning` (models that refuse temperature and top-p). Recorded with the "
-            "answers."
+            "help": "How parameters are passed: `standard`, `max-completion-tokens` (newer name "
+            "of the limit), or `reasoning` (models that refuse temperature and top-p). Recorded "
+            "with the answers."
         },
     )
     max_side: int = field(

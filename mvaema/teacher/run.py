@@ -86,8 +86,8 @@ class Run:
 
     # --- estimating
 
-    def dry_run(self) -> str:
-        """An estimate, without sending or writing anything."""
+    def estimate(self) -> str:
+        """Requests, tokens and cost of what is missing. Sends and writes nothing."""
         counts, measured = {}, Measured()
         if self.path.exists():
             with Journal(self.path, self.configuration, read_only=True) as journal:
@@ -122,7 +122,7 @@ class Run:
         share = 1 / (images * len(plan.question_ids))
         basis = f"measured on {measured.replies:,} replies" if measured.replies else "assumed"
         lines = [
-            "Nothing was sent. Estimate:",
+            "What is missing, estimated:",
             f"  micrographs   {'about ' if self.args.parts > 1 else ''}{total:,.0f}",
             f"  requests      {requests:,} ({asked:,} questions have a reply already)",
             f"  tokens of one {expected[0] * share:,.0f} in, {expected[2] * share:,.0f} out "
@@ -246,7 +246,7 @@ class Run:
         if args.pilot is not None and progress.replies:
             scale = self._count() * len(self.plan().question_ids)
             days = seconds / progress.replies * scale / 86400
-            print(f"All of it at this pace: {days:.2f} days. {self.dry_run()}")
+            print(f"All micrographs at this pace: {days:.2f} days.\n{self.estimate()}")
         failed = counts.get("error", 0)
         if failed:
             print(f"{failed:,} questions ended in an error; --retry error asks them again.")
@@ -280,7 +280,7 @@ def run(args: AskArguments) -> int:
     """The command without a subcommand. Returns its exit status."""
     this = Run(args)
     if args.dry_run:
-        print(this.dry_run())
+        print(f"{this.estimate()}\nNothing was sent.")
         return 0
     progress = this.ask()
     if progress.stopped == INTERRUPTED:
