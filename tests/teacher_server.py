@@ -301,7 +301,7 @@ class FakeTeacher:
                 self.files[batch[name]] = "\n".join(json.dumps(row) for row in rows).encode()
         for result in results:
             self.exchanges.append(
-                Exchange(result["custom_id"], "", b"", time.monotonic(), None, delivered=True)
+                Exchange(result.get("custom_id"), "", b"", time.monotonic(), None, delivered=True)
             )
 
 

@@ -149,6 +149,7 @@ class Journal:
         try:
             if read_only:
                 self._db = self._connect(f"{path.resolve().as_uri()}?mode=ro")
+                self._db.execute("SELECT 1 FROM meta")  # a journal, and begun
             else:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._take_lock()
