@@ -193,10 +193,17 @@ def test_answer_of_another_model_is_recorded_and_told(server, images, output, ca
 
 
 def test_gateway_that_answers_everything_with_a_page_ends_the_run(server, tmp_path, output):
+    images = make_images(tmp_path / "many", 10)
     server.fail("html", times=1000)
-    progress = ask(make_images(tmp_path / "many", 10), output, server.url)
-    assert "no completions" in progress.stopped
-    assert len(server.exchanges) < 20 + 2 * 4
+    assert "no completions" in ask(images, output, server.url).stopped
+    assert len(server.exchanges) < 5 + 4
+    server.faults.clear()
+    ask(images, output, server.url, retry=["error"], questions=["basics"])
+    answered = len(server.exchanges)
+    server.fail("html", times=1000, match="surface texture")
+    assert ask(images, output, server.url, retry=["error"], concurrency=1).stopped is None
+    assert outcomes(output) == {"ok": 90, "error": 10}, "not in a row: the others are answered"
+    assert len(server.exchanges) <= answered + 100
 
 
 @pytest.mark.parametrize(

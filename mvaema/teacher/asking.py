@@ -31,8 +31,9 @@ from mvaema.teacher.replies import Reading, read_reply
 # A question that fails so often while others are answered is the problem itself; when nothing is
 # answered meanwhile, the server is.
 MAX_FAILURES = 8
-# So many replies in a row that are no completions: something before the model is wrong.
-MAX_BAD_IN_A_ROW = 20
+# So many replies in a row that are no completions: something before the model is wrong. Before
+# the first completion fewer tell.
+MAX_BAD_IN_A_ROW, MAX_BAD_AT_FIRST = 20, 5
 # Longest wait, in seconds, for a server that only asks for patience (429) or names a time.
 PATIENCE = 3600.0
 
@@ -49,6 +50,7 @@ class Progress:
     outcomes: Counter[str] = field(default_factory=Counter)  # of questions settled in this run
     replies: int = 0
     models: Counter[str] = field(default_factory=Counter)  # as the server names them
+    last_error: str | None = None
     stopped: str | None = None  # why the run ended early
 
 
@@ -344,7 +346,8 @@ class Asker:
                 self.progress.models[reading.returned_model] += 1
             return
         self._bad_in_a_row += 1
-        if self._bad_in_a_row >= MAX_BAD_IN_A_ROW:
+        self.progress.last_error = reading.detail
+        if self._bad_in_a_row >= (MAX_BAD_IN_A_ROW if self._completions else MAX_BAD_AT_FIRST):
             self.stop(
                 f"{self._bad_in_a_row} replies in a row were no completions, the last: "
                 f"{reading.detail}. Check the endpoint; `--retry error` asks these again"

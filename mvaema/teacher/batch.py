@@ -337,6 +337,8 @@ class BatchAsker:
             self._stop = self._stop or reading.stop
             if reading.is_completion:
                 self._completions += 1
+            if not reading.is_completion:
+                self.progress.last_error = reading.detail
             if reading.settled:
                 self.progress.replies += 1
                 self.progress.outcomes[reading.outcome] += 1

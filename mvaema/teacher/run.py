@@ -249,7 +249,8 @@ class Run:
             print(f"All micrographs at this pace: {days:.2f} days.\n{self.estimate()}")
         failed = counts.get("error", 0)
         if failed:
-            print(f"{failed:,} questions ended in an error; --retry error asks them again.")
+            last = f" (the last: {progress.last_error})" if progress.last_error else ""
+            print(f"{failed:,} questions ended in an error{last}; --retry error asks them again.")
 
 
 async def _interruptible(asker: Asker, questions) -> Progress:
