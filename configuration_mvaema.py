@@ -58,9 +58,7 @@ QUESTIONS = {
         "Which signs of interaction with the surroundings are visible, and which objects are not "
         "part of the nanomaterial?"
     ),
-    "imaging": (
-        "Which imaging technique was used, and has the image been modified or annotated?"
-    ),
+    "imaging": ("Which imaging technique was used, and has the image been modified or annotated?"),
     "function": (
         "Which elements or regions look functionally distinct, and does the image show a process "
         "or a static state?"
@@ -69,6 +67,9 @@ QUESTIONS = {
         "What could this material be used for, and does the image look experimental or simulated?"
     ),
 }
+
+# Its answer is the caption; it is asked beside the ten so that the decoder can classify.
+CATEGORY_QUESTION = "Which category of nanomaterial does this micrograph show?"
 
 PRESETS = {
     # The paper's model: patches of 32, width 64, four heads of 16.
@@ -81,7 +82,7 @@ PRESETS = {
         "num_attention_heads": 12,
         "num_image_layers": 12,
         "num_text_layers": 6,
-        "vocab_size": 30527,
+        "vocab_size": 30525,
         "max_position_embeddings": 512,
         "projection_dim": 256,
     },
@@ -163,6 +164,9 @@ class MVaEMaConfig(PreTrainedConfig):
             Category name to the caption that names it; what `classify` ranks by default.
         questions (`dict[str, str]`, *optional*):
             Question id to its wording; what `answer` asks by default.
+        category_question (`str`, *optional*):
+            Question whose answer is the category's caption; trained beside the ten, and what
+            `classify(by="lm")` asks.
         pad_token_id, cls_token_id, enc_token_id, dec_token_id, eos_token_id (`int`, *optional*):
             Ids of [PAD], [CLS], [ENC], [DEC] and [EOS].
 
@@ -208,6 +212,7 @@ class MVaEMaConfig(PreTrainedConfig):
     instruction_aware: bool = False
     categories: dict[str, str] = field(default_factory=lambda: dict(CATEGORY_CAPTIONS))
     questions: dict[str, str] = field(default_factory=lambda: dict(QUESTIONS))
+    category_question: str = CATEGORY_QUESTION
     pad_token_id: int = 0
     cls_token_id: int = 1
     enc_token_id: int = 2
@@ -304,4 +309,6 @@ class MVaEMaConfig(PreTrainedConfig):
             )
 
 
-__all__ = ["CATEGORY_CAPTIONS", "PRESETS", "QUESTIONS", "MVaEMaConfig"]
+MVaEMaConfig.register_for_auto_class()
+
+__all__ = ["CATEGORY_CAPTIONS", "CATEGORY_QUESTION", "PRESETS", "QUESTIONS", "MVaEMaConfig"]

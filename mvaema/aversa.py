@@ -70,7 +70,7 @@ class AversaSource:
                 yield from self._members(category, path)
             except (tarfile.TarError, OSError, EOFError) as error:
                 message = f"{error}; what came before the damage is kept. Fetch it again."
-                yield Problem(printable(path), "damaged-archive", message)
+                yield Problem(printable(path), "damaged-archive", message, hides_more=True)
 
     def _members(self, category: str, path: Path) -> Iterator[Entry]:
         info = path.stat()
@@ -137,7 +137,9 @@ def _published_archives(record_url: str) -> list[dict]:
     listing = _get_json(record["links"]["files"])
     # `entries` and `content` since B2SHARE 3, `contents` and `self` before.
     files = {file["key"]: file for file in listing.get("entries") or listing.get("contents") or ()}
-    missing = [f"{category}.tar" for category in CATEGORY_CAPTIONS if f"{category}.tar" not in files]
+    missing = [
+        f"{category}.tar" for category in CATEGORY_CAPTIONS if f"{category}.tar" not in files
+    ]
     if missing:
         raise ValueError(f"{record_url}: lists no {', '.join(missing)}; got {', '.join(files)}.")
     return [

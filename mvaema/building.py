@@ -174,6 +174,7 @@ class ShardFile:
         return self
 
     def __exit__(self, *exception):
+        self._writer.close()
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 
@@ -300,7 +301,7 @@ def read_entry(
         image = micrograph.image
         return Reading(pixel_hash(image), clean_png(image), micrograph.pixel_size_nm)
     except UnreadableMicrograph as error:
-        return error.reason, str(error)
+        return error.reason, str(error).removeprefix(f"{error.path}: ")
     except Exception as error:  # a parser may fail in any way; one file must not stop a million
         return "unreadable", f"{type(error).__name__}: {error}"
 
@@ -331,7 +332,8 @@ def build(
         split: `train`, `validation` or `test`.
         options: how files become images.
         num_proc: processes that read files.
-        prune: drop the rows of files that the source does not have any more.
+        prune: drop the rows of files that the source does not have any more (not in a run that
+            could not look everywhere).
         shard_bytes: size at which a shard is closed.
 
     Raises:
@@ -358,7 +360,7 @@ def build(
                 progress=False,
                 before_rename=run.record_shard,
             )
-        ledger.close_run(prune and not run.unlisted)
+        ledger.close_run(prune and not run.hidden)
         for shard in tqdm(ledger.stale_shards(), unit=" shards", desc="updating", leave=False):
             _rewrite_shard(folder / shard, ledger)
         table = private / f"{split}.csv"
@@ -389,7 +391,7 @@ class _Build:
     def __init__(self, ledger: Ledger, options: ReadOptions, num_proc: int):
         self.ledger, self.options, self.num_proc = ledger, options, num_proc
         self.read = self.unchanged = self.position = 0
-        self.unlisted = False  # a folder could not be listed: what it holds is not gone
+        self.hidden = False  # something could not be listed: what it holds is not gone
         self._unpublished = {}  # image id -> columns, of rows that no named shard holds yet
 
     def new_rows(self, entries: Iterable[Entry | Problem]) -> Iterator[dict]:
@@ -416,7 +418,7 @@ class _Build:
     def _to_read(self, entries: Iterable[Entry | Problem]) -> Iterator[tuple[Entry, str, int]]:
         for position, entry in enumerate(entries):
             if isinstance(entry, Problem):
-                self.unlisted |= Path(entry.name).is_dir()
+                self.hidden |= entry.hides_more
                 self.ledger.record_failed(entry.name, position, entry.reason, entry.message)
                 continue
             # What the image was made with is part of what it is.

@@ -51,7 +51,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path, shards: set[str]):
-        self._db = sqlite3.connect(path)
+        self._db = sqlite3.connect(path, timeout=0)
         try:
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute("BEGIN EXCLUSIVE")

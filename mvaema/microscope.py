@@ -28,6 +28,7 @@ import os
 import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -42,6 +43,7 @@ from mvaema.vendor_metadata import (
     axis_nm,
     read_sidecar,
     read_tiff_tags,
+    refuse_energy,
     settings,
 )
 
@@ -58,6 +60,9 @@ NATIVE_READERS = {
     ".ser": "tia",
 }
 
+# Images only from Velox files; no search for the neighbours of a file called movie.
+NATIVE_OPTIONS = {"emd": {"select_type": "images"}, "mrc": {"metadata_file": None}}
+
 # File suffixes worth trying, lower case.
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp"),
@@ -71,6 +76,9 @@ PERCENTILES = (0.1, 99.9)
 # Sides of a pixel that differ by less are rounding, not geometry.
 SQUARE_TOLERANCE = 0.01
 
+# A TIA series names no unit: a diffraction pattern's 1/m, read as m, exceeds this by far.
+MAX_PIXEL_NM = 1e9
+
 # Where RosettaSciIO's metadata mapping puts the settings worth keeping (keV, mm).
 NATIVE_SETTINGS = {
     "acquisition_mode": "technique",
@@ -82,6 +90,7 @@ NATIVE_SETTINGS = {
 # TIFF tags that decide how pixels are read.
 SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 254, 258, 262, 339
 MIN_IS_WHITE = 0
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class UnreadableMicrograph(ValueError):
@@ -273,20 +282,23 @@ def stretch(pixels: np.ndarray, picture: np.ndarray | None = None) -> np.ndarray
 
 def _read_image(path: Path) -> tuple[np.ndarray, InstrumentRecord]:
     """A file that Pillow or tifffile knows, with its tags and sidecar."""
-    source = path
-    if path.suffix.lower() == ".gz":
-        source = io.BytesIO(_gunzip(path))
-        path = path.with_suffix("")
-    try:
-        with Image.open(source, formats=PILLOW_FORMATS) as image:
-            if image.format == "TIFF":
-                pixels, record = _read_tiff(source, image)
-            else:
-                pixels, record = _pixels(image), InstrumentRecord()
-    except UnidentifiedImageError:
-        if not _is_tiff(source):
-            raise
-        pixels, record = _read_tiff(source, None)
+    # Opened here because Pillow, given a path, maps raw TIFFs into memory and ignores their
+    # orientation then.
+    with path.open("rb") as file:
+        if path.suffix.lower() == ".gz":
+            path = path.with_suffix("")
+            file = _gunzip(file)
+        try:
+            with Image.open(file, formats=PILLOW_FORMATS) as image:
+                if image.format == "TIFF":
+                    pixels, record = _read_tiff(file, image)
+                else:
+                    pixels, record = _pixels(image), InstrumentRecord()
+        except UnidentifiedImageError:
+            file.seek(0)
+            if file.read(4) not in TIFF_MAGIC:
+                raise
+            pixels, record = _read_tiff(file, None)
     sidecar = read_sidecar(path, (pixels.shape[1], pixels.shape[0]))
     if sidecar is not None:
         record = InstrumentRecord(
@@ -297,24 +309,13 @@ def _read_image(path: Path) -> tuple[np.ndarray, InstrumentRecord]:
     return pixels, record
 
 
-def _gunzip(path: Path) -> bytes:
-    """The content of a gzip file, up to what the largest image allowed could need (RGBA)."""
+def _gunzip(file: BinaryIO) -> BinaryIO:
+    """What a gzip file holds, up to what the largest image allowed could need (RGBA)."""
     limit = 8 * (Image.MAX_IMAGE_PIXELS or 1 << 40)
-    with gzip.open(path) as file:
-        data = file.read(limit + 1)
+    data = gzip.GzipFile(fileobj=file).read(limit + 1)
     if len(data) > limit:
         raise Image.DecompressionBombError(f"more than {limit} bytes when unpacked")
-    return data
-
-
-def _is_tiff(source: Path | io.BytesIO) -> bool:
-    magic = source.getvalue()[:4] if isinstance(source, io.BytesIO) else _first_bytes(source)
-    return magic in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-def _first_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(4)
+    return io.BytesIO(data)
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -331,9 +332,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image)
 
 
-def _read_tiff(
-    source: Path | io.BytesIO, image: Image.Image | None
-) -> tuple[np.ndarray, InstrumentRecord]:
+def _read_tiff(file: BinaryIO, image: Image.Image | None) -> tuple[np.ndarray, InstrumentRecord]:
     """A TIFF, open in Pillow unless Pillow does not know its pixels."""
     tifffile = _optional("tifffile")
     if image is None and tifffile is None:
@@ -358,9 +357,8 @@ def _read_tiff(
                 pixels = pixels.max() - pixels
     if tifffile is None:
         return pixels, InstrumentRecord()
-    if isinstance(source, io.BytesIO):
-        source.seek(0)
-    with tifffile.TiffFile(source) as tiff:
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
         page = tiff.pages[page_index]
         if pixels is None:
             pixels = _tifffile_pixels(page)
@@ -370,7 +368,7 @@ def _read_tiff(
         except NotAMicrograph:
             raise
         except Exception as error:  # pixels without a calibration are better than neither
-            logger.warning("%s: vendor tags not understood (%r)", source, error)
+            logger.warning("vendor tags not understood (%r): read without calibration", error)
             return pixels, InstrumentRecord()
 
 
@@ -420,8 +418,13 @@ def _real(pixels: np.ndarray) -> np.ndarray:
 def _read_native(path: Path, reader: str) -> tuple[np.ndarray, InstrumentRecord]:
     """The largest image in a microscope's own format."""
     plugin = importlib.import_module(f"rsciio.{reader}")
-    options = {"metadata_file": None} if reader == "mrc" else {}
-    signals = plugin.file_reader(str(path), lazy=True, **options)
+    options = NATIVE_OPTIONS.get(reader, {})
+    try:
+        signals = plugin.file_reader(str(path), lazy=True, **options)
+    except ValueError as error:
+        if "RGBA" not in str(error):  # the one kind of DM image that cannot be read lazily
+            raise
+        signals = plugin.file_reader(str(path), **options)
     images, refusal = [], NotAMicrograph("spectrum", "it holds no image")
     for signal in signals:
         try:
@@ -440,15 +443,24 @@ def _read_native(path: Path, reader: str) -> tuple[np.ndarray, InstrumentRecord]
 def _native_frame(signal: dict) -> tuple:
     """The first frame of one of RosettaSciIO's signals, not loaded yet, and its (x, y) in nm."""
     data, axes = signal["data"], signal["axes"]
+    kind = signal["metadata"].get("Signal", {}).get("signal_type")
     plane = [axis for axis in axes if not axis["navigate"]]
+    if kind or len(plane) < 2 or min(axis["size"] for axis in plane[-2:]) < 2:
+        raise NotAMicrograph("spectrum", f"its data is a spectrum or a profile ({kind or '1-D'})")
+    for axis in axes:
+        refuse_energy(axis["units"])
     calibration = [axis_nm(axis["scale"], axis["units"]) for axis in plane]
-    if len(plane) < 2 or min(axis["size"] for axis in plane[-2:]) < 2:
-        raise NotAMicrograph("spectrum", "its data is one-dimensional: a spectrum or a profile")
     y, x = calibration[-2:]
+    if x and x > MAX_PIXEL_NM:
+        raise NotAMicrograph(
+            "diffraction", f"its pixels would be {x:.3g} nm: a diffraction pattern"
+        )
     # Every axis before the last two of the plane is a stack, a series or a scan: its first frame.
     data = data[(0,) * (len(axes) - 2)] if len(axes) > 2 else data
     if data.dtype.names:  # a structured array of R, G, B
         data = np.stack([np.asarray(data[name]) for name in data.dtype.names[:3]], axis=-1)
+    if [str(axis["name"]).lower() for axis in plane[-2:]] == ["x", "y"]:  # EMD by ncempy
+        data, x, y = data.swapaxes(0, 1), y, x
     return _real(data), (x, y) if x and y else None
 
 
@@ -465,11 +477,12 @@ def _mrc_is_calibrated(original_metadata: dict) -> bool:
 
 def _native_settings(signal: dict) -> dict[str, str | float]:
     """The settings that RosettaSciIO maps to HyperSpy's names, under ours."""
-    values = {}
+    metadata = signal["original_metadata"]
+    values = {"detector": metadata.get("BinaryResult", {}).get("Detector")}  # Velox
     for source, target in signal.get("mapping", {}).items():
         name, convert = target if target else ("", None)
         key = NATIVE_SETTINGS.get(name.rpartition(".")[2])
-        value = signal["original_metadata"]
+        value = metadata
         for part in source.split("."):
             value = value.get(part) if hasattr(value, "get") else None
         if key and value is not None:

@@ -18,7 +18,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -58,11 +58,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that could not become an entry: `reason` is a slug to count by."""
+    """Something that could not become an entry.
+
+    Attributes:
+        name: as of an entry.
+        reason: a slug to count by.
+        message: what the owner should know.
+        hides_more: a folder or archive, whose entries could not all be seen.
+    """
 
     name: str
     reason: str
     message: str
+    hides_more: bool = False
 
 
 @dataclass(frozen=True)
@@ -242,7 +250,7 @@ class FolderSource:
                 visited.add((info.st_dev, info.st_ino))
                 names = sorted(path.name for path in folder.iterdir())
             except OSError as error:
-                yield _os_problem(folder, error)
+                yield replace(_os_problem(folder, error), hides_more=True)
                 continue
             below = []
             for name in names:

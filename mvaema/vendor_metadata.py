@@ -66,17 +66,22 @@ class InstrumentRecord:
     rows: int | None = None
 
 
+def refuse_energy(unit: str | None) -> None:
+    """Raises NotAMicrograph for the unit of an energy axis: a spectrum or a spectrum image."""
+    if str(unit).strip("\0 ").lower() in ("ev", "kev"):
+        raise NotAMicrograph("spectrum", f"one of its axes is in {unit}: a spectrum")
+
+
 def axis_nm(scale: object, unit: str | None) -> float | None:
-    """One calibrated axis in nm per pixel; None without a usable calibration.
+    """One calibrated axis of an image in nm per pixel; None without a usable calibration.
 
     Raises:
-        NotAMicrograph: the unit belongs to a spectrum or to reciprocal space.
+        NotAMicrograph: the unit belongs to a spectrum, a time trace or to reciprocal space.
     """
-    unit = (unit or "").strip().strip("\0")
-    if unit.lower() in ("ev", "kev", "s", "ms", "sec"):
-        raise NotAMicrograph(
-            "spectrum", f"one of its axes is in {unit}: a spectrum or a time trace"
-        )
+    refuse_energy(unit)
+    unit = (unit or "").strip("\0 ")
+    if unit.lower() in ("s", "ms", "sec"):
+        raise NotAMicrograph("spectrum", f"one of its axes is in {unit}: a time trace")
     if re.search(r"^1 ?/|\^?-1$|⁻¹|^m?rad$", unit):
         message = f"one of its axes is in {unit}: a diffraction pattern or a Fourier transform"
         raise NotAMicrograph("diffraction", message)

@@ -1,0 +1,978 @@
+"""MVaEMa: a small encoder-decoder that answers questions about electron micrographs.
+
+What is special about it:
+- one text stack in three modes (text encoder, image-grounded text encoder, image-grounded text
+  decoder). The modes share the same Python modules, not tied parameters, so that LoRA weights
+  merge exactly;
+- the decoder's memory is [V ; M]: image states and grounded question states side by side, so that
+  every word is conditioned on the image and on the question, P(w_i | w_<i, I, Q);
+- three losses from one image encoding, each in the output by name. Contrastive and matching
+  negatives come from all processes, with gradients; losses are means over the global batch, so two
+  processes compute what one would;
+- losses depend on nothing but the batch and the weights (negatives are mined, not drawn), so a
+  resumed run repeats itself and validation losses can be compared;
+- n questions about each image are n consecutive rows of text: images are encoded once.
+
+This file stands alone: `save_pretrained` and `push_to_hub` copy it into the model repository.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
+
+try:  # inside a model repository, where transformers loads this file as part of a package
+    from .configuration_mvaema import MVaEMaConfig
+except ImportError:  # from the project's root
+    from configuration_mvaema import MVaEMaConfig
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class MVaEMaOutput(ModelOutput):
+    """
+    What the model returns; a field is `None` when its inputs were not given.
+
+    Args:
+        loss (`Tensor` of shape `()`): weighted sum of the losses that were computed.
+        itc_loss, itm_loss, lm_loss (`Tensor` of shape `()`): contrastive, matching and
+            language-modelling loss, each a mean over the global batch, unweighted.
+        logits (`Tensor` of shape `(batch, answer_length, vocab_size)`): decoder logits.
+        past_key_values (`EncoderDecoderCache`): keys and values of the decoder.
+        encoder_last_hidden_state (`Tensor` of shape `(batch, memory_length, hidden_size)`): the
+            decoder's memory, image states followed by grounded question states.
+        image_embeds (`Tensor` of shape `(images, projection_dim)`): normalised image embeddings.
+        text_embeds (`Tensor` of shape `(statements, projection_dim)`): normalised embeddings of
+            the statements.
+    """
+
+    loss: Tensor | None = None
+    itc_loss: Tensor | None = None
+    itm_loss: Tensor | None = None
+    lm_loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+
+
+# --------------------------------------------------------------------------------------------
+# Across processes
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Rows of all processes, rank by rank: (batch, ...) -> (world * batch, ...), with gradients.
+
+    The backward pass sums what all processes send to a row, so that averaging gradients over
+    processes (as DDP does) gives the gradient of the mean loss over the global batch.
+    """
+    if _world_size() == 1:
+        return tensor
+    if tensor.is_floating_point():
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(all_gather(tensor.contiguous()))
+    parts = [torch.empty_like(tensor) for _ in range(_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def global_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask` is true, over the rows of all processes.
+
+    Each process returns its share times the number of processes: the average over processes is
+    the global mean, and so is its gradient.
+    """
+    total, count = (values * mask).sum(), mask.sum()
+    if _world_size() > 1:
+        dist.all_reduce(count)
+        total = total * _world_size()
+    return total / count.clamp(min=1)
+
+
+def _gather_texts(ids: Tensor, pad_token_id: int) -> Tensor:
+    """Token ids of all processes, padded to the longest: (batch, length) -> (world * batch, *)."""
+    if _world_size() > 1:
+        longest = torch.tensor(ids.shape[1], device=ids.device)
+        dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+        ids = nn.functional.pad(ids, (0, int(longest) - ids.shape[1]), value=pad_token_id)
+    return gather(ids)
+
+
+# --------------------------------------------------------------------------------------------
+# Losses
+
+
+def contrastive_loss(similarity: Tensor, positives: Tensor) -> Tensor:
+    """Cross-entropy of each row of `similarity` against its positives, (rows,).
+
+    The target is uniform over the positives of a row; with one positive per row this is the
+    InfoNCE term of the paper, -log softmax(sim_i / tau)_i.
+
+    Args:
+        similarity: (rows, columns), already divided by the temperature.
+        positives: (rows, columns), bool, at least one true per row.
+    """
+    target = positives / positives.sum(dim=1, keepdim=True)
+    return -(target * similarity.log_softmax(dim=1)).sum(dim=1)
+
+
+def hardest_negatives(similarity: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+    """The most similar column of each row that is no positive.
+
+    Args:
+        similarity: (rows, columns).
+        positives: (rows, columns), bool.
+
+    Returns:
+        index of the negative, (rows,), and whether the row has one at all, (rows,) bool.
+    """
+    candidates = similarity.detach().masked_fill(positives, -torch.inf)
+    return candidates.argmax(dim=1), ~positives.all(dim=1)
+
+
+# --------------------------------------------------------------------------------------------
+# Layers
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out; tensors are (batch, heads, length, head_dim), the mask is added."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class MVaEMaAttention(nn.Module):
+    """Multi-head attention: to the same states, or to a memory (cross-attention)."""
+
+    def __init__(self, config: MVaEMaConfig, layer_idx: int | None = None, is_causal: bool = False):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.is_causal = is_causal
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def _heads(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        memory: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+    ) -> Tensor:
+        cross = memory is not None
+        query = self._heads(self.q_proj(hidden_states))
+        if cross and past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
+            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            key, value = layer.keys, layer.values
+        else:
+            source = memory if cross else hidden_states
+            key, value = self._heads(self.k_proj(source)), self._heads(self.v_proj(source))
+            if past_key_values is not None and cross:
+                cache = past_key_values.cross_attention_cache
+                key, value = cache.update(key, value, self.layer_idx)
+                past_key_values.is_updated[self.layer_idx] = True
+            elif past_key_values is not None:
+                cache = past_key_values.self_attention_cache
+                key, value = cache.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        # `is_causal` is passed explicitly: with a mask of None, the interface's own default
+        # would make every attention causal, or none.
+        output, _ = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            scaling=self.config.head_dim**-0.5,
+            is_causal=self.is_causal,
+        )
+        return self.o_proj(output.flatten(2))
+
+
+class MVaEMaMLP(nn.Module):
+    def __init__(self, config: MVaEMaConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class MVaEMaImageLayer(GradientCheckpointingLayer):
+    """A pre-norm ViT layer."""
+
+    def __init__(self, config: MVaEMaConfig):
+        super().__init__()
+        self.self_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = MVaEMaAttention(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MVaEMaMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden_states = hidden_states + self.dropout(
+            self.self_attn(self.self_attn_norm(hidden_states))
+        )
+        return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
+
+
+class MVaEMaImageEncoder(nn.Module):
+    """A pre-norm ViT: patches, a [CLS] token, learned positions."""
+
+    def __init__(self, config: MVaEMaConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels,
+            config.hidden_size,
+            kernel_size=config.patch_size,
+            stride=config.patch_size,
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.position_embeddings = nn.Parameter(
+            torch.zeros(1, 1 + config.num_patches, config.hidden_size)
+        )
+        self.instruction_proj = (
+            nn.Linear(config.hidden_size, config.hidden_size) if config.instruction_aware else None
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layers = nn.ModuleList(
+            MVaEMaImageLayer(config) for _ in range(config.num_image_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        side = self.config.image_size // self.config.patch_size
+        if (rows, columns) == (side, side):
+            return self.position_embeddings
+        grid = self.position_embeddings[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        # In float32: bicubic interpolation is not implemented for half precision everywhere.
+        grid = nn.functional.interpolate(
+            grid.float(), size=(rows, columns), mode="bicubic", align_corners=False
+        ).to(grid.dtype)
+        return torch.cat([self.position_embeddings[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+    def forward(self, pixel_values: Tensor, instruction: Tensor | None = None) -> Tensor:
+        """(images, channels, height, width) -> states (images, 1 + patches, hidden_size).
+
+        Args:
+            instruction: (images, hidden_size), the text embedding of a question; joins the image
+                tokens as one more token.
+        """
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values must be (images, {self.config.num_channels}, height, width); "
+                f"got {tuple(pixel_values.shape)}."
+            )
+        if min(pixel_values.shape[2:]) < self.config.patch_size:
+            raise ValueError(
+                f"pixel_values of {pixel_values.shape[2]} x {pixel_values.shape[3]} pixels are "
+                f"smaller than one patch (patch_size={self.config.patch_size})."
+            )
+        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
+        positions = self._positions(*patches.shape[2:])
+        cls = self.cls_token.expand(len(patches), -1, -1)
+        hidden_states = torch.cat([cls, patches.flatten(2).transpose(1, 2)], dim=1) + positions
+        if instruction is not None:
+            token = self.instruction_proj(instruction).unsqueeze(1)
+            hidden_states = torch.cat([hidden_states, token], dim=1)
+        hidden_states = self.dropout(hidden_states)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states)
+        return self.norm(hidden_states)
+
+
+class MVaEMaTextLayer(GradientCheckpointingLayer):
+    """A post-norm BERT layer whose parts serve three modes.
+
+    Text encoder: `self_attn -> mlp`. Image-grounded encoder: `self_attn -> cross_attn -> mlp`.
+    Image-grounded decoder: `causal_attn -> cross_attn -> mlp`.
+    """
+
+    def __init__(self, config: MVaEMaConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+
+        def norm():
+            return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+        if config.use_self_attention:
+            self.self_attn = MVaEMaAttention(config, layer_idx)
+            self.self_attn_norm = norm()
+        self.causal_attn = MVaEMaAttention(config, layer_idx, is_causal=config.use_causal_mask)
+        self.causal_attn_norm = norm()
+        if config.use_cross_attention:
+            self.cross_attn = MVaEMaAttention(config, layer_idx)
+            self.cross_attn_norm = norm()
+        self.mlp = MVaEMaMLP(config)
+        self.mlp_norm = norm()
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        memory: Tensor | None,
+        causal: bool,
+        attention_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+    ) -> Tensor:
+        if causal:
+            attended = self.causal_attn(
+                hidden_states, attention_mask, past_key_values=past_key_values
+            )
+            hidden_states = self.causal_attn_norm(hidden_states + self.dropout(attended))
+        elif self.config.use_self_attention:
+            attended = self.self_attn(hidden_states, attention_mask)
+            hidden_states = self.self_attn_norm(hidden_states + self.dropout(attended))
+        if memory is not None and self.config.use_cross_attention:
+            attended = self.cross_attn(hidden_states, memory_mask, memory, past_key_values)
+            hidden_states = self.cross_attn_norm(hidden_states + self.dropout(attended))
+        return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+
+
+class MVaEMaTextStack(nn.Module):
+    """Embeddings and layers that the text encoder, grounded encoder and decoder share."""
+
+    def __init__(self, config: MVaEMaConfig):
+        super().__init__()
+        self.config = config
+        self.word_embeddings = nn.Embedding(
+            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
+        )
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layers = nn.ModuleList(
+            MVaEMaTextLayer(config, i) for i in range(config.num_text_layers)
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        causal: bool = False,
+        past_key_values: EncoderDecoderCache | None = None,
+    ) -> Tensor:
+        """Token ids (batch, length) -> states (batch, length, hidden_size).
+
+        Args:
+            attention_mask: (batch, length), 1 for tokens and 0 for padding; with a cache,
+                (batch, cached + length).
+            memory: (batch, memory_length, hidden_size) to attend to, if any.
+            memory_mask: (batch, memory_length).
+            causal: decoder instead of encoder.
+            past_key_values: the decoder's cache.
+
+        Raises:
+            ValueError: the text is longer than `max_position_embeddings`.
+        """
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        length = input_ids.shape[1]
+        if not isinstance(past, Tensor) and past + length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a text of {past + length} tokens is longer than the model's "
+                f"max_position_embeddings ({self.config.max_position_embeddings}); shorten it, or "
+                "let the processor cut it."
+            )
+        positions = torch.arange(length, device=input_ids.device) + past
+        hidden_states = self.word_embeddings(input_ids) + self.position_embeddings(positions)
+        hidden_states = self.dropout(self.embedding_norm(hidden_states))
+        if causal and self.config.use_causal_mask:
+            mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+            )
+        else:
+            mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+            )
+        if memory_mask is not None:
+            memory_mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=memory_mask,
+                encoder_hidden_states=memory,
+            )
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                memory,
+                causal,
+                attention_mask=mask,
+                memory_mask=memory_mask,
+                past_key_values=past_key_values,
+            )
+        return hidden_states
+
+
+class MVaEMaPromptEncoder(nn.Module):
+    """What `generate` calls once per prompt: pixels and prompt ids in, the decoder's memory out."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, model: "MVaEMaModel"):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        memory = self.model.encode_prompt(pixel_values, input_ids, attention_mask)
+        return BaseModelOutput(last_hidden_state=memory)
+
+
+# --------------------------------------------------------------------------------------------
+# The model
+
+
+class MVaEMaPreTrainedModel(PreTrainedModel):
+    config_class = MVaEMaConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MVaEMaImageLayer", "MVaEMaTextLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, MVaEMaImageEncoder):
+            init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
+            init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+        elif isinstance(module, MVaEMaModel):
+            init.constant_(module.log_temperature, math.log(self.config.initial_temperature))
+
+
+class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
+    """Embeds, matches, classifies and answers; trains with ITC, ITM and LM losses."""
+
+    _tied_weights_keys = {"lm_head.weight": "text_stack.word_embeddings.weight"}
+
+    def __init__(self, config: MVaEMaConfig):
+        super().__init__(config)
+        self.image_encoder = MVaEMaImageEncoder(config)
+        self.text_stack = MVaEMaTextStack(config)
+        self.image_proj = nn.Linear(config.hidden_size, config.projection_dim)
+        self.text_proj = nn.Linear(config.hidden_size, config.projection_dim)
+        self.log_temperature = nn.Parameter(torch.zeros(()))
+        self.itm_head = nn.Linear(config.hidden_size, 1)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._processor = None
+        self.post_init()
+        self.generation_config = GenerationConfig(
+            decoder_start_token_id=config.dec_token_id,
+            bos_token_id=config.dec_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+            max_new_tokens=min(128, config.max_position_embeddings - 1),
+            # Without the causal mask a cached prefix would miss its successors.
+            use_cache=config.use_causal_mask,
+        )
+
+    @classmethod
+    def from_pretrained(cls, name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """As in transformers, but a checkpoint that lacks a weight is an error.
+
+        Raises:
+            ValueError: weights are missing; transformers would draw them at random and warn.
+        """
+        model, info = super().from_pretrained(
+            name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        if info["missing_keys"]:
+            raise ValueError(
+                f"the checkpoint {name_or_path} lacks {len(info['missing_keys'])} weights, "
+                f"{', '.join(sorted(info['missing_keys'])[:5])} among them; it is incomplete, or "
+                "it belongs to another configuration."
+            )
+        return (model, info) if output_loading_info else model
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.text_stack.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.text_stack.word_embeddings = value
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        return self.image_encoder if modality == "image" else MVaEMaPromptEncoder(self)
+
+    @property
+    def temperature(self) -> Tensor:
+        """ITC temperature tau; not below 0.01, where CLIP clips it too."""
+        return self.log_temperature.exp().clamp(min=0.01)
+
+    # ---- parts -------------------------------------------------------------------------------
+
+    def _first(self, ids: Tensor, token_id: int) -> Tensor:
+        """The same text for another mode: [CLS] or [ENC] in front."""
+        return torch.cat([torch.full_like(ids[:, :1], token_id), ids[:, 1:]], dim=1)
+
+    def _summary(self, states: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """One vector per text: the first token, or the mean where no token attends to others."""
+        if self.config.use_self_attention:
+            return states[:, 0]
+        if attention_mask is None:
+            return states.mean(dim=1)
+        weights = attention_mask.unsqueeze(-1).to(states.dtype)
+        return (states * weights).sum(dim=1) / weights.sum(dim=1)
+
+    def _encode_text(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        states = self.text_stack(self._first(input_ids, self.config.cls_token_id), attention_mask)
+        return self._summary(states, attention_mask)
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Normalised image embeddings: pixels -> (images, projection_dim)."""
+        return self._project_image(self.image_encoder(pixel_values))
+
+    def _project_image(self, states: Tensor) -> Tensor:
+        return nn.functional.normalize(self.image_proj(states[:, 0]), dim=-1)
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Normalised text embeddings: (batch, length) -> (batch, projection_dim)."""
+        embedding = self._encode_text(input_ids, attention_mask)
+        return nn.functional.normalize(self.text_proj(embedding), dim=-1)
+
+    def match(
+        self, image_states: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """ITM logits (batch,): whether text i describes the image of `image_states[i]`.
+
+        Args:
+            image_states: (batch, 1 + patches, hidden_size), from `model.image_encoder`.
+            input_ids: (batch, length) and `attention_mask` of the same shape.
+        """
+        ids = self._first(input_ids, self.config.enc_token_id)
+        states = self.text_stack(ids, attention_mask, memory=image_states)
+        return self.itm_head(self._summary(states, attention_mask)).squeeze(-1)
+
+    def encode_prompt(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_states: Tensor | None = None,
+    ) -> Tensor:
+        """The decoder's memory [V ; M]: (batch, image tokens + length, hidden_size).
+
+        Args:
+            pixel_values: (images, channels, height, width). With fewer images than prompts,
+                consecutive prompts share an image.
+            image_states: states of these images, when they are at hand already.
+        """
+        if pixel_values is None and image_states is None:
+            raise ValueError("pixel_values are missing: a question is about an image.")
+        images = pixel_values if image_states is None else image_states
+        if len(input_ids) % len(images):
+            raise ValueError(
+                f"{len(input_ids)} texts cannot be shared out evenly to {len(images)} images."
+            )
+        repeats = len(input_ids) // len(images)
+        if self.config.instruction_aware:
+            question = self._encode_text(input_ids, attention_mask)
+            pixel_values = pixel_values.repeat_interleave(repeats, dim=0)
+            image_states = self.image_encoder(pixel_values, question)
+        else:
+            if image_states is None:
+                image_states = self.image_encoder(pixel_values)
+            image_states = image_states.repeat_interleave(repeats, dim=0)
+        prompt_ids = self._first(input_ids, self.config.enc_token_id)
+        grounded = self.text_stack(prompt_ids, attention_mask, memory=image_states)
+        return torch.cat([image_states, grounded], dim=1)
+
+    def decode(
+        self,
+        decoder_input_ids: Tensor,
+        memory: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+    ) -> Tensor:
+        """Decoder logits (batch, length, vocab_size) for ids that start with [DEC].
+
+        Args:
+            memory: from `encode_prompt`.
+            attention_mask: (batch, prompt length), of the prompt inside the memory.
+        """
+        memory_mask = None
+        if attention_mask is not None:
+            image_tokens = memory.shape[1] - attention_mask.shape[1]
+            memory_mask = nn.functional.pad(attention_mask, (image_tokens, 0), value=1)
+        # Padding only follows an answer, where the causal mask hides it from every word.
+        states = self.text_stack(
+            decoder_input_ids,
+            memory=memory,
+            memory_mask=memory_mask,
+            causal=True,
+            past_key_values=past_key_values,
+        )
+        return self.lm_head(states)
+
+    # ---- for people --------------------------------------------------------------------------
+
+    @property
+    def processor(self):
+        """The processor that belongs to this checkpoint, loaded from its folder when first used.
+
+        Raises:
+            ValueError: the model was not loaded from a folder or hub; set `model.processor`.
+        """
+        if self._processor is None:
+            try:
+                from .processing_mvaema import MVaEMaProcessor
+            except ImportError:
+                from processing_mvaema import MVaEMaProcessor
+            if not self.name_or_path:
+                raise ValueError(
+                    "this model was not loaded from a checkpoint, so it does not know its "
+                    "processor; set it: model.processor = processor."
+                )
+            self._processor = MVaEMaProcessor.from_pretrained(self.name_or_path)
+        return self._processor
+
+    @processor.setter
+    def processor(self, processor):
+        self._processor = processor
+
+    @torch.no_grad()
+    def answer(
+        self,
+        images,
+        questions: str | Sequence[str] | None = None,
+        captions: str | Sequence[str | None] | None = None,
+        pixel_size_nm: float | Sequence[float | None] | None = None,
+        scale_bars: str | Sequence[str | None] | None = None,
+        batch_size: int = 8,
+        **generate_kwargs,
+    ) -> str | list | dict:
+        """Answer questions about micrographs; each image is encoded once for all its questions.
+
+        Args:
+            images: one image (PIL, numpy, path) or a list of them.
+            questions: one question, a list of them, or `None` for the checkpoint's own
+                (`config.questions`). All are asked about every image.
+            captions, pixel_size_nm, scale_bars: what is known of the image (each image when a
+                list is given): the caption that names its category, the length of one pixel in
+                nanometres, the length its scale bar states.
+            batch_size: images per forward pass.
+            generate_kwargs: passed to `generate` (`num_beams=3`, ...).
+
+        Returns:
+            for one image the answer, the list of answers, or with `questions=None` a dictionary
+            from question id to answer; for a list of images the list of these.
+        """
+        single = not isinstance(images, list | tuple)
+        images = [images] if single else list(images)
+        if questions is None:
+            texts = list(self.config.questions.values())
+        else:
+            texts = [questions] if isinstance(questions, str) else list(questions)
+        if not texts:
+            raise ValueError("questions is empty: ask at least one.")
+        known = {"captions": captions, "pixel_size_nm": pixel_size_nm, "scale_bars": scale_bars}
+        known = {
+            k: v if isinstance(v, list | tuple) else [v] * len(images) for k, v in known.items()
+        }
+        answers = []
+        for start in range(0, len(images), batch_size):
+            part = slice(start, start + batch_size)
+            inputs = self.processor(
+                images=images[part],
+                text=[texts] * len(images[part]),
+                **{name: values[part] for name, values in known.items()},
+            ).to(self.device)
+            ids = self.generate(**inputs, **{"num_return_sequences": 1, **generate_kwargs})
+            answers += self.processor.batch_decode(ids, skip_special_tokens=True)
+        rows = [answers[i : i + len(texts)] for i in range(0, len(answers), len(texts))]
+        if questions is None:
+            rows = [dict(zip(self.config.questions, row, strict=True)) for row in rows]
+        elif isinstance(questions, str):
+            rows = [row[0] for row in rows]
+        return rows[0] if single else rows
+
+    @torch.no_grad()
+    def classify(
+        self,
+        images,
+        categories: Mapping[str, str] | None = None,
+        by: str = "itc",
+        batch_size: int = 8,
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """Rank categories by their captions, best first; the image's own caption is not given.
+
+        Args:
+            images: one image (PIL, numpy, path) or a list of them.
+            categories: category to the caption that names it; the checkpoint's own
+                (`config.categories`) when `None`.
+            by: "itc", softmax over the similarities of image and caption; "itm", the matching
+                head's probability of each caption (they need not sum to 1); "lm", softmax over
+                the decoder's log-likelihoods of the captions as answers to
+                `config.category_question`.
+            batch_size: images per forward pass.
+
+        Returns:
+            category to score in falling order, one dictionary per image.
+        """
+        rankers = {"itc": self._scores_itc, "itm": self._scores_itm, "lm": self._scores_lm}
+        if by not in rankers:
+            raise ValueError(f"by must be one of {', '.join(rankers)}; got {by!r}.")
+        categories = dict(self.config.categories if categories is None else categories)
+        if not categories:
+            raise ValueError("categories is empty: name at least one, with its caption.")
+        single = not isinstance(images, list | tuple)
+        images = [images] if single else list(images)
+        captions = self.processor(statements=list(categories.values())).to(self.device)
+        ranked = []
+        for start in range(0, len(images), batch_size):
+            pixels = self.processor(images=images[start : start + batch_size]).to(self.device)
+            states = self.image_encoder(pixels["pixel_values"])
+            for row in rankers[by](states, pixels["pixel_values"], captions, categories).tolist():
+                scores = zip(categories, row, strict=True)
+                ranked.append(dict(sorted(scores, key=lambda pair: -pair[1])))
+        return ranked[0] if single else ranked
+
+    def _scores_itc(self, states, pixel_values, captions, categories) -> Tensor:
+        texts = self.get_text_features(captions["statement_ids"], captions["statement_mask"])
+        return (self._project_image(states) @ texts.T / self.temperature).softmax(dim=-1)
+
+    def _scores_itm(self, states, pixel_values, captions, categories) -> Tensor:
+        ids, mask = captions["statement_ids"], captions["statement_mask"]
+        logits = self.match(
+            states.repeat_interleave(len(ids), dim=0),
+            ids.repeat(len(states), 1),
+            mask.repeat(len(states), 1),
+        )
+        return logits.view(len(states), len(ids)).sigmoid()
+
+    def _scores_lm(self, states, pixel_values, captions, categories) -> Tensor:
+        inputs = self.processor(
+            text=[self.config.category_question] * len(states),
+            answers=[*categories.values()] * len(states),
+        ).to(self.device)
+        mask, labels = inputs["attention_mask"], inputs["labels"]
+        memory = self.encode_prompt(pixel_values, inputs["input_ids"], mask, states)
+        logits = self(
+            encoder_outputs=BaseModelOutput(memory.repeat_interleave(len(categories), dim=0)),
+            attention_mask=mask.repeat_interleave(len(categories), dim=0),
+            decoder_input_ids=self._shift_right(labels),
+        ).logits
+        losses = nn.functional.cross_entropy(
+            logits.transpose(1, 2).float(), labels, ignore_index=-100, reduction="none"
+        )
+        return (-losses.sum(dim=1)).view(len(states), len(categories)).softmax(dim=-1)
+
+    # ---- losses ------------------------------------------------------------------------------
+
+    def _shift_right(self, labels: Tensor) -> Tensor:
+        """The decoder's inputs for `labels`: [DEC] in front, everything one to the right."""
+        start = torch.full_like(labels[:, :1], self.config.dec_token_id)
+        shifted = labels[:, :-1].masked_fill(labels[:, :-1] == -100, self.config.pad_token_id)
+        return torch.cat([start, shifted], dim=1)
+
+    def _lm_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        # The ids came right-shifted: logits and labels are aligned, nothing shifts here.
+        losses = nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none"
+        )
+        return global_mean(losses, labels.flatten() != -100)
+
+    def _pair_losses(
+        self,
+        image_states: Tensor,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        statement_ids: Tensor,
+        statement_mask: Tensor,
+        image_ids: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """ITC and ITM over all (image, statement) pairs of the global batch."""
+        repeats, rest = divmod(len(statement_ids), len(image_embeds))
+        if rest:
+            raise ValueError(
+                f"{len(statement_ids)} statements cannot be shared out evenly to "
+                f"{len(image_embeds)} images."
+            )
+        rank = dist.get_rank() if _world_size() > 1 else 0
+        if image_ids is None:
+            image_ids = torch.arange(len(image_embeds), device=statement_ids.device)
+            image_ids = image_ids + rank * len(image_embeds)
+        image_ids = image_ids.repeat_interleave(repeats)
+        image_embeds = image_embeds.repeat_interleave(repeats, dim=0)
+        image_states = image_states.repeat_interleave(repeats, dim=0)
+
+        all_ids = _gather_texts(
+            statement_ids.masked_fill(statement_mask == 0, self.config.pad_token_id),
+            self.config.pad_token_id,
+        )
+        own = slice(rank * len(statement_ids), (rank + 1) * len(statement_ids))
+        own_ids = all_ids[own]
+        # A text that stands in the batch twice, and a second text about the same image, are no
+        # negatives: both describe the image.
+        positives = (own_ids.unsqueeze(1) == all_ids.unsqueeze(0)).all(dim=2)
+        positives = positives | (image_ids.unsqueeze(1) == gather(image_ids).unsqueeze(0))
+
+        image_to_text = image_embeds @ gather(text_embeds).T / self.temperature
+        text_to_image = text_embeds @ gather(image_embeds).T / self.temperature
+        losses = {}
+        if self.config.itc_weight:
+            rows = torch.stack(
+                [
+                    contrastive_loss(image_to_text.float(), positives),
+                    contrastive_loss(text_to_image.float(), positives),
+                ]
+            )
+            losses["itc_loss"] = global_mean(rows, torch.ones_like(rows))
+        if self.config.itm_weight:
+            text_index, has_text = hardest_negatives(image_to_text, positives)
+            image_index, has_image = hardest_negatives(text_to_image, positives)
+            # One packed pass: the pair itself, its image with a wrong text, its text with a
+            # wrong image.
+            ids = torch.cat([own_ids, all_ids[text_index], own_ids])
+            states = torch.cat([image_states, image_states, gather(image_states)[image_index]])
+            logits = self.match(states, ids, (ids != self.config.pad_token_id).long())
+            matching = torch.ones_like(has_text)
+            target = torch.cat([matching, ~matching, ~matching]).float()
+            losses["itm_loss"] = global_mean(
+                nn.functional.binary_cross_entropy_with_logits(
+                    logits.float(), target, reduction="none"
+                ),
+                torch.cat([matching, has_text, has_image]),
+            )
+        return losses
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        statement_ids: Tensor | None = None,
+        statement_mask: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> MVaEMaOutput | tuple:
+        """
+        What is computed follows from what is given: pixels are embedded, statements are embedded
+        and, with pixels, compared (ITC, ITM), prompts are answered (logits, and LM with labels).
+
+        Args:
+            pixel_values: (images, channels, height, width).
+            input_ids: (batch, length) prompts; `batch` is a multiple of `images`, and consecutive
+                prompts share an image.
+            attention_mask: (batch, length).
+            labels: (batch, answer_length), the answers' tokens and [EOS], -100 where ignored. The
+                decoder's inputs are made from them ([DEC] in front, one to the right).
+            statement_ids: (statements, length), texts that are true of the image; `statements` is
+                a multiple of `images`.
+            statement_mask: (statements, length).
+            image_ids: (images,), equal for rows that show the same image, on whatever process.
+            decoder_input_ids: (batch, answer_length), instead of `labels`; starts with [DEC].
+            encoder_outputs: the memory, when it is at hand already (as in `generate`).
+            past_key_values, use_cache: the decoder's cache.
+
+        Returns:
+            [`MVaEMaOutput`], or a tuple of its fields when `return_dict=False`.
+        """
+        output = MVaEMaOutput()
+        image_states = None
+        if pixel_values is not None and encoder_outputs is None:
+            image_states = self.image_encoder(pixel_values)
+            output.image_embeds = self._project_image(image_states)
+        losses = {}
+        if statement_ids is not None:
+            if statement_mask is None:
+                statement_mask = torch.ones_like(statement_ids)
+            output.text_embeds = self.get_text_features(statement_ids, statement_mask)
+            if image_states is not None:
+                losses = self._pair_losses(
+                    image_states,
+                    output.image_embeds,
+                    output.text_embeds,
+                    statement_ids,
+                    statement_mask,
+                    image_ids,
+                )
+        if decoder_input_ids is None and labels is not None:
+            decoder_input_ids = self._shift_right(labels)
+        if decoder_input_ids is not None:
+            if encoder_outputs is not None:
+                memory = encoder_outputs[0]
+            else:
+                memory = self.encode_prompt(pixel_values, input_ids, attention_mask, image_states)
+            if use_cache and past_key_values is None and not self.training:
+                past_key_values = EncoderDecoderCache(
+                    DynamicCache(config=self.config), DynamicCache(config=self.config)
+                )
+            output.encoder_last_hidden_state = memory
+            output.logits = self.decode(decoder_input_ids, memory, attention_mask, past_key_values)
+            output.past_key_values = past_key_values
+            if labels is not None and self.config.lm_weight:
+                losses["lm_loss"] = self._lm_loss(output.logits, labels)
+        for name, loss in losses.items():
+            output[name] = loss
+            weighted = getattr(self.config, name.replace("_loss", "_weight")) * loss
+            output.loss = weighted if output.loss is None else output.loss + weighted
+        return output.to_tuple() if return_dict is False else output
+
+
+# `save_pretrained` copies this file and what it imports; config.auto_map names the other classes.
+MVaEMaModel.register_for_auto_class("AutoModel")
+
+__all__ = ["MVaEMaModel", "MVaEMaOutput", "MVaEMaPreTrainedModel"]

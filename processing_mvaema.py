@@ -1,0 +1,408 @@
+"""Turns micrographs, questions and answers into what MVaEMa takes, and back.
+
+What is special about it:
+- any micrograph goes in: PIL images, numpy arrays, paths; 8- or 16-bit, grayscale, RGBA, palette.
+  Deep images are stretched between percentiles instead of being clipped;
+- the prompt's form (caption, scale, question) is written down once, in `prompt`;
+- the tokenizer is lossless, so that µ, ±, ×, Å and line breaks come back as they went in, and
+  words such as "[EOS]" inside a text are only words;
+- text that is too long is cut with a warning and a count (`inputs.truncated`), never silently.
+
+This file stands alone: `save_pretrained` and `push_to_hub` copy it into the model repository.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import PILImageResampling
+from transformers.processing_utils import BatchFeature, ProcessorMixin
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[ENC]", "[DEC]", "[EOS]")
+
+# Below this, in pixels, an image shows nothing; most likely it is a wrong file.
+MIN_SIDE = 16
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}{%- if message.content is string -%}{{ message.content }}"
+    "{%- else -%}{%- for part in message.content -%}{%- if part.type == 'text' -%}"
+    "{{ part.text }}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
+)
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int = 4096, max_length: int = 256
+) -> PreTrainedTokenizerFast:
+    """A lossless byte-level BPE tokenizer for the given prose.
+
+    Args:
+        texts: the training split's questions, captions and answers.
+        vocab_size: most tokens it may have, the special ones included; at least 261.
+        max_length: longest text the model takes, in tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _with_special_tokens(
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False),
+        max_length,
+    )
+
+
+def _with_special_tokens(tokenizer, max_length: int):
+    """Any Hugging Face tokenizer with [PAD] [CLS] [ENC] [DEC] [EOS]; its own ones are kept."""
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    if tokenizer.cls_token is None:
+        tokenizer.add_special_tokens({"cls_token": "[CLS]"})
+    tokenizer.add_special_tokens({"eos_token": "[EOS]"})
+    tokenizer.add_special_tokens({"extra_special_tokens": ["[ENC]", "[DEC]"]})
+    tokenizer.model_max_length = max_length
+    return tokenizer
+
+
+def format_length(nanometres: float) -> str:
+    """A length as a microscopist writes it: 850 -> "850 nm", 12340 -> "12.3 µm"."""
+    for unit, size in (("mm", 1e6), ("µm", 1e3)):
+        if nanometres >= size * 0.9995:
+            return f"{nanometres / size:.3g} {unit}"
+    return f"{nanometres:.3g} nm"
+
+
+class MVaEMaImageProcessor(PilBackend):
+    """Micrographs to `pixel_values` in [-1, 1], with Pillow whatever else is installed."""
+
+    model_input_names = ["pixel_values"]
+    resample = PILImageResampling.BILINEAR
+    size = {"height": 224, "width": 224}
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    image_mean = 0.5
+    image_std = 0.5
+
+    def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
+        # The library's own knows neither (height, width) arrays nor paths.
+        return _flat(images)
+
+    def process_image(self, image, size=None, do_resize=True, **kwargs) -> np.ndarray:
+        """One image of any kind -> (1 or 3, height, width) uint8."""
+        image = to_8bit(image)
+        if do_resize:
+            # Here, on the 8-bit image: a third of the work for grayscale, and `reducing_gap` lets
+            # Pillow shrink large micrographs in two steps, with no visible difference.
+            image = image.resize(
+                (size.width, size.height), kwargs.get("resample", self.resample), reducing_gap=3.0
+            )
+        pixels = np.asarray(image)
+        return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+
+    def _preprocess(self, images, do_resize=None, return_tensors=None, **kwargs) -> BatchFeature:
+        features = super()._preprocess(images, do_resize=False, return_tensors=None, **kwargs)
+        pixels = [
+            np.broadcast_to(image, (3, *image.shape[1:])) for image in features["pixel_values"]
+        ]
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
+
+
+def to_8bit(image) -> Image.Image:
+    """An image of any kind as 8-bit PIL image, "L" or "RGB".
+
+    8-bit data is taken as it is; deeper or real-valued data is stretched linearly between its
+    0.5th and 99.5th percentile. Transparent pixels are put on white, where figures live.
+
+    Args:
+        image: PIL image, numpy array or torch tensor (height, width), (height, width, 1|3|4) or
+            (1|3|4, height, width), or the path of an image file.
+
+    Raises:
+        ValueError: the image cannot be read, or is smaller than 16 pixels.
+    """
+    if isinstance(image, str | os.PathLike):
+        try:
+            with Image.open(image) as file:
+                file.load()
+                image = file
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{image} cannot be read as an image: {error}") from error
+    if isinstance(image, torch.Tensor):
+        image = image.cpu().numpy()
+    if isinstance(image, Image.Image):
+        if min(image.size) < MIN_SIDE:
+            raise _too_small(*image.size)
+        if image.mode in ("L", "RGB"):
+            return image
+        if image.mode == "1":
+            return image.convert("L")
+        if image.mode[0] not in "IF":
+            if image.has_transparency_data:
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image.convert("RGBA"))
+            return image.convert("RGB")
+    pixels = np.asarray(image)
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[-1] not in (1, 3, 4):
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] not in (3, 4)):
+        raise ValueError(
+            "an image must be a PIL image, a path, or an array of shape (height, width), "
+            f"(height, width, 1, 3 or 4); got an array of shape {pixels.shape}."
+        )
+    if min(pixels.shape[:2]) < MIN_SIDE:
+        raise _too_small(pixels.shape[1], pixels.shape[0])
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8) * 255
+    if pixels.dtype != np.uint8:
+        pixels = _stretch(pixels)
+    # An array with four channels goes round once more, as RGBA.
+    return to_8bit(Image.fromarray(pixels))
+
+
+def _too_small(width: int, height: int) -> ValueError:
+    return ValueError(
+        f"an image of {width} x {height} pixels is too small to show anything; micrographs need "
+        f"at least {MIN_SIDE} pixels on each side."
+    )
+
+
+def _stretch(pixels: np.ndarray) -> np.ndarray:
+    pixels = pixels.astype(np.float32)
+    finite = pixels[np.isfinite(pixels)]
+    if not finite.size:
+        raise ValueError("an image has no finite pixel.")
+    low, high = np.percentile(finite, (0.5, 99.5))
+    scaled = (np.nan_to_num(pixels, nan=low) - low) / max(high - low, np.finfo(np.float32).tiny)
+    return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+class MVaEMaProcessor(ProcessorMixin):
+    """Image processor and tokenizer in one, with the prompt's form.
+
+    Args:
+        image_processor ([`MVaEMaImageProcessor`]): for the micrographs.
+        tokenizer: any tokenizer that has [PAD] [CLS] [ENC] [DEC] [EOS]; its `model_max_length`
+            is where texts are cut.
+        chat_template (`str`, *optional*): for `apply_chat_template`; images and text alternate.
+    """
+
+    def __init__(self, image_processor, tokenizer, chat_template: str = CHAT_TEMPLATE):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        missing = [t for t in ("[ENC]", "[DEC]", "[EOS]") if t not in tokenizer.get_vocab()]
+        if missing or tokenizer.pad_token is None or tokenizer.cls_token is None:
+            raise ValueError(
+                "the tokenizer needs the special tokens [PAD] [CLS] [ENC] [DEC] [EOS]; build the "
+                "processor with MVaEMaProcessor.from_tokenizer, which adds what is missing."
+            )
+
+    @classmethod
+    def from_tokenizer(
+        cls, tokenizer, image_size: int = 224, max_length: int = 256
+    ) -> "MVaEMaProcessor":
+        """A processor around a tokenizer (or its name or folder), missing tokens added.
+
+        Args:
+            image_size: side of the square the images are resized to, in pixels.
+            max_length: longest text the model takes, in tokens.
+        """
+        if isinstance(tokenizer, str | os.PathLike):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        size = {"height": image_size, "width": image_size}
+        return cls(MVaEMaImageProcessor(size=size), _with_special_tokens(tokenizer, max_length))
+
+    def token_fields(self) -> dict[str, int]:
+        """The fields of the model's configuration that the tokenizer decides."""
+        ids = self.tokenizer.convert_tokens_to_ids
+        return {
+            "vocab_size": len(self.tokenizer),
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "cls_token_id": self.tokenizer.cls_token_id,
+            "enc_token_id": ids("[ENC]"),
+            "dec_token_id": ids("[DEC]"),
+            "eos_token_id": ids("[EOS]"),
+        }
+
+    @staticmethod
+    def prompt(
+        question: str,
+        caption: str | None = None,
+        field_of_view_nm: float | None = None,
+        scale_bar: str | None = None,
+    ) -> str:
+        """Caption, scale and question, in this order; what is not known is left out.
+
+        Args:
+            field_of_view_nm: real-world width of the image in nanometres; preferred to
+                `scale_bar`, since it is measured and not read.
+            scale_bar: the length that the scale bar states.
+        """
+        if not question.strip():
+            raise ValueError("a question is empty; ask something, or leave `text` out.")
+        scale = None
+        if field_of_view_nm is not None:
+            scale = f"The field of view is {format_length(field_of_view_nm)} wide."
+        elif scale_bar is not None:
+            scale = f"The scale bar marks {scale_bar}."
+        return " ".join(part for part in (caption, scale, question) if part)
+
+    def __call__(
+        self,
+        images=None,
+        text: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+        captions: str | Sequence[str | None] | None = None,
+        pixel_size_nm: float | Sequence[float | None] | None = None,
+        scale_bars: str | Sequence[str | None] | None = None,
+        answers: str | Sequence[str] | None = None,
+        statements: str | Sequence[str] | None = None,
+        return_tensors: str = "pt",
+        max_length: int | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Whatever is given, as tensors padded to the batch's longest.
+
+        Args:
+            images: one image or many (PIL, numpy, path; see `to_8bit`).
+            text: questions. As many as images, or n for each image: nested lists, or a flat list
+                of n consecutive questions per image.
+            captions, pixel_size_nm, scale_bars: what is known of each image, for the prompt; one
+                for all, or one per image (`None` where unknown). Without images: per text.
+            answers: for training, one per question or several per question.
+            statements: for ITC and ITM, texts that are true of the images; n per image.
+            max_length: cut texts here instead of at the tokenizer's `model_max_length`.
+            kwargs: `padding`, `truncation` and `add_special_tokens` are accepted for pipelines
+                and change nothing; anything else is refused.
+
+        Returns:
+            `pixel_values`, `input_ids`, `attention_mask`, `labels`, `statement_ids`,
+            `statement_mask` as far as given. The attribute `truncated` counts the tokens that
+            were cut from each text, by name of the input.
+
+        Raises:
+            ValueError: an image is unreadable, a text empty, or the counts do not fit.
+        """
+        unknown = set(kwargs) - {"padding", "truncation", "add_special_tokens"}
+        if unknown:
+            raise TypeError(f"MVaEMaProcessor does not take {', '.join(sorted(unknown))}.")
+        if return_tensors not in ("pt", None):
+            raise ValueError(
+                f"return_tensors must be 'pt' (or None, the same); got {return_tensors!r}."
+            )
+        data, truncated = {}, {}
+        max_length = max_length or self.tokenizer.model_max_length
+        if images is not None:
+            images = _flat(images)
+            data |= self.image_processor(images, return_tensors="pt")
+        if text is not None:
+            texts = _flat(text)
+            rows = images if images is not None else texts
+            known = self._known(rows, captions, pixel_size_nm, scale_bars)
+            if len(texts) % len(rows):
+                raise ValueError(
+                    f"{len(texts)} questions cannot be shared out evenly to {len(rows)} images."
+                )
+            per_image = len(texts) // len(rows)
+            prompts = [self.prompt(t, **known[i // per_image]) for i, t in enumerate(texts)]
+            data["input_ids"], data["attention_mask"], truncated["text"] = self._encode(
+                prompts, max_length, first=self.tokenizer.convert_tokens_to_ids("[ENC]")
+            )
+        if answers is not None:
+            ids, mask, truncated["answers"] = self._encode(
+                _flat(answers), max_length, last=self.tokenizer.convert_tokens_to_ids("[EOS]")
+            )
+            data["labels"] = ids.masked_fill(mask == 0, -100)
+        if statements is not None:
+            data["statement_ids"], data["statement_mask"], truncated["statements"] = self._encode(
+                _flat(statements), max_length, first=self.tokenizer.cls_token_id
+            )
+        if not data:
+            raise ValueError("nothing to process: give images, text, answers or statements.")
+        features = BatchFeature(data)
+        features.truncated = truncated
+        return features
+
+    def _known(self, rows, captions, pixel_size_nm, scale_bars) -> list[dict]:
+        """What is known of each row, as keyword arguments of `prompt`."""
+        columns = {"caption": captions, "pixel_size_nm": pixel_size_nm, "scale_bar": scale_bars}
+        for name, value in columns.items():
+            if value is None or isinstance(value, str | float | int):
+                columns[name] = [value] * len(rows)
+            elif len(value) != len(rows):
+                raise ValueError(
+                    f"{name}: expected {len(rows)} values, one per image; got {len(value)}."
+                )
+        known = [
+            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+        ]
+        for row, image in zip(known, rows, strict=True):
+            size = row.pop("pixel_size_nm")
+            if size is not None:
+                if isinstance(image, str):
+                    raise ValueError("pixel_size_nm needs the image itself, to know its width.")
+                width = image.width if isinstance(image, Image.Image) else np.shape(image)[1]
+                row["field_of_view_nm"] = size * width
+        return known
+
+    def _encode(
+        self, texts: list[str], max_length: int, first: int | None = None, last: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Ids and mask (texts, longest), and how many tokens each text lost.
+
+        A cut text gets no `last`: an answer that breaks off must not teach the student to stop.
+        """
+        if any(not text.strip() for text in texts):
+            raise ValueError(f"text {[bool(t.strip()) for t in texts].index(False)} is empty.")
+        # Special tokens in a text are its words, not commands; and ours are set below.
+        encoded = self.tokenizer(
+            texts, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )["input_ids"]
+        rows, lost = [], []
+        for ids in encoded:
+            ids = ([] if first is None else [first]) + ids + ([] if last is None else [last])
+            rows.append(ids[:max_length])
+            lost.append(max(0, len(ids) - max_length))
+        if any(lost):
+            logger.warning(
+                "%d of %d texts were longer than %d tokens and were cut, by %d tokens at most.",
+                sum(map(bool, lost)),
+                len(lost),
+                max_length,
+                max(lost),
+            )
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(row) for row in rows],
+            batch_first=True,
+            padding_value=self.tokenizer.pad_token_id,
+        )
+        return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long(), lost
+
+
+def _flat(values) -> list:
+    """One value, (nested) lists of them or an array of images as a flat list."""
+    if getattr(values, "ndim", 0) == 4:
+        return list(values)
+    if not isinstance(values, list | tuple):
+        return [values]
+    return [item for value in values for item in _flat(value)]
+
+
+MVaEMaImageProcessor.register_for_auto_class()
+MVaEMaProcessor.register_for_auto_class()
+
+__all__ = ["MVaEMaImageProcessor", "MVaEMaProcessor", "train_tokenizer"]

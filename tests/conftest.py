@@ -1,0 +1,77 @@
+"""Tiny models and data made on the spot; nothing here needs a network or a download."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from configuration_mvaema import CATEGORY_CAPTIONS, CATEGORY_QUESTION, QUESTIONS, MVaEMaConfig
+from modeling_mvaema import MVaEMaModel
+from processing_mvaema import MVaEMaProcessor, train_tokenizer
+
+TINY = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_image_layers": 2,
+    "num_text_layers": 2,
+    "projection_dim": 16,
+    "max_position_embeddings": 64,
+    # Larger than in training, so that every weight leaves its mark on the outputs.
+    "initializer_range": 0.2,
+}
+
+
+@pytest.fixture(scope="session")
+def processor() -> MVaEMaProcessor:
+    texts = [*CATEGORY_CAPTIONS.values(), CATEGORY_QUESTION, *QUESTIONS.values()]
+    return MVaEMaProcessor.from_tokenizer(train_tokenizer(texts * 2, 500, 64), 32, 64)
+
+
+@pytest.fixture
+def make_model(processor):
+    """A tiny student in evaluation mode; fields of the configuration may be overridden."""
+
+    def make(**overrides) -> MVaEMaModel:
+        torch.manual_seed(0)
+        model = MVaEMaModel(MVaEMaConfig(**{**TINY, **processor.token_fields(), **overrides}))
+        # Fresh biases and norms are 0 and 1, which would hide a mistake about them.
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim <= 1 and parameter is not model.log_temperature:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.processor = processor
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def model(make_model) -> MVaEMaModel:
+    return make_model()
+
+
+@pytest.fixture
+def images() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (48, 64), dtype=np.uint8)) for _ in range(4)]
+
+
+@pytest.fixture
+def batch(processor, images) -> dict[str, torch.Tensor]:
+    """Four micrographs, two questions about each, one statement about each."""
+    return dict(
+        processor(
+            images=images,
+            text=[["What is it?", "How large are the structures, roughly?"]] * 4,
+            answers=["wires", "about 5 nm", "a film", "20 µm", "a tip", "1 mm", "pores", "no idea"],
+            statements=["wires of 5 nm", "a film", "a sharp tip", "pores in a sponge"],
+        )
+    )
