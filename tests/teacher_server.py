@@ -56,7 +56,7 @@ class FakeTeacher:
 
     Args:
         delay: seconds an answer takes.
-        keep_bodies: keep the request bodies in `exchanges`.
+        keep_bodies: keep the requests' bodies (in `exchanges`) and headers.
     """
 
     def __init__(self, delay: float = 0.0, keep_bodies: bool = True, host: str = "127.0.0.1"):
@@ -123,7 +123,8 @@ class FakeTeacher:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
-        self.headers.append(dict(request.headers))
+        if self.keep_bodies:
+            self.headers.append(dict(request.headers))
         body = json.loads(raw)
         text = body["messages"][0]["content"][1]["text"]
         fault = next((f for f in self.faults if f.times and f.match in text), None)
