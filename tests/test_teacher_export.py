@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import sqlite3
 import threading
 from functools import partial
 
@@ -81,6 +82,17 @@ def test_export_while_answers_arrive(server, tmp_path, monkeypatch):
     assert seen == sorted(seen) and len(set(seen)) > 1
     assert export(output)[1].outcomes == {"ok": 100}
     no_answer_lost_or_repeated(server, output)
+
+
+def test_export_reads_what_a_killed_run_left_unread(server, tmp_path):
+    """Replies are committed before they are read; a run may die in between."""
+    images, output = make_images(tmp_path / "images", 1), tmp_path / "out"
+    Run(arguments(images, output, server.url)).ask()
+    with sqlite3.connect(next(output.glob("*.sqlite"))) as db:
+        db.execute("UPDATE replies SET outcome = NULL, settled = NULL, prompt_tokens = NULL")
+    assert export(output)[1].outcomes == {"ok": QUESTIONS}
+    Run(arguments(images, output, server.url)).ask()
+    assert len(server.exchanges) == QUESTIONS
 
 
 def test_failed_export_leaves_the_last_one(server, tmp_path, monkeypatch):
@@ -213,8 +225,14 @@ class FakeHub:
         self.loop.call_soon_threadsafe(self.end.set)
 
 
+@pytest.fixture
+def online(monkeypatch):
+    """The hub is on loopback, so tests may reach it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
 @pytest.mark.parametrize("public", [False, True])
-def test_push_is_private_unless_told_otherwise(public, server, tmp_path, monkeypatch):
+def test_push_is_private_unless_told_otherwise(public, online, server, tmp_path, monkeypatch):
     images, output = make_images(tmp_path / "images", 1), tmp_path / "out"
     with FakeHub() as hub:
         monkeypatch.setattr(module, "HfApi", partial(HfApi, endpoint=hub.url, token="hf_x"))
@@ -228,7 +246,7 @@ def test_push_is_private_unless_told_otherwise(public, server, tmp_path, monkeyp
     assert "journal" not in commit and "CUSTOMER" not in commit
 
 
-def test_push_does_not_publish_into_a_public_repository(server, tmp_path, monkeypatch):
+def test_push_does_not_publish_into_a_public_repository(online, server, tmp_path, monkeypatch):
     images, output = make_images(tmp_path / "images", 1), tmp_path / "out"
     run(arguments(images, output, server.url))
     with FakeHub(existing_public=True) as hub:

@@ -1,6 +1,7 @@
 """The teacher against a server that goes wrong in every way we know."""
 
 import asyncio
+import json
 import socket
 
 import pytest
@@ -16,6 +17,8 @@ from teacher_helpers import (
 )
 from teacher_server import FakeTeacher
 
+from mvaema.teacher.export import export
+from mvaema.teacher.journal import JournalError
 from mvaema.teacher.run import Run, run
 
 IMAGES = 2
@@ -264,19 +267,32 @@ def test_max_cost_is_never_passed(server, images, output, tmp_path, monkeypatch)
 
 def test_stop_records_what_is_in_flight(server, images, output, monkeypatch):
     """`stop` is what Ctrl-C calls: replies under way are waited for, nothing new is sent."""
-    server.delay = 0.3
-    from mvaema.teacher import run as module
+    server.delay = 0.5
 
     async def stop_soon(asker, questions):
         task = asyncio.create_task(asker.run(questions))
-        await asyncio.sleep(0.15)
-        sent = len(server.exchanges)
+        while server.in_flight < 4:
+            await asyncio.sleep(0.01)
         asker.stop("interrupted")
-        progress = await task
-        assert len(server.exchanges) == sent == 4
-        return progress
+        return await task
 
-    monkeypatch.setattr(module, "_interruptible", stop_soon)
+    monkeypatch.setattr("mvaema.teacher.run._interruptible", stop_soon)
     assert ask(images, output, server.url).stopped == "interrupted"
-    assert outcomes(output) == {"ok": 4}
+    assert outcomes(output) == {"ok": len(server.exchanges)} == {"ok": 4}
     no_answer_lost_or_repeated(server, output)
+
+
+def test_settings_may_be_corrected_until_something_is_answered(server, images, output):
+    """A model that refuses temperature: the same folder, another profile."""
+    server.fail("unsupported", times=1000)
+    assert "--profile" in ask(images, output, server.url).stopped
+    server.faults.clear()
+    assert ask(images, output, server.url, profile="reasoning", max_side=256).stopped is None
+    assert outcomes(output) == {"ok": ALL}
+    body = json.loads(server.exchanges[-1].body)
+    assert body["max_completion_tokens"] == 3500
+    assert not {"temperature", "top_p", "max_tokens"} & set(body)
+    with pytest.raises(JournalError, match="profile: 'reasoning' there, 'standard' now"):
+        ask(images, output, server.url, max_side=256)
+    _, summary = export(output)
+    assert summary.outcomes == {"ok": ALL}, "the refused attempts are not answers"

@@ -10,7 +10,7 @@ What is special about it:
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 from mvaema.building import write_shards
 from mvaema.schema import OUTCOMES
+from mvaema.teacher.asking import read
 from mvaema.teacher.flags import Flagger, is_loop
 from mvaema.teacher.journal import Journal, JournalError, PreparedImage, journals, rows_in_order
 from mvaema.teacher.money import Price, dollars, spent
@@ -65,8 +66,12 @@ def export(folder: Path, price: Price | None = None) -> tuple[Path, Summary]:
             configuration.
         OSError: the disk is full or read-only; what was there stays.
     """
+    paths = journals(folder)
+    for path in paths:
+        # What a killed run did not come to read; a run that goes on does so itself.
+        with suppress(JournalError), Journal(path) as journal:
+            journal.read_unread(read)
     with ExitStack() as stack:
-        paths = journals(folder)
         opened = [stack.enter_context(Journal(path, read_only=True)) for path in paths]
         configurations = [journal.configuration for journal in opened]
         if not opened or configurations[0] is None:

@@ -86,8 +86,9 @@ def near_duplicates(signatures: np.ndarray) -> np.ndarray:
         # Every row of a bucket against the first one: linear, however full a bucket is.
         sizes = np.diff(np.r_[starts, n])
         first = np.repeat(order[starts], sizes)
-        alike = (signatures[order] == signatures[first]).mean(axis=1) >= NEAR
-        found[order[alike & (order != first)]] = True
+        later = order != first
+        row, first = order[later], first[later]
+        found[row[(signatures[row] == signatures[first]).mean(axis=1) >= NEAR]] = True
     return found
 
 
@@ -131,7 +132,7 @@ class Flagger:
 
     def add(self, group: str, text: str):
         if group not in self._files:
-            self._files[group] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by finish)
+            self._files[group] = tempfile.TemporaryFile()
         record = np.array((text_hash(text), len(text), signature(text)), self.RECORD)
         self._files[group].write(record.tobytes())
 

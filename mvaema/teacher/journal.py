@@ -132,7 +132,7 @@ class Journal:
     Args:
         path: the file; created with its folder when missing.
         configuration: what makes answers comparable (model, sampling, prompt, preparation). A
-            journal begun with another one is refused. None opens whatever is there.
+            journal with answers under another one is refused. None opens whatever is there.
         read_only: open without lock and ballast, to read while another process writes.
 
     Raises:
@@ -203,7 +203,7 @@ class Journal:
         recorded = self.configuration
         if configuration is None or recorded == configuration:
             return
-        if recorded is not None:
+        if recorded is not None and self.query(HAS_ANSWERS)[0][0]:
             names = [
                 f"{name}: {recorded.get(name)!r} there, {configuration.get(name)!r} now"
                 for name in sorted({*recorded, *configuration})
@@ -213,8 +213,14 @@ class Journal:
                 f"{self.path} holds answers of another configuration ({'; '.join(names)}); use "
                 "the same settings to go on with it, or another --output."
             )
+        # Nothing was answered under the old one (a wrong model name, say): begin again.
         with self.transaction() as db:
-            db.execute("INSERT INTO meta VALUES ('configuration', ?)", [json.dumps(configuration)])
+            db.execute("DELETE FROM images")
+            db.execute("DELETE FROM sources")
+            db.execute(
+                "INSERT OR REPLACE INTO meta VALUES ('configuration', ?)",
+                [json.dumps(configuration)],
+            )
 
     @property
     def configuration(self) -> dict | None:
@@ -367,15 +373,22 @@ class Journal:
 
     def counts(self) -> dict[str, int]:
         """Outcome to the number of questions that have it (the attempt that counts)."""
-        rows = self.query(f"SELECT outcome, count(*) FROM ({COUNTING_ATTEMPTS}) GROUP BY outcome")
+        attempts = COUNTING_ATTEMPTS.format(where="image_id IN (SELECT image_id FROM images)")
+        rows = self.query(f"SELECT outcome, count(*) FROM ({attempts}) GROUP BY outcome")
         return {row[0]: row[1] for row in rows}
 
+
+# A completion, or a batch that may bring some.
+HAS_ANSWERS = """
+SELECT EXISTS (SELECT 1 FROM replies WHERE outcome IS NULL OR outcome != 'error')
+    OR EXISTS (SELECT 1 FROM batches WHERE state != 'done')
+"""
 
 # The attempt that counts for each question: the last `ok`, else the last settled one, else the
 # last. `max()` in SQLite takes the other columns from the row that holds the maximum.
 COUNTING_ATTEMPTS = """
-SELECT *, max((outcome = 'ok') * 1e9 + coalesce(settled, 0) * 1e6 + attempt) AS rank
-FROM replies WHERE outcome IS NOT NULL GROUP BY image_id, question_id, fingerprint
+SELECT *, max((outcome = 'ok') * 1000000 + coalesce(settled, 0) * 1000 + attempt) AS rank
+FROM replies WHERE outcome IS NOT NULL AND {where} GROUP BY image_id, question_id
 """
 
 
@@ -418,6 +431,6 @@ def rows_in_order(connection: sqlite3.Connection) -> Iterator[tuple[PreparedImag
     for row in connection.execute("SELECT * FROM images ORDER BY image_id"):
         image = PreparedImage(**dict(row))
         replies = connection.execute(
-            COUNTING_ATTEMPTS.replace("WHERE", "WHERE image_id = ? AND"), [image.image_id]
+            COUNTING_ATTEMPTS.format(where="image_id = ?"), [image.image_id]
         ).fetchall()
         yield image, replies

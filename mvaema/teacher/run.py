@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mvaema.building import Reading
 from mvaema.schema import OUTCOMES
-from mvaema.sources import Problem
+from mvaema.sources import DatasetSource, Problem
 from mvaema.teacher.arguments import AskArguments
 from mvaema.teacher.asking import Asker, Progress, read
 from mvaema.teacher.batch import BatchAsker
@@ -51,6 +51,10 @@ class Run:
                 "mvaema/teacher/prices.yaml and pass that with --prices."
             )
         self.source = open_source(args.images, args.split)
+        if isinstance(self.source, DatasetSource):
+            left_out = self.source.left_out + ["qa"] * ("qa" in self.source.columns)
+            if left_out:
+                print(f"{args.images}: columns not carried over: {', '.join(left_out)}.")
         self.folder = Path(args.output)
         self.path = self.folder / journal_name(args.part, args.parts)
         for other in journals(self.folder):
