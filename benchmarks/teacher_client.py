@@ -120,7 +120,7 @@ def bare(output: Path, url: str, concurrency: int) -> dict:
     files = sorted(output.glob("images/*/*.png"))[: BARE_REQUESTS // QUESTIONS]
     prompt, parameters = Prompt.load(), request_parameters("standard", Sampling())
     texts = [prompt.render(name, (64, 64)) for name in prompt.questions]
-    client = Endpoint(url, "NO_KEY").async_client(concurrency)
+    client = Endpoint(url).async_client(concurrency)
     jobs = ((file, text) for file in files for text in texts)
 
     async def worker():

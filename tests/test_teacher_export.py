@@ -365,9 +365,9 @@ def test_only_unreadable_images(server, tmp_path, capsys):
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / "a.png").write_bytes(b"no image")
-    assert run(arguments(folder, tmp_path / "out", server.url)) == 0
-    told = capsys.readouterr()
-    assert "Not read: 1" in told.out and "nothing to export" in told.err
+    with pytest.raises(RuntimeError, match="nothing to export"):
+        run(arguments(folder, tmp_path / "out", server.url))
+    assert "Not read: 1" in capsys.readouterr().out
     assert not server.exchanges
 
 

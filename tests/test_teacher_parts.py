@@ -339,6 +339,8 @@ def test_one_burst_of_429_halves_concurrency_once():
     limits.in_flight = 1
     limits.release(900, 0, None, throttled=True)
     assert limits.concurrency == 8
+    limits.release(901, 0, None)
+    assert limits.concurrency == 8, "a failure is no reason to send more"
 
 
 # --- preparing

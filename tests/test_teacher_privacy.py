@@ -141,14 +141,17 @@ def test_key_that_cannot_be_sent_is_refused_without_showing_it(key, monkeypatch)
 )
 def test_endpoints_that_are_refused(url, advice):
     with pytest.raises(EndpointError, match=advice) as raised:
-        Endpoint(url, "TEACHER_KEY")
+        Endpoint(url)
     assert "secret" not in str(raised.value)
 
 
 def test_external_endpoint_needs_https_and_a_key(monkeypatch):
     monkeypatch.delenv("TEACHER_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(EndpointError, match="https"):
         Endpoint("http://8.8.8.8/v1", "TEACHER_KEY", allow_external=True)
+    with pytest.raises(EndpointError, match="OPENAI_API_KEY"):
+        Endpoint("https://8.8.8.8/v1", allow_external=True)
     with pytest.raises(EndpointError, match="TEACHER_KEY"):
         Endpoint("https://8.8.8.8/v1", "TEACHER_KEY", allow_external=True)
     monkeypatch.setenv("TEACHER_KEY", KEY)
@@ -157,7 +160,15 @@ def test_external_endpoint_needs_https_and_a_key(monkeypatch):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "10.1.2.3", "192.168.0.9", "[fd00::1]"])
 def test_private_endpoints_need_no_permission(host):
-    assert not Endpoint(f"http://{host}:8000/v1", "TEACHER_KEY").external
+    assert not Endpoint(f"http://{host}:8000/v1").external
+
+
+def test_private_endpoint_does_not_get_a_key_meant_for_somebody_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    images = make_images(tmp_path / "images", 1)
+    with FakeTeacher() as server:
+        Run(arguments(images, tmp_path / "out", server.url)).ask()
+    assert server.headers and not any(KEY in str(headers) for headers in server.headers)
 
 
 def test_mapped_addresses_are_seen_through():

@@ -31,10 +31,11 @@ class AskArguments:
             "transformers serve, OpenAI, ...)."
         },
     )
-    api_key_env: str = field(
-        default="OPENAI_API_KEY",
+    api_key_env: str | None = field(
+        default=None,
         metadata={
-            "help": "Environment variable that holds the key; servers without keys need none."
+            "help": "Environment variable that holds the key. By default OPENAI_API_KEY for an "
+            "external endpoint, and no key for a private one."
         },
     )
     allow_external: bool = field(

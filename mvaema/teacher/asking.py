@@ -222,24 +222,23 @@ class Asker:
                 self._settle_cost(worst, None)
                 raise
             self._busy.add(asyncio.current_task())
-            reading, wait = None, None
+            reading = used = wait = None
             try:
                 reply, wait = await self._send(question)
                 await self._recorder.record(reply)
                 reading = read(reply)
-                self._account(reply, reading, worst)
+                used = self._account(reply, reading, worst)
             except (JournalError, sqlite3.Error) as error:
                 self.stop(f"the journal cannot be written: {error}")
                 return False
             finally:
-                used = (
-                    reading
-                    and reading.prompt_tokens
-                    and reading.completion_tokens
-                    and (reading.prompt_tokens + reading.completion_tokens)
+                self.limits.release(
+                    granted,
+                    tokens,
+                    used,
+                    completed=reading is not None and reading.is_completion,
+                    throttled=reading is not None and reading.throttled,
                 )
-                throttled = bool(reading and reading.throttled)
-                self.limits.release(granted, tokens, used, throttled=throttled)
                 if reading is None:
                     self._settle_cost(worst, worst)
                 self._busy.discard(asyncio.current_task())
@@ -319,16 +318,20 @@ class Asker:
             await self._freed.wait()
         return True
 
-    def _account(self, reply: Reply, reading: Reading, worst: float | None):
+    def _account(self, reply: Reply, reading: Reading, worst: float | None) -> int | None:
         """Book what an attempt cost: its usage; the worst case where it may have been charged
-        without saying how much; nothing where the server refused or never got it."""
+        without saying how much; nothing where the server refused or never got it. Returns the
+        tokens used, if the server told."""
+        tokens = None
         if reading.prompt_tokens is not None and reading.completion_tokens is not None:
+            tokens = reading.prompt_tokens + reading.completion_tokens
             usage = reading.prompt_tokens, reading.cached_tokens or 0, reading.completion_tokens
             self.meter.add(*usage)
             actual = self.meter.cost(*usage)
         else:
             actual = worst if may_be_charged(reply.status, reply.problem) else 0.0
         self._settle_cost(worst, actual)
+        return tokens
 
     def _settle_cost(self, worst: float | None, actual: float | None):
         self.budget.settle(worst, actual)

@@ -80,6 +80,7 @@ class BatchAsker:
         self.progress = Progress()
         self._client = endpoint.client(timeout)
         self._completions = 0
+        self._passes = 0  # over the questions; the first one counts what is answered already
         self._stop: str | None = None  # found in a reply, heeded once its batch is recorded
 
     def run(self, questions: Callable[[], Iterator[list[Question]]]) -> Progress:
@@ -111,6 +112,7 @@ class BatchAsker:
     def _round(self, questions: Iterator[list[Question]]) -> bool:
         """One pass: write, submit, collect. False when there was nothing to ask."""
         wrote = False
+        self._passes += 1
         pending = self._flat(questions)
         question = next(pending, None)
         while question is not None:
@@ -128,7 +130,8 @@ class BatchAsker:
 
     def _flat(self, questions: Iterator[list[Question]]) -> Iterator[Question]:
         for batch in questions:
-            self.on_progress(len(self.plan.question_ids) - len(batch))
+            if self._passes == 1:
+                self.on_progress(len(self.plan.question_ids) - len(batch))
             yield from batch
 
     # --- writing
@@ -342,7 +345,7 @@ class BatchAsker:
             if reading.settled:
                 self.progress.replies += 1
                 self.progress.outcomes[reading.outcome] += 1
-                self.on_progress(1)
+                self.on_progress(1 if self._passes else 0)
             if reading.returned_model:
                 self.progress.models[reading.returned_model] += 1
             if reading.prompt_tokens is not None and reading.completion_tokens is not None:

@@ -30,7 +30,9 @@ class Endpoint:
 
     Args:
         url: base URL of the API, ending in /v1 for most servers.
-        key_variable: environment variable that holds the key.
+        key_variable: environment variable that holds the key. By default OPENAI_API_KEY for an
+            external endpoint, and none for a private one: a server in the lab must not get a key
+            that was meant for somebody else.
         allow_external: whether addresses outside private ranges are permitted.
 
     Raises:
@@ -38,7 +40,7 @@ class Endpoint:
             without permission or key; or the key cannot be a key.
     """
 
-    def __init__(self, url: str, key_variable: str, allow_external: bool = False):
+    def __init__(self, url: str, key_variable: str | None = None, allow_external: bool = False):
         parts = urlsplit(url)
         try:
             host, port = parts.hostname, parts.port
@@ -63,8 +65,10 @@ class Endpoint:
             )
         if self.external and parts.scheme == "http":
             raise EndpointError(f"{host} is external: use https, not http.")
-        self._key = os.environ.get(key_variable, "").strip()
-        if not self._key and self.external:
+        if key_variable is None and self.external:
+            key_variable = "OPENAI_API_KEY"
+        self._key = os.environ.get(key_variable, "").strip() if key_variable else ""
+        if key_variable and not self._key:
             raise EndpointError(f"Set the environment variable {key_variable} to your key.")
         # Checked here, because HTTP libraries quote a header they cannot send in their errors.
         if not all(33 <= ord(character) <= 126 for character in self._key):

@@ -37,12 +37,14 @@ CREATE TABLE IF NOT EXISTS replies (
     id INTEGER PRIMARY KEY,
     fingerprint TEXT NOT NULL, image_id TEXT NOT NULL, question_id TEXT NOT NULL,
     attempt INTEGER NOT NULL, asked_at REAL NOT NULL, latency_s REAL,
-    status INTEGER, request_id TEXT, batch TEXT, problem TEXT, raw BLOB,
+    status INTEGER, request_id TEXT, batch TEXT, problem TEXT,
     -- Filled in when the reply is read; NULL until then.
     outcome TEXT, settled INTEGER, finish_reason TEXT, returned_model TEXT,
     prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER,
+    raw BLOB,  -- last, so that SQLite need not walk over it to the columns before
     UNIQUE (fingerprint, attempt));
-CREATE INDEX IF NOT EXISTS replies_of_an_image ON replies (image_id);
+CREATE INDEX IF NOT EXISTS replies_of_an_image
+    ON replies (image_id, question_id, attempt, outcome, settled, fingerprint);
 CREATE INDEX IF NOT EXISTS unread ON replies (id) WHERE outcome IS NULL;
 CREATE TABLE IF NOT EXISTS batches (
     name TEXT PRIMARY KEY, state TEXT NOT NULL, worst_cost REAL,
@@ -263,8 +265,11 @@ class Journal:
     def _refill_ballast(self):
         if self._ballast.exists() and self._ballast.stat().st_size == BALLAST_BYTES:
             return
+        # Random bytes, since some disks compress.
         with self._ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
+            file.write(os.urandom(BALLAST_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
 
     def record(self, replies: list[Reply], readings: list[tuple[Reply, Reading]] = ()):
         """Commit replies as they came, and what was read from earlier ones, in one transaction.
@@ -373,7 +378,9 @@ class Journal:
 
     def counts(self) -> dict[str, int]:
         """Outcome to the number of questions that have it (the attempt that counts)."""
-        attempts = COUNTING_ATTEMPTS.format(where="image_id IN (SELECT image_id FROM images)")
+        attempts = COUNTING_ATTEMPTS.format(
+            columns="outcome", where="image_id IN (SELECT image_id FROM images)"
+        )
         rows = self.query(f"SELECT outcome, count(*) FROM ({attempts}) GROUP BY outcome")
         return {row[0]: row[1] for row in rows}
 
@@ -387,7 +394,7 @@ SELECT EXISTS (SELECT 1 FROM replies WHERE outcome IS NULL OR outcome != 'error'
 # The attempt that counts for each question: the last `ok`, else the last settled one, else the
 # last. `max()` in SQLite takes the other columns from the row that holds the maximum.
 COUNTING_ATTEMPTS = """
-SELECT *, max((outcome = 'ok') * 1000000 + coalesce(settled, 0) * 1000 + attempt) AS rank
+SELECT {columns}, max((outcome = 'ok') * 1000000 + coalesce(settled, 0) * 1000 + attempt) AS rank
 FROM replies WHERE outcome IS NOT NULL AND {where} GROUP BY image_id, question_id
 """
 
@@ -431,6 +438,6 @@ def rows_in_order(connection: sqlite3.Connection) -> Iterator[tuple[PreparedImag
     for row in connection.execute("SELECT * FROM images ORDER BY image_id"):
         image = PreparedImage(**dict(row))
         replies = connection.execute(
-            COUNTING_ATTEMPTS.format(where="image_id = ?"), [image.image_id]
+            COUNTING_ATTEMPTS.format(columns="*", where="image_id = ?"), [image.image_id]
         ).fetchall()
         yield image, replies

@@ -92,15 +92,31 @@ class Limits:
                 self._tokens.take(tokens)
             return now
 
-    def release(self, granted: float, tokens: float, used: float | None, *, throttled: bool):
-        """The request is over: it used `used` tokens (None: unknown) instead of `tokens`."""
+    def release(
+        self,
+        granted: float,
+        tokens: float,
+        used: float | None,
+        *,
+        completed: bool = False,
+        throttled: bool = False,
+    ):
+        """The request is over.
+
+        Args:
+            granted: what `acquire` returned.
+            tokens: what it was given.
+            used: tokens really used, None when nobody said.
+            completed: an answer came, so the server may bear more.
+            throttled: it was a 429, so the server bears less.
+        """
         self.in_flight -= 1
         if self._tokens and used is not None:
             self._tokens.take(used - tokens)
-        if not throttled:
+        if completed:
             self.concurrency += 1 if self._cut_at is None else 1 / self.concurrency
             self.concurrency = min(self.concurrency, self.max_concurrency)
-        elif self._cut_at is None or granted > self._cut_at:
+        if throttled and (self._cut_at is None or granted > self._cut_at):
             self.concurrency = max(1.0, self.concurrency / 2)
             self._cut_at = self.clock()
         self._freed.set()

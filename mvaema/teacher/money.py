@@ -225,7 +225,7 @@ class Budget:
         """Why nothing more can be asked."""
         return (
             f"--max-cost: {dollars(self.spent)} of {dollars(self.limit)} are spent, and one more "
-            "answer might pass the limit"
+            "answer might pass the limit; raise it to go on"
         )
 
     def settle(self, worst: float | None, actual: float | None):

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import re
 import signal
 import sys
 import time
@@ -20,13 +21,14 @@ from mvaema.teacher.endpoint import Endpoint
 from mvaema.teacher.export import export, push
 from mvaema.teacher.journal import Journal, JournalError, PreparedImage, journal_name, journals
 from mvaema.teacher.limits import Limits
-from mvaema.teacher.money import Budget, Measured, Meter, dollars, load_price, spent
+from mvaema.teacher.money import Budget, Measured, Meter, Price, dollars, load_price, spent
 from mvaema.teacher.preparing import Preparation, Preparer, open_source
 from mvaema.teacher.prompt import Prompt, Sampling, request_parameters
 from mvaema.teacher.questions import Plan
 
 # Images that a dry run prepares (in memory) to estimate the size of requests.
 DRY_RUN_IMAGES = 20
+INTERRUPTED = "interrupted"
 
 
 class Run:
@@ -238,7 +240,8 @@ class Run:
             print(f"Not read: {reasons}. Repair them and rerun: the rest is not asked again.")
         if preparer.duplicates:
             print(f"{preparer.duplicates:,} files have the pixels of an earlier one: asked once.")
-        others = [m for m in progress.models if not m.startswith(args.teacher_model)]
+        same = re.compile(re.escape(args.teacher_model) + r"([-@:](main|latest|\d[\d-]*))?")
+        others = [name for name in progress.models if not same.fullmatch(name)]
         if others:
             print(
                 f"Note: {args.teacher_model} was asked, but the server says that "
@@ -278,9 +281,6 @@ async def _interruptible(asker: Asker, questions) -> Progress:
             loop.remove_signal_handler(name)
 
 
-INTERRUPTED = "interrupted"
-
-
 def run(args: AskArguments) -> int:
     """The command without a subcommand. Returns its exit status."""
     this = Run(args)
@@ -290,26 +290,25 @@ def run(args: AskArguments) -> int:
     progress = this.ask()
     if progress.stopped == INTERRUPTED:
         print("Interrupted. Nothing that came back is lost: the same command goes on.")
-        return 130
-    if args.export:
-        write_dataset(this.folder, this.price, args.push_to_hub, args.public)
+        return 130  # the shell's convention
     if progress.stopped is not None:
         print(
             f"Stopped: {progress.stopped}. Nothing that came back is lost: the same command "
             "goes on.",
             file=sys.stderr,
         )
-        return 1
-    return 0
+    if args.export:
+        write_dataset(this.folder, this.price, args.push_to_hub, args.public)
+    return 0 if progress.stopped is None else 1
 
 
-def write_dataset(folder: Path, price, push_to_hub: str | None, public: bool):
-    """Export a folder, and upload it where asked."""
-    try:
-        dataset, summary = export(folder, price)
-    except JournalError as error:
-        print(error, file=sys.stderr)
-        return
+def write_dataset(folder: Path, price: Price | None, push_to_hub: str | None, public: bool):
+    """Export a folder, and upload it where asked.
+
+    Raises:
+        JournalError, OSError: see `export`.
+    """
+    dataset, summary = export(folder, price)
     print(f"{dataset}: {summary}")
     if push_to_hub:
         print(push(dataset, push_to_hub, public=public))
