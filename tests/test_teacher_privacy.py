@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from teacher_server import FakeTeacher, image_of
 import generate_teacher_data
 from mvaema.schema import pixel_hash
 from mvaema.teacher.endpoint import Endpoint, EndpointError, is_private
-from mvaema.teacher.run import Run
+from mvaema.teacher.run import Run, run
 
 KEY = "sk-verysecret-0123456789abcdef"
 SECRETS = ["LOT4711", "OperatorMiller", "fab12-recipe"]
@@ -52,7 +54,7 @@ def test_nothing_but_pixels_leaves(image_format, labelled_files, tmp_path):
         args = arguments(
             labelled_files, tmp_path / "out", server.url, image_format=image_format, export=True
         )
-        generate_teacher_data.run(args)
+        run(args)
     assert outcomes(tmp_path / "out") == {"ok": 30}
     originals = [path.read_bytes() for path in labelled_files.rglob("*") if path.is_file()]
     for secret in SECRETS:  # the search would find them
@@ -73,6 +75,34 @@ def test_nothing_but_pixels_leaves(image_format, labelled_files, tmp_path):
         assert not image.getexif() and not getattr(image, "text", None)
         assert set(image.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density", "loop",
                                    "background", "timestamp", "duration"}  # fmt: skip
+
+
+@pytest.mark.skipif("MVAEMA_SHARED" not in os.environ, reason="real files: set MVAEMA_SHARED")
+def test_nothing_of_real_microscope_files_leaves(tmp_path):
+    """Runs of 20 printable characters in the vendors' files (tags, settings, operators) are looked
+    for in what was sent and written."""
+    native = Path(os.environ["MVAEMA_SHARED"]) / "native"
+    with FakeTeacher() as server:
+        run(arguments(native, tmp_path / "out", server.url, max_side=256, questions=["basics"]))
+    assert len(server.exchanges) > 15
+    data = [image_of(json.loads(exchange.body)) for exchange in server.exchanges]
+    data += [json.loads(e.body)["messages"][0]["content"][1]["text"].encode()
+             for e in server.exchanges]  # fmt: skip
+    data += [path.read_bytes() for path in (tmp_path / "out").rglob("*")
+             if path.is_file() and path.suffix != ".ballast"]  # fmt: skip
+    haystack = b"\n".join(data)
+    searched = 0
+    for path in native.rglob("*"):
+        if not path.is_file() or path.name == "README.md":
+            continue
+        texts = {path.stem.encode()}
+        for match in re.finditer(rb"[A-Za-z][ -~]{19,}", path.read_bytes()):
+            texts.add(match[0][:20])
+        texts = sorted(texts)
+        for text in texts[:: 1 + len(texts) // 100]:  # a hundred of them at most
+            searched += 1
+            assert text not in haystack, (path.name, text)
+    assert searched > 200
 
 
 def test_sent_pixels_are_those_of_the_dataset(tmp_path):

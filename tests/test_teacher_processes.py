@@ -121,7 +121,9 @@ def test_killed_at_twenty_random_moments(tmp_path):
     print(f"{repeats} answers of 500 were in flight at one of 20 kills and asked for again")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_interrupt_finishes_what_is_in_flight(number, tmp_path):
     images, output = make_images(tmp_path / "images", 4), tmp_path / "out"
     with FakeTeacher(delay=0.4) as server:

@@ -77,7 +77,10 @@ class AskArguments:
         default="png", metadata={"help": "`png` (lossless), `jpeg` or `webp` (smaller uploads)."}
     )
     crop_info_bar: bool = field(
-        default=False, metadata={"help": "Cut off burnt-in info bars before sending."}
+        default=False,
+        metadata={
+            "help": "Cut off burnt-in info bars before sending (they may name lots and operators)."
+        },
     )
     concurrency: int = field(
         default=64,
