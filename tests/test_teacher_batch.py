@@ -11,6 +11,7 @@ from mvaema.teacher.run import Run
 
 IMAGES = 3
 ALL = IMAGES * QUESTIONS
+BATCHES = "batches-00000-of-00001"
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_all_questions_in_one_batch(server, images, output):
     answered_once(output)
     assert len(server.batches) == 1
     assert set(server.files.values()) >= {b"deleted"}, "the micrographs do not stay there"
-    assert not list((output / "batches").iterdir()), "nor twice here"
+    assert not list((output / BATCHES).iterdir()), "nor twice here"
     ask(images, output, server.url)
     assert len(server.batches) == 1
 
@@ -138,7 +139,7 @@ def test_unreadable_result_line_is_kept_aside(server, images, output, capsys):
     server.batch_fault = fault
     ask(images, output, server.url)
     assert outcomes(output) == {"ok": ALL}
-    assert (output / "batches" / "unreadable-results.jsonl").read_text().count("\n") == 1
+    assert (output / BATCHES / "unreadable-results.jsonl").read_text().count("\n") == 1
     assert len(server.batches) == 2
 
 
@@ -241,3 +242,21 @@ def test_retry_asks_once_a_run(server, images, output):
     ask(images, output, server.url, retry=["truncated"])
     assert len(server.batches) == 2
     assert len(replies(output)) == ALL + 5
+
+
+def test_shards_in_one_folder_leave_each_others_batches_alone(server, images, output, monkeypatch):
+    class Death(BaseException):
+        pass
+
+    def die(*_):
+        raise Death
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.BatchAsker, "_upload", die)
+        for shard in ("0/2", "1/2"):
+            with pytest.raises(Death):
+                ask(images, output, server.url, shard=shard)
+    for shard in ("0/2", "1/2"):
+        assert ask(images, output, server.url, shard=shard).stopped is None
+    assert len(server.batches) == 2
+    answered_once(output)

@@ -83,7 +83,8 @@ def kill_and_resume(tmp_path, images_count: int, kills: int, seed: int):
     with FakeTeacher(delay=0.01, keep_bodies=False) as server:
         argv, log = options(images, output, server.url), tmp_path / "log"
         for _ in range(kills):
-            before = len(server.exchanges)
+            before, kept_before = len(server.exchanges), journalled(output)
+            delivered_before = len(server.delivered())
             # Anything from the first request to a share of the rest of the run.
             share = max(1, (total - len(set(server.delivered()))) // 8)
             target = before + rng.randrange(1, share + 1)
@@ -93,9 +94,11 @@ def kill_and_resume(tmp_path, images_count: int, kills: int, seed: int):
             run.signal(signal.SIGKILL)
             assert run.end() == -signal.SIGKILL
             time.sleep(0.05)  # the server notices
-            lost = [name for name in server.delivered() if name not in journalled(output)]
-            # Only what was on its way when the process died.
-            assert set(lost) <= set(server.delivered()[-CONCURRENCY:])
+            kept, delivered = journalled(output), server.delivered()[delivered_before:]
+            assert kept >= kept_before, "what is in the journal stays there"
+            # Of what this run was sent, only what was on its way when it died.
+            lost = [name for name in delivered if name not in kept]
+            assert set(lost) <= set(delivered[-CONCURRENCY:])
         last = Run(log, argv)
         assert last.end() == 0, last.text()
         times_delivered = Counter(server.delivered())

@@ -76,7 +76,8 @@ class BatchAsker:
         self.meter, self.budget = meter, budget
         self.poll, self.sleep, self.on_progress = poll, sleep, on_progress
         self.max_requests, self.max_bytes, self.max_open = max_requests, max_bytes, MAX_OPEN
-        self.folder = journal.folder / "batches"
+        # By shard, since shards may share the output folder.
+        self.folder = journal.folder / journal.path.stem.replace("journal", "batches")
         self.progress = Progress()
         self._client = endpoint.client(timeout)
         self._completions = 0
