@@ -172,7 +172,9 @@ class Asker:
         """Ask until there are no more questions or the run is stopped (`Progress.stopped`).
 
         Raises:
-            Exception: whatever the iterator raises, after the replies in flight were recorded.
+            JournalError, sqlite3.Error: the journal cannot be written.
+            Exception: whatever the iterator raises.
+            In each case the replies in flight were recorded as far as that is possible.
         """
         self._client = self.endpoint.async_client(self.limits.max_concurrency)
         queue: asyncio.Queue[Question | None] = asyncio.Queue(self.limits.max_concurrency)
@@ -182,16 +184,19 @@ class Asker:
         ]
         try:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
-            failed = [t for t in self._tasks if t.done() and not t.cancelled() and t.exception()]
-            if failed:
-                self.stop(f"{failed[0].exception()}")
+            if self._failures():
+                self.stop(str(self._failures()[0]))
             await asyncio.wait(self._tasks)
-            for task in failed:
-                raise task.exception()
+            for failure in self._failures():
+                raise failure
         finally:
             await self._recorder.close()
             await self._client.close()
         return self.progress
+
+    def _failures(self) -> list[BaseException]:
+        ended = [task for task in self._tasks if task.done() and not task.cancelled()]
+        return [task.exception() for task in ended if task.exception() is not None]
 
     async def _feed(self, questions: Iterator[list[Question]], queue: asyncio.Queue):
         # In a thread: images are read, scaled and encoded there.
@@ -228,9 +233,6 @@ class Asker:
                 await self._recorder.record(reply)
                 reading = read(reply)
                 used = self._account(reply, reading, worst)
-            except (JournalError, sqlite3.Error) as error:
-                self.stop(f"the journal cannot be written: {error}")
-                return False
             finally:
                 self.limits.release(
                     granted,

@@ -285,10 +285,13 @@ class Journal:
                 raise
             self._ballast.unlink()
             self._record(replies, readings)
-            raise JournalError(
-                f"{self.folder}: the disk is full ({error}). All replies so far are in the "
-                "journal; free some space and run the same command again."
-            ) from error
+            raise self._disk_full(error) from error
+
+    def _disk_full(self, error: Exception) -> JournalError:
+        return JournalError(
+            f"{self.folder}: the disk is full ({error}). All replies so far are in the journal; "
+            "free some space and run the same command again."
+        )
 
     def _record(self, replies, readings):
         with self.transaction() as db:
@@ -328,13 +331,21 @@ class Journal:
         return rows[0] if rows else None
 
     def add_source(self, source: str, image: PreparedImage | None):
-        """Record what a source turned out to be; an image that is there already stays as it is."""
-        with self.transaction() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO sources VALUES (?, ?)", [source, image and image.image_id]
-            )
-            if image is not None:
-                add_images(db, [image])
+        """Record what a source turned out to be; an image that is there already stays as it is.
+
+        Raises:
+            JournalError: the disk is full.
+        """
+        try:
+            with self.transaction() as db:
+                values = [source, image and image.image_id]
+                db.execute("INSERT OR REPLACE INTO sources VALUES (?, ?)", values)
+                if image is not None:
+                    add_images(db, [image])
+        except sqlite3.OperationalError as error:
+            if not _is_full(error):
+                raise
+            raise self._disk_full(error) from error
 
     def forget_seen(self):
         """Begin a new pass over the sources."""

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema.building import Reading, ReadOptions, read_entry
 from mvaema.sources import DatasetSource, Entry, FolderSource, Problem, TableSource
-from mvaema.teacher.journal import Journal, PreparedImage
+from mvaema.teacher.journal import Journal, JournalError, PreparedImage
 
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 LOSSY_QUALITY = 90
@@ -166,7 +166,13 @@ class Preparer:
         data, (width, height) = self.preparation.encode(reading.png)
         suffix = FORMATS[self.preparation.image_format]
         file = Path("images") / reading.image_id[:2] / f"{reading.image_id}{suffix}"
-        _write_atomically(self.journal.folder / file, data)
+        try:
+            _write_atomically(self.journal.folder / file, data)
+        except OSError as error:
+            raise JournalError(
+                f"{self.journal.folder / file}: cannot be written ({error.strerror}). All replies "
+                "so far are in the journal; free some space and run the same command again."
+            ) from error
         category = entry.fields.get("category")
         return PreparedImage(
             image_id=reading.image_id,
