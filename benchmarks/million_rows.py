@@ -1,16 +1,17 @@
-"""A large dataset built, built again and read, with time and peak memory of each stage.
+"""A large dataset written, read and built, with time and peak memory of each stage.
 
-    python benchmarks/million_rows.py --rows 20000
-    nice python benchmarks/million_rows.py --rows 1000000 --folds
+    python benchmarks/million_rows.py --rows 20000 --files 2000
+    nice python benchmarks/million_rows.py --rows 1000000 --files 20000
 
-Small micrographs are drawn on the spot and go the whole way of `mvaema.building.build`: reading,
-hashing, ledger, shards. Each stage runs in a process of its own. Memory is given twice: what the
-process owns (anonymous), and the resident set, in which the pages of files count that the kernel
-holds as long as nobody else needs the room.
+`--rows` small micrographs, each different, go through `mvaema.building.write_shards` and are read
+back; `--files` of them go through `mvaema.building.build`, which decodes, looks for info bars and
+keeps its ledger, and through it again with nothing to do. Each stage runs in a process of its own.
+Memory is given twice: what the process owns (anonymous), and the resident set, in which the pages
+of files count that the kernel holds as long as nobody else needs the room.
 """
 
 import argparse
-import io
+import functools
 import multiprocessing
 import os
 import resource
@@ -21,21 +22,43 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from configuration_mvaema import CATEGORY_CAPTIONS
-from mvaema.building import build
+from mvaema.building import build, clean_png, write_shards
 from mvaema.dataset import decode_image, load_micrographs
-from mvaema.folds import report_folds
 from mvaema.schema import pixel_hash
 from mvaema.sources import Entry
 
-SIDE = 32
+SIDE, TEXTURES = 64, 256
 CATEGORIES = list(CATEGORY_CAPTIONS)
 
 
+@functools.cache
+def textures() -> list[np.ndarray]:
+    """A few pictures of discs; each shifted in all ways makes SIDE² different micrographs."""
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    pictures = []
+    for _ in range(TEXTURES):
+        picture = random.uniform(20, 60) + x * random.uniform(-1, 1)
+        for cx, cy, radius, grey in random.uniform((0, 0, 3, 80), (SIDE, SIDE, 12, 220), (6, 4)):
+            picture[np.hypot(x - cx, y - cy) < radius] = grey
+        pictures.append(picture.clip(0, 255).astype(np.uint8))
+    return pictures
+
+
+def drawn(number: int) -> np.ndarray:
+    """uint8 (SIDE, SIDE), different for each number below a million."""
+    shift, texture = divmod(number, TEXTURES)
+    return np.roll(textures()[texture], divmod(shift, SIDE), axis=(0, 1))
+
+
+def fields(number: int) -> dict:
+    return {"category": CATEGORIES[number // 10 % 10], "group": f"s{number // 10}"}
+
+
 class Drawn:
-    """A source of `count` different micrographs of particles, ten of each specimen."""
+    """A source of `count` drawn micrographs."""
 
     def __init__(self, count: int):
         self.count = count
@@ -45,60 +68,56 @@ class Drawn:
 
     def __iter__(self) -> Iterator[Entry]:
         for number in range(self.count):
-            fields = {"category": CATEGORIES[number // 10 % 10], "group": f"s{number // 10}"}
-            yield Entry(f"image {number}", "1", lambda n=number: drawn(n), ".png", fields)
+            content = functools.partial(encoded, number)
+            yield Entry(f"image {number}", "1", content, ".png", fields(number))
 
 
-def drawn(number: int) -> bytes:
-    """A PNG with a few discs on a slope."""
-    random = np.random.default_rng(number)
-    y, x = np.mgrid[:SIDE, :SIDE]
-    image = random.uniform(20, 60) + x * random.uniform(-1, 1) + y * random.uniform(-1, 1)
-    for cx, cy, radius, grey in random.uniform((0, 0, 2, 80), (SIDE, SIDE, 6, 220), (4, 4)):
-        image[np.hypot(x - cx, y - cy) < radius] = grey
-    buffer = io.BytesIO()
-    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
+def encoded(number: int) -> bytes:
+    return clean_png(drawn(number))
 
 
-def stage_build(folder: Path, rows: int) -> str:
-    report = build(Drawn(rows), folder)
-    assert report.rows == rows, report
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    return f"{len(list(folder.iterdir()))} shards, {size / 2**30:.2f} GiB"
+def stage_write(folder: Path, count: int) -> str:
+    rows = (
+        {"image": image, "image_id": pixel_hash(image), **fields(number)}
+        for number, image in ((number, drawn(number)) for number in range(count))
+    )
+    write_shards(rows, folder, total=count)
+    shards = list(folder.iterdir())
+    size = sum(path.stat().st_size for path in shards)
+    return f"{len(shards)} shards, {size / 2**30:.2f} GiB"
 
 
-def stage_rebuild(folder: Path, rows: int) -> str:
-    report = build(Drawn(rows), folder)
-    assert (report.read, report.unchanged) == (0, rows), report
-    return "nothing read again"
-
-
-def stage_load(folder: Path, rows: int) -> str:
+def stage_load(folder: Path, count: int) -> str:
     dataset = load_micrographs(folder)
-    assert len(dataset) == rows
+    assert len(dataset) == count
     return f"{len(dataset.features)} columns"
 
 
-def stage_read(folder: Path, rows: int) -> str:
+def stage_read(folder: Path, count: int) -> str:
     """Every row, every image decoded; each 1000th is compared with what was drawn."""
     dataset = load_micrographs(folder)
     for number, row in enumerate(dataset):
         image = decode_image(row)
         if number % 1000 == 0:
             assert pixel_hash(image) == row["image_id"]
-            assert np.array_equal(image, Image.open(io.BytesIO(drawn(number))))
-    assert number + 1 == rows
+            assert np.array_equal(image, drawn(number))
+    assert number + 1 == count
     return "all images decoded"
 
 
-def stage_folds(folder: Path, rows: int) -> str:
-    report = report_folds(load_micrographs(folder), 10)
-    sizes = np.bincount(report.folds)
-    return f"folds of {sizes.min():,} to {sizes.max():,}; {report.clusters:,} clusters"
+def stage_build(folder: Path, count: int) -> str:
+    report = build(Drawn(count), folder.with_name("built"))
+    assert report.rows == count, report
+    return "every file read"
 
 
-def measured(stage: Callable, folder: Path, rows: int, results: multiprocessing.Queue):
+def stage_rebuild(folder: Path, count: int) -> str:
+    report = build(Drawn(count), folder.with_name("built"))
+    assert (report.read, report.unchanged) == (0, count), report
+    return "nothing read again"
+
+
+def measured(stage: Callable, folder: Path, count: int, results: multiprocessing.Queue):
     """Run one stage; put (what it says, seconds, own memory, resident memory in GiB)."""
     peak, done = 0, threading.Event()
 
@@ -112,7 +131,7 @@ def measured(stage: Callable, folder: Path, rows: int, results: multiprocessing.
     watcher.start()
     start = time.perf_counter()
     try:
-        said = stage(folder, rows)
+        said = stage(folder, count)
     finally:
         done.set()
         watcher.join()
@@ -123,30 +142,29 @@ def measured(stage: Callable, folder: Path, rows: int, results: multiprocessing.
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--folds", action="store_true", help="near-duplicates and folds as well")
+    parser.add_argument("--files", type=int, default=2_000)
     parser.add_argument("--folder", type=Path, help="where to work (a temporary folder)")
     args = parser.parse_args()
-    stages = [stage_build, stage_rebuild, stage_load, stage_read]
-    if args.folds:
-        stages.append(stage_folds)
+    stages = [(stage, args.rows) for stage in (stage_write, stage_load, stage_read)]
+    stages += [(stage, args.files) for stage in (stage_build, stage_rebuild)]
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         # The cache of `datasets` is taken down with the rest.
         os.environ["HF_DATASETS_CACHE"] = f"{name}/cache"
-        print(f"{'stage':10}{'seconds':>9}{'rows/s':>9}{'own GiB':>9}{'resident':>10}")
-        for stage in stages:
+        print(f"{'stage':10}{'rows':>10}{'seconds':>9}{'rows/s':>9}{'own GiB':>9}{'resident':>10}")
+        for stage, count in stages:
             results = context.Queue()
             process = context.Process(
-                target=measured, args=(stage, Path(name) / "data", args.rows, results)
+                target=measured, args=(stage, Path(name) / "data", count, results)
             )
             process.start()
             process.join()
             if process.exitcode:
                 raise SystemExit(f"{stage.__name__} failed; see above.")
             said, seconds, own, resident = results.get()
-            rate = args.rows / seconds
+            rate = count / seconds
             print(
-                f"{stage.__name__.removeprefix('stage_'):10}{seconds:9.1f}{rate:9.0f}"
+                f"{stage.__name__.removeprefix('stage_'):10}{count:10,}{seconds:9.1f}{rate:9.0f}"
                 f"{own:9.2f}{resident:10.2f}   {said}",
                 flush=True,
             )

@@ -23,7 +23,7 @@ import sys
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,6 +55,7 @@ from mvaema.sources import (
 SPLITS = ("train", "validation", "test")
 # The size the Hub asks for, and a row group small enough to be read and written on a laptop.
 SHARD_BYTES = 500 * 2**20
+SHARD_ROWS = 100_000  # so that small images are not all in one shard, lost when a run is killed
 ROW_GROUP_BYTES = 32 * 2**20
 ROW_GROUP_ROWS = 1000
 
@@ -113,7 +114,7 @@ def write_shards(
         folder: created when missing.
         split: `train`, `validation` or `test`.
         features: the columns; read back exactly.
-        shard_bytes: a shard is closed when it has grown to this size.
+        shard_bytes: a shard is closed when it has grown to this size (or to 100,000 rows).
         total: the number of rows, if known, for the progress bar.
         progress: show a progress bar.
         before_rename: called with the final path of each shard and its image ids when the shard
@@ -144,7 +145,7 @@ def write_shards(
     while row is not None:
         path = folder / f"{split}-{number:05d}.parquet"
         with ShardFile(path, features) as shard:
-            while row is not None and shard.size < shard_bytes:
+            while row is not None and shard.size < shard_bytes and shard.rows < SHARD_ROWS:
                 shard.write(row)
                 row = next(iterator, None)
             shard.close()
@@ -177,6 +178,11 @@ class ShardFile:
         self._writer.close()
         self._file.close()
         self._temporary.unlink(missing_ok=True)
+
+    @property
+    def rows(self) -> int:
+        """Rows so far."""
+        return len(self.image_ids)
 
     def write(self, row: dict):
         """Add one row; it reaches the disk with its row group."""
@@ -303,7 +309,17 @@ def read_entry(
     except UnreadableMicrograph as error:
         return error.reason, str(error).removeprefix(f"{error.path}: ")
     except Exception as error:  # a parser may fail in any way; one file must not stop a million
-        return "unreadable", f"{type(error).__name__}: {error}"
+        return _failure(error)
+
+
+def _failure(error: Exception) -> tuple[str, str]:
+    return "unreadable", f"{type(error).__name__}: {error}"
+
+
+def _done(result) -> Future:
+    future = Future()
+    future.set_result(result)
+    return future
 
 
 def build(
@@ -340,7 +356,7 @@ def build(
         RuntimeError: another build of this split is running, or a reading process died.
         ValueError: the folder holds shards that were not built by this function.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
     options = options or ReadOptions()
@@ -390,7 +406,7 @@ class _Build:
 
     def __init__(self, ledger: Ledger, options: ReadOptions, num_proc: int):
         self.ledger, self.options, self.num_proc = ledger, options, num_proc
-        self.read = self.unchanged = self.position = 0
+        self.read = self.unchanged = 0
         self.hidden = False  # something could not be listed: what it holds is not gone
         self._unpublished = {}  # image id -> columns, of rows that no named shard holds yet
 
@@ -435,19 +451,24 @@ class _Build:
     def _readings(self, tasks: Iterable[tuple[Entry, str, int]]) -> Iterator[tuple]:
         """(task, what reading it gave), in order; few files at a time are in memory."""
 
-        def arguments(entry: Entry) -> tuple:
-            content = entry.content if isinstance(entry.content, Path) else entry.content()
-            return content, entry.suffix, entry.fields.get("pixel_size_nm"), self.options
+        def submitted(entry: Entry, submit: Callable) -> Future:
+            try:
+                content = entry.content if isinstance(entry.content, Path) else entry.content()
+            except Exception as error:  # of an archive that is damaged just there
+                return _done(_failure(error))
+            return submit(
+                read_entry, content, entry.suffix, entry.fields.get("pixel_size_nm"), self.options
+            )
 
         if self.num_proc == 1:
             for task in tasks:
-                yield task, read_entry(*arguments(task[0]))
+                yield task, submitted(task[0], lambda f, *args: _done(f(*args))).result()
             return
         pool = ProcessPoolExecutor(self.num_proc, multiprocessing.get_context("spawn"))
         try:
             waiting = deque()
             for task in tasks:
-                waiting.append((task, pool.submit(read_entry, *arguments(task[0]))))
+                waiting.append((task, submitted(task[0], pool.submit)))
                 if len(waiting) == 4 * self.num_proc:
                     task, future = waiting.popleft()
                     yield task, future.result()

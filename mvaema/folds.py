@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from mvaema.dataset import load_micrographs
 from mvaema.near_duplicates import components, near_duplicate_clusters
@@ -94,27 +94,25 @@ def _groups(dataset: Dataset) -> np.ndarray:
     return np.unique(names, return_inverse=True)[1]
 
 
-def _split(labels: np.ndarray, groups: np.ndarray, k: int, seed: int) -> np.ndarray:
-    count = len(np.unique(groups))
+def _split(labels: np.ndarray, groups: np.ndarray | None, k: int, seed: int) -> np.ndarray:
+    """int (rows,): folds by scikit-learn, ordinary ones without groups."""
+    count = len(labels) if groups is None else len(np.unique(groups))
     if not 2 <= k <= count:
         raise ValueError(
             f"k must be at least 2 and at most the {count} independent groups (specimens and "
             f"near-duplicates together); got {k}."
         )
-    if k > np.bincount(labels).max():
-        # No category reaches every fold: there is nothing to stratify.
-        splitter = GroupKFold(k, shuffle=True, random_state=seed)
+    stratified = k <= np.bincount(labels).max()  # else no category reaches every fold
+    if groups is None:
+        splitter = StratifiedKFold if stratified else KFold
     else:
-        splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
-    return _folds(splitter, labels, groups)
-
-
-def _folds(splitter, labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        splitter = StratifiedGroupKFold if stratified else GroupKFold
     folds = np.empty(len(labels), np.int64)
     with warnings.catch_warnings():
         # Some categories have fewer members than there are folds; the report shows it.
         warnings.filterwarnings("ignore", message="The least populated class")
-        for fold, (_, rows) in enumerate(splitter.split(labels, labels, groups)):
+        splits = splitter(k, shuffle=True, random_state=seed).split(labels, labels, groups)
+        for fold, (_, rows) in enumerate(splits):
             folds[rows] = fold
     return folds
 
@@ -178,8 +176,7 @@ def report_folds(dataset: Dataset, k: int, seed: int = 0, num_proc: int | None =
     labels, independent = _labels(dataset), _independent(dataset, clusters)
     groups = _groups(dataset)
     folds = _split(labels, independent, k, seed)
-    # Where a category is too rare to be in every fold, plain scikit-learn only warns.
-    ordinary = _folds(StratifiedKFold(k, shuffle=True, random_state=seed), labels)
+    ordinary = _split(labels, None, k, seed)
     by_specimen = _split(labels, groups, k, seed)
     if _leaked(folds, clusters) or _leaked(folds, groups):
         raise AssertionError("folds share a group; this is a bug in mvaema.folds.")

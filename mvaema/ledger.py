@@ -128,7 +128,11 @@ class Ledger:
         self._db.commit()
 
     def close_run(self, prune: bool):
-        """Settle what this run has not seen: forget it (`prune`) or let what it saw go first."""
+        """Settle what this run has not seen: forget it (`prune`) or let what it saw go first.
+
+        Failures that are gone are forgotten in any case; no row hangs on them.
+        """
+        self._db.execute("DELETE FROM files WHERE run < ? AND image_id IS NULL", (self.run,))
         if prune:
             self._db.execute("DELETE FROM files WHERE run < ?", (self.run,))
         else:
@@ -166,8 +170,8 @@ class Ledger:
         the message names it), `failed` or `missing` (not in the source any more).
         """
         query = (
-            "SELECT files.name, CASE WHEN reason IS NOT NULL THEN 'failed' "
-            "WHEN run < ? THEN 'missing' WHEN owners.name = files.name THEN 'row' "
+            "SELECT files.name, CASE WHEN run < ? THEN 'missing' "
+            "WHEN reason IS NOT NULL THEN 'failed' WHEN owners.name = files.name THEN 'row' "
             "ELSE 'duplicate' END AS status, files.image_id, files.columns, reason, "
             "COALESCE(message, CASE WHEN owners.name <> files.name "
             "THEN 'same pixels as ' || owners.name END) "

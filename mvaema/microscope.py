@@ -276,7 +276,8 @@ def stretch(pixels: np.ndarray, picture: np.ndarray | None = None) -> np.ndarray
         low, high = float(picture.min()), float(picture.max())
     if high <= low:
         return np.zeros(pixels.shape, np.uint8)
-    levels = np.nan_to_num(pixels, nan=low, posinf=low, neginf=low).astype(np.float32)
+    levels = np.nan_to_num(pixels, nan=low, posinf=low, neginf=low)
+    levels = levels.astype(np.float32 if pixels.dtype.itemsize <= 2 else np.float64)
     return np.rint(((levels - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8)
 
 
@@ -335,41 +336,51 @@ def _pixels(image: Image.Image) -> np.ndarray:
 def _read_tiff(file: BinaryIO, image: Image.Image | None) -> tuple[np.ndarray, InstrumentRecord]:
     """A TIFF, open in Pillow unless Pillow does not know its pixels."""
     tifffile = _optional("tifffile")
-    if image is None and tifffile is None:
-        raise ImportError("Pillow does not know this kind of TIFF pixels; tifffile does")
-    page_index = 0
-    pixels = None
+    index, pixels = 0, None
     if image is not None:
-        page_index = _full_resolution_page(image)
-        tags = image.tag_v2
-        deep_colour = len(bits := tags.get(BITS_PER_SAMPLE, (1,))) > 1 and max(bits) > 8
-        description = str(tags.get(IMAGE_DESCRIPTION, ""))
-        vendor = VENDOR_TAGS & set(tags) or any(mark in description for mark in DESCRIPTIONS)
-        if tifffile is None and (vendor or deep_colour):
-            raise ImportError("tifffile reads the vendor's tags and colours deeper than 8 bits")
-        if not deep_colour:
-            inverted = tags.get(PHOTOMETRIC) == MIN_IS_WHITE
-            unsigned = tags.get(SAMPLE_FORMAT, (1,))[0] == 1
-            pixels = _pixels(image)
-            if pixels.dtype == np.int32 and unsigned:
-                pixels = pixels.view(np.uint32)
-            if inverted and pixels.dtype != np.uint8:  # Pillow inverts 8 bits itself
-                pixels = pixels.max() - pixels
+        index = _full_resolution_page(image)
+        if tifffile is None and _has_vendor_tags(image):
+            raise ImportError("tifffile reads the instrument's tags")
+        pixels = _pillow_tiff_pixels(image)
     if tifffile is None:
+        if pixels is None:
+            raise ImportError("tifffile reads the kinds of TIFF pixels that Pillow does not")
         return pixels, InstrumentRecord()
     file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
-        page = tiff.pages[page_index]
-        if pixels is None:
-            pixels = _tifffile_pixels(page)
-        try:
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            page = tiff.pages[index]
+            if pixels is None:
+                pixels = _tifffile_pixels(page)
             tags = {tag.code: tag.value for tag in page.tags}
             return pixels, read_tiff_tags(tags, (page.imagewidth, page.imagelength))
-        except NotAMicrograph:
+    except NotAMicrograph:
+        raise
+    except Exception as error:  # pixels without a calibration are better than neither
+        if pixels is None:
             raise
-        except Exception as error:  # pixels without a calibration are better than neither
-            logger.warning("vendor tags not understood (%r): read without calibration", error)
-            return pixels, InstrumentRecord()
+        logger.warning("tags not understood (%r): read without calibration", error)
+        return pixels, InstrumentRecord()
+
+
+def _has_vendor_tags(image: Image.Image) -> bool:
+    tags = image.tag_v2
+    description = str(tags.get(IMAGE_DESCRIPTION, ""))
+    return bool(VENDOR_TAGS & set(tags)) or any(mark in description for mark in DESCRIPTIONS)
+
+
+def _pillow_tiff_pixels(image: Image.Image) -> np.ndarray | None:
+    """The pixels of a TIFF open in Pillow; None for deep colours, which Pillow cuts to 8 bits."""
+    tags = image.tag_v2
+    bits = tags.get(BITS_PER_SAMPLE, (1,))
+    if len(bits) > 1 and max(bits) > 8:
+        return None
+    inverted = tags.get(PHOTOMETRIC) == MIN_IS_WHITE  # Pillow inverts 8 bits itself
+    unsigned = tags.get(SAMPLE_FORMAT, (1,))[0] == 1  # Pillow reads 32 bits as signed
+    pixels = _pixels(image)
+    if pixels.dtype == np.int32 and unsigned:
+        pixels = pixels.view(np.uint32)
+    return pixels.max() - pixels if inverted and pixels.dtype != np.uint8 else pixels
 
 
 def _optional(module: str):

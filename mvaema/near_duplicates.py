@@ -34,6 +34,7 @@ from mvaema.dataset import decode_image
 WINDOW_HEIGHT = 0.55  # of the width
 WINDOW_PIXELS = 64
 LOW = 12  # coefficients 0 ... 11 in each direction, without the mean
+MIN_SIDE = 44  # of which the window has 24, a few more than there are coefficients in use
 HIGH = 20  # the hash takes those from LOW up to here: 256 signs
 # Measured on real micrographs by benchmarks/near_duplicates.py.
 MIN_COSINE = 0.85
@@ -65,15 +66,17 @@ def describe(image: PILImage.Image) -> np.ndarray:
     """What near-duplicates have in common: uint8 (4, 175), one row for each quarter turn.
 
     A row holds 143 weighted low-frequency coefficients (int8, scaled to the range) and the signs
-    of 256 higher ones (bits). The coefficients of an image without any contrast are all 0.
+    of 256 higher ones (bits). All is 0 for an image without any contrast or smaller than
+    `MIN_SIDE` pixels, in which there is too little to tell it by.
     """
     image = image.convert("L")
-    # Small before it is turned; the window is never enlarged from less than it needs.
-    scale = 2 * WINDOW_PIXELS / max(image.size)
+    rows = np.zeros((len(TURNS), _SIZE), np.uint8)
+    if min(image.size) < MIN_SIDE:
+        return rows
+    # Small before it is turned, but no window smaller than it will be.
+    scale = 2 * WINDOW_PIXELS / min(image.size)
     if scale < 1:
-        size = [max(1, round(side * scale)) for side in image.size]
-        image = image.resize(size, PILImage.Resampling.BOX)
-    rows = np.empty((len(TURNS), _SIZE), np.uint8)
+        image = image.resize([round(side * scale) for side in image.size], PILImage.Resampling.BOX)
     for row, turn in zip(rows, TURNS, strict=True):
         turned = image if turn is None else image.transpose(turn)
         window = turned.resize(
@@ -84,9 +87,9 @@ def describe(image: PILImage.Image) -> np.ndarray:
         coefficients = dctn(np.asarray(window, np.float32), norm="ortho")[:HIGH, :HIGH]
         low = coefficients[_LOW] * _WEIGHTS
         largest = np.abs(low).max()
-        # Less than a grey level anywhere is no picture.
-        scaled = np.rint(low * (127 / largest)) if largest > 1 else np.zeros_like(low)
-        row[:_LOW_SIZE] = scaled.astype(np.int8).view(np.uint8)
+        if largest < 1:  # less than a grey level anywhere is no picture
+            continue
+        row[:_LOW_SIZE] = np.rint(low * (127 / largest)).astype(np.int8).view(np.uint8)
         row[_LOW_SIZE:] = np.packbits(coefficients[_HIGH] > 0)
     return rows
 
@@ -205,6 +208,7 @@ class _Search:
         yield from self._within(base, query, everything, everything, depth=0)
 
     def _within(self, base, query, b, q, depth) -> Iterator[np.ndarray]:
+        # What four rounds of pivots cannot part is as good as identical, and rare.
         if max(len(b), len(q)) <= self.cell or depth == 4:
             for start in range(0, len(q), self.cell):
                 yield self._compared(base, query, b, q[start : start + self.cell])

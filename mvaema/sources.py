@@ -273,7 +273,7 @@ class TableSource:
     Args:
         table: its columns are `path` (or `file_name`), relative to the table's folder, and any of
             `category`, `group`, `pixel_size_nm` (of the file as it is), `scale_bar`, `source` and
-            `licence`.
+            `licence`. What they say enters the dataset as it is (paths do not).
         columns: column of this list -> the table's own name for it.
         ignore: columns of the table to leave out.
 

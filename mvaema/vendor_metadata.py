@@ -129,8 +129,8 @@ def read_sidecar(path: Path, size: tuple[int, int]) -> InstrumentRecord | None:
     """
     suffix = path.suffix.removeprefix(".").lower()
     for name in (f"{path.stem}-{suffix}.hdr", f"{path.stem}.hdr", f"{path.stem}.txt"):
-        for candidate in (path.with_name(name), path.with_name(name[:-4] + name[-4:].upper())):
-            text = _read_text(candidate)
+        for ending in (name[-4:], name[-4:].upper(), name[-4:].title()):
+            text = _read_text(path.with_name(name[:-4] + ending))
             for signature, reader in SIDECARS.items():
                 if text and signature in text:
                     return reader(text, size)
@@ -165,16 +165,15 @@ def _fei(fei: Mapping[str, Mapping[str, object]], size: tuple[int, int]) -> Inst
             pixel = pixel or _pair(get(scan, "PixelWidth"), get(scan, "PixelHeight"), "m")
     field_width, canvas = _number(get(beam, "HFW")), _number(get("Image", "MagCanvasRealWidth"))
     technique = {"EBeam": "SEM", "IBeam": "FIB", "IRBeam": "optical"}.get(beam)
+    # What the data bar prints as "mag": the width of the display over the field of view.
+    magnification = canvas / field_width if pixel and canvas and field_width else None
     return InstrumentRecord(
         pixel,
         settings(
             technique=technique,
             accelerating_voltage_kv=_scaled(get("Beam", "HV"), 1e-3),
             working_distance_mm=_scaled(get(beam, "WD"), 1e3),
-            # What the data bar prints as "mag": the width of the display over the field.
-            magnification=canvas / field_width
-            if technique != "optical" and canvas and field_width
-            else None,
+            magnification=magnification,
             detector=get("Detectors", "Name"),
         ),
         int(rows) if rows and width == size[0] else None,

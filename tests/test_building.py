@@ -340,12 +340,15 @@ def test_a_rebuild_reads_new_and_changed_files_only(tmp_path):
     save(folder / "1.png", 11)  # changed
     save(folder / "4.png", 4)  # new
     (folder / "2.png").unlink()  # gone
+    (folder / "5.png").write_bytes(b"")
     report = build(FolderSource(folder), out)
-    assert reads(report) == (2, 2) and report.missing == 1
+    assert reads(report) == (3, 2) and report.missing == 1 and report.failed == {"empty": 1}
     expected = {pixel_hash(picture(seed)) for seed in (0, 11, 2, 3, 4)}
     assert set(load(out)["image_id"]) == expected
     assert table(out)["2.png"]["status"] == "missing"
 
+    (folder / "5.png").unlink()
+    assert not build(FolderSource(folder), out).failed
     build(FolderSource(folder), out, prune=True)
     assert set(load(out)["image_id"]) == expected - {pixel_hash(picture(2))}
     assert len(load(out)) == 4

@@ -134,6 +134,12 @@ def test_min_is_white_is_inverted(tmp_path, array):
     assert np.abs(pixels(tmp_path / "a.tif") - expected).max() <= 1
 
 
+def test_a_narrow_range_far_from_zero_is_not_lost(tmp_path):
+    array = 1e9 + DEEP.astype(np.float64)
+    tifffile.imwrite(tmp_path / "a.tif", array)
+    assert np.abs(pixels(tmp_path / "a.tif") - by_hand(array)).max() <= 1
+
+
 def test_hot_pixels_nan_and_constants(tmp_path):
     hot = DEEP.copy()
     hot[5, 5] = 65535

@@ -1,0 +1,219 @@
+"""The processor: every kind of image, lossless text, prompts, counts of what was cut."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BertTokenizer
+
+from processing_mvaema import MVaEMaImageProcessor, MVaEMaProcessor, format_length, to_8bit
+
+PROSE = (
+    "5 ± 2 µm × 10⁻³ Å at 45 °C;\n\tH₂O₂, α–Fe₂O₃ …",
+    "line\r\nand  two spaces ",
+    "[CLS] and [EOS] are words here",
+    " leading space",
+    "日本 🔬",
+)
+
+
+@pytest.mark.parametrize("text", PROSE)
+def test_the_tokenizer_is_lossless(processor, text):
+    ids = processor(answers=text)["labels"][0]
+    assert ids[-1] == processor.tokenizer.eos_token_id
+    assert processor.decode(ids[:-1]) == text
+    # Words that look like special tokens are no commands.
+    assert not set(ids[:-1].tolist()) & set(processor.token_fields().values())
+
+
+def test_special_tokens_frame_each_kind_of_text(processor, images):
+    tokens = processor.token_fields()
+    inputs = processor(images=images[0], text="What?", answers="wires", statements="A film.")
+    assert inputs["input_ids"][0, 0] == tokens["enc_token_id"]
+    assert inputs["statement_ids"][0, 0] == tokens["cls_token_id"]
+    assert inputs["labels"][0, -1] == tokens["eos_token_id"]
+    assert processor.decode(inputs["input_ids"][0], skip_special_tokens=True) == "What?"
+
+
+def test_batches_are_padded_to_the_longest(processor):
+    inputs = processor(text=["What?", "What is it, and why?"], answers=["a", "a longer answer"])
+    lengths = inputs["attention_mask"].sum(1)
+    assert lengths[0] < lengths[1] == inputs["input_ids"].shape[1]
+    assert (inputs["input_ids"][0, lengths[0] :] == processor.tokenizer.pad_token_id).all()
+    padding = inputs["labels"][0] == -100
+    assert padding.any() and not padding[0]
+
+
+def _array(dtype, high, shape=(40, 60)):
+    return np.random.default_rng(0).integers(0, high, shape).astype(dtype)
+
+
+GRAY = _array(np.uint8, 256)
+KINDS = {
+    "L": Image.fromarray(GRAY),
+    "RGB": Image.fromarray(np.stack([GRAY] * 3, -1)),
+    "RGBA": Image.fromarray(np.stack([*[GRAY] * 3, np.full_like(GRAY, 255)], -1)),
+    "LA": Image.fromarray(GRAY).convert("LA"),
+    "palette": Image.fromarray(GRAY).convert("P"),
+    "1": Image.fromarray(GRAY > 100),
+    "I;16": Image.fromarray(GRAY.astype(np.uint16) * 256),
+    "I": Image.fromarray(GRAY.astype(np.int32) * 1000),
+    "F": Image.fromarray(GRAY.astype(np.float32) / 7 - 5),
+    "uint8": GRAY,
+    "uint16": GRAY.astype(np.uint16) * 200,
+    "float64": GRAY / 255,
+    "bool": GRAY > 100,
+    "channels last": np.stack([GRAY] * 3, -1),
+    "one channel": GRAY[..., None],
+    "channels first": np.stack([GRAY] * 3),
+    "torch": torch.from_numpy(GRAY),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_image_gives_the_same_picture(kind):
+    pixels = MVaEMaImageProcessor(size={"height": 32, "width": 32})(KINDS[kind])["pixel_values"][0]
+    assert pixels.shape == (3, 32, 32)
+    assert -1 <= pixels.min() < -0.3 and 0.3 < pixels.max() <= 1
+    reference = np.asarray(Image.fromarray(GRAY).resize((32, 32), Image.Resampling.BILINEAR))
+    assert np.corrcoef(reference.ravel(), pixels[0].ravel())[0, 1] > 0.8
+    if kind in ("L", "RGB", "RGBA", "LA", "palette", "uint8", "torch", "one channel"):
+        np.testing.assert_allclose(pixels[1], reference / 127.5 - 1, atol=0.02)
+
+
+def test_deep_images_are_stretched_and_not_clipped():
+    """A hot pixel does not turn the rest black; a 12-bit image in a 16-bit file is not dark."""
+    deep = _array(np.uint16, 4096, (200, 200))
+    deep[0, 0] = 65535
+    shallow = np.asarray(to_8bit(deep))
+    assert shallow[0, 0] == 255
+    assert 120 < shallow.mean() < 135
+    order = np.argsort(deep.ravel()[1000:1100])
+    assert (np.diff(shallow.ravel()[1000:1100][order].astype(int)) >= 0).all()
+
+
+def test_transparent_pixels_are_white():
+    pixels = np.zeros((20, 20, 4), np.uint8)
+    pixels[:10, :, 3] = 255
+    image = np.asarray(to_8bit(pixels))
+    assert image[:10].max() == 0 and image[10:].min() == 255
+
+
+def test_flat_and_broken_arrays():
+    assert np.ptp(np.asarray(to_8bit(np.full((20, 20), 7.0)))) == 0
+    holes = np.random.default_rng(0).normal(size=(20, 20))
+    holes[3, 3] = np.nan
+    assert np.asarray(to_8bit(holes)).std() > 10
+    with pytest.raises(ValueError, match="no finite pixel"):
+        to_8bit(np.full((20, 20), np.nan))
+    with pytest.raises(ValueError, match=r"shape \(20, 20, 7\)"):
+        to_8bit(np.zeros((20, 20, 7), np.uint8))
+
+
+def test_too_small_images_are_refused():
+    with pytest.raises(ValueError, match=r"1 x 1 pixels is too small.*16"):
+        to_8bit(Image.new("L", (1, 1)))
+    with pytest.raises(ValueError, match="400 x 1 pixels"):
+        to_8bit(np.zeros((1, 400), np.uint8))
+
+
+def test_unreadable_files_are_named(tmp_path):
+    path = tmp_path / "broken µ.png"
+    Image.fromarray(GRAY).save(path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"broken µ\.png cannot be read as an image"):
+        to_8bit(path)
+    with pytest.raises(ValueError, match=r"missing\.png"):
+        to_8bit(tmp_path / "missing.png")
+
+
+def test_a_huge_file_is_refused_and_a_huge_array_is_taken(tmp_path):
+    """20,000 x 20,000 pixels: from a file it may be a bomb; an array is in memory already."""
+    path = tmp_path / "huge.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    with pytest.raises(ValueError, match=r"huge\.png.*decompression bomb"):
+        to_8bit(path)
+    huge = np.broadcast_to(np.uint8(7), (20_000, 20_000))
+    pixels = MVaEMaImageProcessor()(huge, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 224, 224)
+
+
+def test_prompts_put_caption_scale_and_question_in_order():
+    prompt = MVaEMaProcessor.prompt
+    assert prompt("Why?") == "Why?"
+    assert prompt("Why?", caption="Wires.", scale_bar="2 µm") == (
+        "Wires. The scale bar marks 2 µm. Why?"
+    )
+    assert prompt("Why?", field_of_view_nm=5120.0, scale_bar="2 µm") == (
+        "The field of view is 5.12 µm wide. Why?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("nanometres", "text"),
+    [(0.246, "0.246 nm"), (850, "850 nm"), (999.9, "1 µm"), (12340, "12.3 µm"), (2.5e6, "2.5 mm")],
+)
+def test_lengths_are_written_in_their_unit(nanometres, text):
+    assert format_length(nanometres) == text
+
+
+def test_pixel_size_becomes_the_field_of_view_of_the_image_as_given(processor):
+    inputs = processor(
+        images=[np.zeros((20, 500), np.uint8), Image.new("L", (64, 48))],
+        text=["Why?", "Why?"],
+        pixel_size_nm=[2.0, 10.0],
+    )
+    texts = processor.batch_decode(inputs["input_ids"], skip_special_tokens=True)
+    assert texts == [f"The field of view is {length} wide. Why?" for length in ("1 µm", "640 nm")]
+
+
+def test_too_long_texts_are_cut_and_counted(processor, caplog):
+    long = "word " * 10_000
+    with caplog.at_level("WARNING"):
+        inputs = processor(text=[long, "Why?"], answers=[long, "short"])
+    assert inputs["input_ids"].shape == inputs["labels"].shape == (2, 64)
+    assert inputs.truncated["text"][0] > 9_000 and inputs.truncated["text"][1] == 0
+    full = len(processor.tokenizer(long, add_special_tokens=False)["input_ids"]) + 1
+    assert inputs.truncated["answers"] == [full - 64, 0]
+    # The cut answer does not end: the student must not learn to stop there.
+    assert processor.tokenizer.eos_token_id not in inputs["labels"][0]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"text": ""}, "a question is empty"),
+        ({"text": ["Why?", "  "]}, "a question is empty"),
+        ({"answers": [""]}, "text 0 is empty"),
+        ({}, "nothing to process"),
+        ({"images": [GRAY, GRAY], "text": ["a", "b", "c"]}, "3 questions .* 2 images"),
+        ({"images": [GRAY, GRAY], "text": ["a", "b"], "captions": ["c"]}, "captions|caption"),
+        ({"text": "Why?", "pixel_size_nm": 3.0}, "pixel_size_nm needs the image"),
+        ({"text": "Why?", "return_tensors": "np"}, "return_tensors"),
+    ],
+)
+def test_bad_inputs_are_named(processor, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        processor(**inputs)
+
+
+def test_unknown_arguments_are_refused(processor):
+    with pytest.raises(TypeError, match="caption"):
+        processor(text="Why?", caption="singular")
+
+
+def test_any_tokenizer_gets_the_special_tokens_it_lacks(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "wires", "of", "gold", "?"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    processor = MVaEMaProcessor.from_tokenizer(BertTokenizer(str(tmp_path / "vocab.txt")))
+    fields = processor.token_fields()
+    assert fields["cls_token_id"] == 2 and fields["vocab_size"] == len(words) + 3
+    assert sorted(fields[f"{n}_token_id"] for n in ("enc", "dec", "eos")) == [9, 10, 11]
+    ids = processor(text="wires of gold ?")["input_ids"][0].tolist()
+    assert ids == [fields["enc_token_id"], 5, 6, 7, 8]  # no [SEP] of its own
+
+
+def test_a_tokenizer_without_them_is_refused(processor):
+    bare = BertTokenizer(vocab={"[UNK]": 0, "[PAD]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4})
+    with pytest.raises(ValueError, match="from_tokenizer"):
+        MVaEMaProcessor(processor.image_processor, bare)
