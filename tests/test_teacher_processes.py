@@ -143,6 +143,7 @@ def test_interrupt_finishes_what_is_in_flight(number, tmp_path):
     assert outcomes(output) == {"ok": 40}
 
 
+@pytest.mark.slow
 def test_second_interrupt_does_not_wait(tmp_path):
     images, output = make_images(tmp_path / "images", 1), tmp_path / "out"
     with FakeTeacher(delay=30.0) as server:
