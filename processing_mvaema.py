@@ -226,6 +226,16 @@ class MVaEMaProcessor(ProcessorMixin):
         size = {"height": image_size, "width": image_size}
         return cls(MVaEMaImageProcessor(size=size), _with_special_tokens(tokenizer, max_length))
 
+    @classmethod
+    def _get_arguments_from_pretrained(cls, name_or_path, processor_dict=None, **kwargs):
+        # Both classes are known. Looked up through AutoImageProcessor and AutoTokenizer, this very
+        # file would count as remote code, to be trusted a second time.
+        kwargs.pop("trust_remote_code", None)
+        return [
+            MVaEMaImageProcessor.from_pretrained(name_or_path, **kwargs),
+            PreTrainedTokenizerFast.from_pretrained(name_or_path, **kwargs),
+        ]
+
     def token_fields(self) -> dict[str, int]:
         """The fields of the model's configuration that the tokenizer decides."""
         ids = self.tokenizer.convert_tokens_to_ids
@@ -285,8 +295,8 @@ class MVaEMaProcessor(ProcessorMixin):
             answers: for training, one per question or several per question.
             statements: for ITC and ITM, texts that are true of the images; n per image.
             max_length: cut texts here instead of at the tokenizer's `model_max_length`.
-            kwargs: `padding`, `truncation` and `add_special_tokens` are accepted for pipelines
-                and change nothing; anything else is refused.
+            kwargs: pipelines pass `padding`, `truncation` and `add_special_tokens`, which change
+                nothing here, and empty `videos` and `audio`; anything else is refused.
 
         Returns:
             `pixel_values`, `input_ids`, `attention_mask`, `labels`, `statement_ids`,
@@ -296,7 +306,8 @@ class MVaEMaProcessor(ProcessorMixin):
         Raises:
             ValueError: an image is unreadable, a text empty, or the counts do not fit.
         """
-        unknown = set(kwargs) - {"padding", "truncation", "add_special_tokens"}
+        unknown = {name for name, value in kwargs.items() if value is not None}
+        unknown -= {"padding", "truncation", "add_special_tokens"}
         if unknown:
             raise TypeError(f"MVaEMaProcessor does not take {', '.join(sorted(unknown))}.")
         if return_tensors not in ("pt", None):

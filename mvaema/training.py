@@ -60,6 +60,9 @@ class Recipe:
         default=4, metadata={"help": "Questions drawn for each micrograph in each epoch."}
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "Adam's initial learning rate."})
+    warmup_steps: int = field(
+        default=100, metadata={"help": "Steps over which the learning rate rises from 0."}
+    )
     patience: int = field(
         default=5,
         metadata={"help": "Epochs without a better validation loss until the rate is halved."},
@@ -211,7 +214,9 @@ def train(recipe: Recipe) -> Path:
         started = time.perf_counter()
         train_loader.set_epoch(epoch)
         model.train()
-        losses = _run(accelerator, model, train_loader, f"epoch {epoch + 1}", optimizer, recipe)
+        losses = _run(
+            accelerator, model, train_loader, f"epoch {epoch + 1}", optimizer, recipe, epoch
+        )
         model.eval()
         with torch.no_grad():
             validation = _run(accelerator, model, validation_loader, "validation")
@@ -244,13 +249,19 @@ def train(recipe: Recipe) -> Path:
     return output_dir
 
 
-def _run(accelerator, model, loader, title, optimizer=None, recipe=None) -> dict[str, float]:
+def _run(
+    accelerator, model, loader, title, optimizer=None, recipe=None, epoch=0
+) -> dict[str, float]:
     """One pass over `loader`, training when an optimizer is given; mean losses per micrograph."""
-    sums, count = {}, 0
+    sums, count, step = {}, 0, epoch * len(loader)
     bar = tqdm(loader, desc=title, leave=False, disable=not accelerator.is_main_process)
     for batch in bar:
         output = model(**batch)
         if optimizer is not None:
+            step += 1
+            if step <= recipe.warmup_steps:
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.learning_rate * step / recipe.warmup_steps
             accelerator.backward(output.loss)
             accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
             optimizer.step()
