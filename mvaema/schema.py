@@ -22,6 +22,10 @@ QA_FEATURES = {
     "question": Value("string"),
     "answer": Value("string"),
     "outcome": Value("string"),
+    "reasoning": Value("string"),  # what the teacher wrote before its answer, or null
+    "flags": List(Value("string")),  # reasons for a second look (mvaema/teacher/flags.py)
+    "teacher_model": Value("string"),
+    "prompt_version": Value("string"),
 }
 
 FEATURES = Features(

@@ -21,7 +21,7 @@ from PIL import Image as PILImage
 
 from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema.building import build, main, shard_paths, write_shards
-from mvaema.schema import FEATURES, pixel_hash
+from mvaema.schema import FEATURES, QA_FEATURES, pixel_hash
 from mvaema.sources import DatasetSource, Entry, FolderSource, Labelling, TableSource
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +71,8 @@ def test_shards_read_back_with_the_schema_and_the_same_pixels(tmp_path):
     assert dataset["image_id"][:] == [r["image_id"] for r in rows]
     for ours, theirs in zip(rows, dataset, strict=True):
         assert np.array_equal(ours["image"], theirs["image"])
-    assert dataset[3]["qa"] == qa and dataset[3]["pixel_size_nm"] == 2.5
+    assert dataset[3]["qa"] == [{**dict.fromkeys(QA_FEATURES), **qa[0]}]
+    assert dataset[3]["pixel_size_nm"] == 2.5
     assert dataset[0]["qa"] == [] and dataset[0]["category"] is None
     assert len(load(tmp_path / "data", "validation")) == 2
     generic = load_dataset(

@@ -1,0 +1,156 @@
+"""The arguments of a run; their help is the documentation."""
+
+import re
+from dataclasses import dataclass, field
+
+from mvaema.schema import OUTCOMES
+from mvaema.teacher.batch import MAX_BYTES, MAX_REQUESTS
+from mvaema.teacher.prompt import Sampling
+
+
+@dataclass
+class AskArguments:
+    """What is asked, whom, and how carefully."""
+
+    images: str = field(
+        metadata={
+            "help": "Folder of microscope files (class folders label what they hold), table of "
+            "files (CSV, JSONL, Parquet with a `path` column), or folder of a dataset."
+        }
+    )
+    output: str = field(
+        metadata={
+            "help": "Folder on a local disk for the journal, the prepared images and the dataset."
+        }
+    )
+    teacher_model: str = field(metadata={"help": "Name of the vision model at the endpoint."})
+    endpoint: str = field(
+        default="http://localhost:8000/v1",
+        metadata={
+            "help": "Base URL of an OpenAI-compatible server (vLLM, Ollama, llama.cpp, "
+            "transformers serve, OpenAI, ...)."
+        },
+    )
+    api_key_env: str | None = field(
+        default=None,
+        metadata={
+            "help": "Environment variable that holds the key. By default OPENAI_API_KEY for an "
+            "external endpoint, and no key for a private one."
+        },
+    )
+    allow_external: bool = field(
+        default=False,
+        metadata={
+            "help": "Permit an endpoint outside the private address ranges: micrographs leave "
+            "the network."
+        },
+    )
+    split: str = field(
+        default="train", metadata={"help": "Split to read where --images is a dataset."}
+    )
+    questions: list[str] = field(
+        default_factory=list, metadata={"help": "Question groups to ask; all by default."}
+    )
+    prompt: str | None = field(
+        default=None, metadata={"help": "Prompt file instead of mvaema/teacher/prompt.yaml."}
+    )
+    temperature: float = field(
+        default=Sampling.temperature, metadata={"help": "Sampling temperature."}
+    )
+    top_p: float = field(default=Sampling.top_p, metadata={"help": "Nucleus sampling."})
+    max_tokens: int = field(
+        default=Sampling.max_tokens,
+        metadata={"help": "Output tokens of one reply, at most, reasoning included."},
+    )
+    profile: str = field(
+        default="standard",
+        metadata={
+            "help": "How parameters are passed: `standard`, `max-completion-tokens` (newer name "
+            "of the limit), or `reasoning` (models that refuse temperature and top-p). Recorded "
+            "with the answers."
+        },
+    )
+    max_side: int = field(
+        default=1024, metadata={"help": "Longer side of prepared images, in pixels."}
+    )
+    image_format: str = field(
+        default="png", metadata={"help": "`png` (lossless), `jpeg` or `webp` (smaller uploads)."}
+    )
+    crop_info_bar: bool = field(
+        default=False,
+        metadata={
+            "help": "Cut off burnt-in info bars before sending (they may name lots and operators)."
+        },
+    )
+    concurrency: int = field(
+        default=64,
+        metadata={"help": "Requests in flight at most; the run finds what the server bears."},
+    )
+    requests_per_minute: float | None = field(default=None, metadata={"help": "Cap on requests."})
+    tokens_per_minute: float | None = field(
+        default=None, metadata={"help": "Cap on tokens, in and out together."}
+    )
+    timeout: float = field(default=600.0, metadata={"help": "Seconds to wait for one reply."})
+    retry: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": f"Outcomes to ask again ({', '.join(OUTCOMES[1:])}); both attempts are kept."
+        },
+    )
+    shard: str = field(
+        default="0/1", metadata={"help": "Part i of n, as in 3/100 (from 0), for a job array."}
+    )
+    batch: bool = field(
+        default=False, metadata={"help": "Use the Batch API: cheaper, answers within 24 hours."}
+    )
+    batch_poll: float = field(
+        default=60.0, metadata={"help": "Seconds between two looks at open batches."}
+    )
+    batch_requests: int = field(
+        default=MAX_REQUESTS, metadata={"help": "Requests in one batch file, at most."}
+    )
+    batch_megabytes: float = field(
+        default=MAX_BYTES / 1e6, metadata={"help": "Size of one batch file, at most."}
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Estimate requests, tokens and cost; send nothing, write nothing."},
+    )
+    pilot: int | None = field(
+        default=None,
+        metadata={"help": "Ask about the first N images only and extrapolate; the answers count."},
+    )
+    max_cost: float | None = field(
+        default=None, metadata={"help": "US dollars that the replies may cost altogether."}
+    )
+    prices: str | None = field(
+        default=None, metadata={"help": "Prices file instead of mvaema/teacher/prices.yaml."}
+    )
+    export: bool = field(default=True, metadata={"help": "Write the dataset at the end."})
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "Repository (user/name) to upload the dataset to."}
+    )
+    public: bool = field(
+        default=False, metadata={"help": "Make that repository public; it is private otherwise."}
+    )
+
+    def __post_init__(self):
+        wrong = sorted(set(self.retry) - set(OUTCOMES[1:]))
+        if wrong:
+            raise ValueError(
+                f"--retry {' '.join(wrong)}: expected some of {', '.join(OUTCOMES[1:])}."
+            )
+        positive = (
+            "max_tokens concurrency timeout batch_poll batch_requests batch_megabytes pilot "
+            "max_cost requests_per_minute tokens_per_minute"
+        )
+        for name in positive.split():
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be positive; got {value}.")
+        found = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+        if not found or int(found[1]) >= int(found[2]):
+            raise ValueError(f"--shard must be i/n with 0 <= i < n, as in 3/100; got {self.shard}.")
+        self.part, self.parts = int(found[1]), int(found[2])
+        if self.push_to_hub and not self.export:
+            raise ValueError("--push-to-hub needs the dataset: leave --no-export out.")

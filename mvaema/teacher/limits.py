@@ -1,0 +1,147 @@
+"""When the next request may go: concurrency, rates and pauses in one place.
+
+What is special about it:
+- concurrency follows the server: it doubles per round until the first 429, is halved by a 429
+  (once per round) and grows by one per round after that (slow start and AIMD, as TCP's congestion
+  control, RFC 5681);
+- a Retry-After pauses everybody, however long it is;
+- requests and tokens per minute are spread evenly (token buckets that hold five seconds' worth).
+"""
+
+import asyncio
+import email.utils
+import random
+import time
+from collections.abc import Callable, Mapping
+
+FIRST_CONCURRENCY = 4
+BUCKET_SECONDS = 5.0
+LONGEST_BACKOFF = 60.0
+
+
+class Bucket:
+    """A rate per minute. The level may go below zero: what was taken in advance is waited for."""
+
+    def __init__(self, per_minute: float, now: float):
+        self.rate = per_minute / 60
+        self.capacity = self.rate * BUCKET_SECONDS
+        self.level, self._updated = 0.0, now
+
+    def wait(self, now: float) -> float:
+        """Seconds until something may be taken."""
+        elapsed, self._updated = now - self._updated, now
+        self.level = min(self.level + elapsed * self.rate, self.capacity)
+        return max(0.0, -self.level / self.rate)
+
+    def take(self, amount: float):
+        self.level -= amount
+
+
+class Limits:
+    """Gate that every request passes.
+
+    Args:
+        max_concurrency: requests in flight at most.
+        requests_per_minute, tokens_per_minute: caps; None for no cap.
+        clock: monotonic time in seconds.
+        sleep: coroutine function that waits so many seconds of `clock`.
+    """
+
+    def __init__(
+        self,
+        max_concurrency: int,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep=asyncio.sleep,
+    ):
+        self.max_concurrency = max_concurrency
+        self.concurrency = float(min(FIRST_CONCURRENCY, max_concurrency))
+        self.in_flight = 0
+        self.clock, self.sleep = clock, sleep
+        self._requests = requests_per_minute and Bucket(requests_per_minute, clock())
+        self._tokens = tokens_per_minute and Bucket(tokens_per_minute, clock())
+        self._paused_until = clock()
+        self._cut_at = None  # of the last 429 that counted
+        self._turn = asyncio.Lock()  # first come, first served
+        self._freed = asyncio.Event()
+
+    async def acquire(self, tokens: float) -> float:
+        """Wait for a turn; `tokens` is what the request is expected to use.
+
+        Returns:
+            The time it was granted, to be given to [`release`].
+        """
+        async with self._turn:
+            while True:
+                now = self.clock()
+                waits = [self._paused_until - now]
+                waits += [bucket.wait(now) for bucket in (self._requests, self._tokens) if bucket]
+                if max(waits) > 0:
+                    await self.sleep(max(waits))
+                elif self.in_flight >= int(self.concurrency):
+                    self._freed.clear()
+                    await self._freed.wait()
+                else:
+                    break
+            self.in_flight += 1
+            if self._requests:
+                self._requests.take(1)
+            if self._tokens:
+                self._tokens.take(tokens)
+            return now
+
+    def release(
+        self,
+        granted: float,
+        tokens: float,
+        used: float | None,
+        *,
+        completed: bool = False,
+        throttled: bool = False,
+    ):
+        """The request is over.
+
+        Args:
+            granted: what `acquire` returned.
+            tokens: what it was given.
+            used: tokens really used, None when nobody said.
+            completed: an answer came, so the server may bear more.
+            throttled: it was a 429, so the server bears less.
+        """
+        self.in_flight -= 1
+        if self._tokens and used is not None:
+            self._tokens.take(used - tokens)
+        if completed:
+            self.concurrency += 1 if self._cut_at is None else 1 / self.concurrency
+            self.concurrency = min(self.concurrency, self.max_concurrency)
+        if throttled and (self._cut_at is None or granted > self._cut_at):
+            self.concurrency = max(1.0, self.concurrency / 2)
+            self._cut_at = self.clock()
+        self._freed.set()
+
+    def pause(self, seconds: float):
+        """Nobody goes for so long."""
+        self._paused_until = max(self._paused_until, self.clock() + seconds)
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after the n-th failure in a row: exponential with full jitter
+    (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015)."""
+    return random.uniform(0, min(LONGEST_BACKOFF, 2.0**failures))
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a response asks to wait (RFC 9110, 10.2.3: seconds or a date), or None."""
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(0.0, seconds) if seconds < float("inf") else None

@@ -1,0 +1,242 @@
+"""What answers cost: prices, estimates before a run, and a budget that is never passed.
+
+What is special about it:
+- prices come from a dated file the user can edit, and an unknown price is said to be unknown;
+- an estimate has two figures, expected and worst, and says whether it was measured;
+- the budget reserves the worst case of every request in flight, so that `--max-cost` holds even
+  if all of them come back as long as they may be.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+STANDARD_PRICES = Path(__file__).with_name("prices.yaml")
+
+# Before anything was measured. English text has about 4 characters per token; no tokenizer in
+# use makes more than one token of two characters of it on average.
+CHARACTERS_PER_TOKEN, FEWEST_CHARACTERS_PER_TOKEN = 4.0, 2.0
+# Reasoning and answer together.
+ASSUMED_OUTPUT_TOKENS = 400
+# Qwen2-VL and its successors: one token per 28 x 28 pixels. Image counts of models that say
+# nothing better are assumed to be at most this many times as large.
+DEFAULT_IMAGE_RULE = {"rule": "patches", "size": 28}
+IMAGE_SAFETY = 2.0
+
+
+@dataclass(frozen=True)
+class Price:
+    """US dollars per million tokens of one model."""
+
+    input: float
+    output: float
+    cached_input: float
+    batch: float  # factor
+    image: dict | None
+    as_of: str
+    source: str
+
+    def cost(self, prompt: float, cached: float, completion: float, *, batch: bool) -> float:
+        """US dollars for so many tokens; `cached` of the prompt's came from a prefix cache."""
+        dollars = (prompt - cached) * self.input + cached * self.cached_input
+        dollars += completion * self.output
+        return dollars / 1e6 * (self.batch if batch else 1)
+
+
+def load_price(model: str, path: str | Path | None = None) -> Price | None:
+    """The price of a model, None when the file has none for it.
+
+    A dated name ("gpt-4o-2024-08-06") has the price of the name without its date, unless it is
+    listed itself.
+
+    Raises:
+        ValueError: the file cannot be read or an entry is no price.
+    """
+    path = Path(path or STANDARD_PRICES)
+    try:
+        models = yaml.safe_load(path.read_text(encoding="utf-8"))["models"]
+        entry = models.get(model) or models.get(re.sub(r"-\d{4}-?\d{2}-?\d{2}$", "", model))
+        if entry is None:
+            return None
+        price = Price(
+            input=float(entry["input"]),
+            output=float(entry["output"]),
+            cached_input=float(entry.get("cached_input", entry["input"])),
+            batch=float(entry.get("batch", 1)),
+            image=entry.get("image"),
+            as_of=str(entry.get("as_of", "an unknown date")),
+            source=str(entry.get("source", "an unknown source")),
+        )
+        count_image_tokens((1, 1), price.image or DEFAULT_IMAGE_RULE)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: expected `models: {{{model}: {{input: ..., output: ..., as_of: ...}}}}` in "
+            f"US dollars per million tokens ({type(error).__name__}: {error})."
+        ) from error
+    return price
+
+
+def count_image_tokens(size: tuple[int, int], rule: dict) -> int:
+    """Tokens of an image of (width, height) pixels.
+
+    `tiles` is OpenAI's rule for high detail (fit into 2048 x 2048, shorter side to 768, 512-pixel
+    tiles); `patches` counts squares, up to a cap.
+
+    Raises:
+        ValueError: there is no such rule.
+    """
+    width, height = size
+    if rule.get("rule") == "patches":
+        patches = math.ceil(width / rule["size"]) * math.ceil(height / rule["size"])
+        return math.ceil(min(patches, rule.get("cap", math.inf)) * rule.get("factor", 1))
+    if rule.get("rule") == "tiles":
+        scale = min(1, 2048 / max(size))
+        scale = min(scale, 768 / min(size))
+        tiles = math.ceil(width * scale / 512) * math.ceil(height * scale / 512)
+        return rule["base"] + rule["tile"] * tiles
+    raise ValueError(f"image rule must be tiles or patches; got {rule!r}")
+
+
+@dataclass
+class Measured:
+    """Sums over the completions in a journal whose usage the server stated."""
+
+    replies: int = 0
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    longest_prompt: int = 0
+    latency_s: float = 0.0
+
+    @classmethod
+    def of(cls, journal) -> "Measured":
+        [row] = journal.query(
+            "SELECT count(*), coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0), "
+            "coalesce(sum(completion_tokens), 0), coalesce(max(prompt_tokens), 0), "
+            "coalesce(sum(latency_s), 0) "
+            "FROM replies WHERE prompt_tokens IS NOT NULL AND completion_tokens IS NOT NULL"
+        )
+        return cls(*row)
+
+
+class Meter:
+    """Tokens and cost of single requests: guessed first, then as measured.
+
+    Args:
+        price: of the model, or None.
+        max_tokens: output limit of every request.
+        batch: whether the Batch API's price applies.
+        measured: what a journal already knows.
+    """
+
+    def __init__(self, price: Price | None, max_tokens: int, batch: bool, measured: Measured):
+        self.price, self.max_tokens, self.batch = price, max_tokens, batch
+        self.measured = measured
+
+    def add(self, prompt: int, cached: int, completion: int):
+        """Learn from the usage of one completion."""
+        m = self.measured
+        m.replies += 1
+        m.prompt += prompt
+        m.cached += cached
+        m.completion += completion
+        m.longest_prompt = max(m.longest_prompt, prompt)
+
+    def expected_tokens(self, text: str, size: tuple[int, int]) -> tuple[float, float, float]:
+        """(prompt, cached, completion) tokens of a request, as far as one can know."""
+        m = self.measured
+        if m.replies:
+            return m.prompt / m.replies, m.cached / m.replies, m.completion / m.replies
+        image = count_image_tokens(size, self._image_rule)
+        output = min(ASSUMED_OUTPUT_TOKENS, self.max_tokens)
+        return image + len(text) / CHARACTERS_PER_TOKEN, 0, output
+
+    def worst_tokens(self, text: str, size: tuple[int, int]) -> tuple[float, float, float]:
+        """The same, at most."""
+        image = count_image_tokens(size, self._image_rule) * IMAGE_SAFETY
+        prompt = image + len(text) / FEWEST_CHARACTERS_PER_TOKEN
+        return max(prompt, self.measured.longest_prompt), 0, self.max_tokens
+
+    @property
+    def _image_rule(self) -> dict:
+        return (self.price and self.price.image) or DEFAULT_IMAGE_RULE
+
+    def cost(self, prompt: float, cached: float, completion: float) -> float | None:
+        """US dollars, None when the price is unknown."""
+        if self.price is None:
+            return None
+        return self.price.cost(prompt, cached, completion, batch=self.batch)
+
+    def worst_cost(self, text: str, size: tuple[int, int]) -> float | None:
+        return self.cost(*self.worst_tokens(text, size))
+
+
+def spent(journal, price: Price | None, max_tokens: int) -> float | None:
+    """US dollars that the replies in a journal cost, None when the price is unknown.
+
+    An attempt that may have been charged without saying how much (a timeout, a dropped
+    connection) counts as the longest prompt seen and a full answer.
+    """
+    if price is None:
+        return None
+    rows = journal.query(
+        "SELECT batch IS NOT NULL, coalesce(sum(prompt_tokens), 0), "
+        "coalesce(sum(cached_tokens), 0), coalesce(sum(completion_tokens), 0), "
+        "sum(completion_tokens IS NULL AND (problem IN ('timeout', 'dropped') "
+        "OR status BETWEEN 200 AND 299)), coalesce(max(prompt_tokens), 0) "
+        "FROM replies GROUP BY batch IS NOT NULL"
+    )
+    return sum(
+        price.cost(
+            prompt + unsure * longest, cached, completion + unsure * max_tokens, batch=bool(batch)
+        )
+        for batch, prompt, cached, completion, unsure, longest in rows
+    )
+
+
+class Budget:
+    """Money spent and reserved, in US dollars, under a limit (None: no limit)."""
+
+    def __init__(self, limit: float | None, spent: float = 0.0):
+        self.limit, self.spent, self.reserved = limit, spent, 0.0
+        self.open = 0  # reservations
+
+    def reserve(self, worst: float | None) -> bool:
+        """Set the worst case of a request aside; False when the limit might be passed."""
+        total = self.spent + self.reserved + (worst or 0.0)
+        if self.limit is not None and total > self.limit:
+            return False
+        self.hold(worst)
+        return True
+
+    def hold(self, worst: float | None):
+        """Set the cost of something that was submitted already aside, limit or not."""
+        self.reserved += worst or 0.0
+        self.open += 1
+
+    def merge(self, count: int):
+        """So many reservations become one, settled together."""
+        self.open -= count - 1
+
+    def exhausted(self) -> str:
+        """Why nothing more can be asked."""
+        return (
+            f"--max-cost: {dollars(self.spent)} of {dollars(self.limit)} are spent, and one more "
+            "answer might pass the limit; raise it to go on"
+        )
+
+    def settle(self, worst: float | None, actual: float | None):
+        """The request is over: `actual` was charged."""
+        self.open -= 1
+        self.reserved = self.reserved - (worst or 0.0) if self.open else 0.0
+        self.spent += actual or 0.0
+
+
+def dollars(amount: float | None) -> str:
+    """An amount for people; None is an unknown price."""
+    if amount is None:
+        return "unknown"
+    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.4f}"

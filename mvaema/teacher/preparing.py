@@ -1,0 +1,207 @@
+"""From a micrograph to the bytes that leave the lab, and nothing else.
+
+What is special about it:
+- the image is re-encoded from pixels alone: no EXIF, TIFF tag, comment or file name goes with it;
+- files are stored under the hash of their pixels, and the journal knows sources by hashes only;
+- a source prepared before is not read again, so a rerun over a million images begins at once.
+"""
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from configuration_mvaema import CATEGORY_CAPTIONS
+from mvaema.building import Reading, ReadOptions, read_entry
+from mvaema.sources import DatasetSource, Entry, FolderSource, Problem, TableSource
+from mvaema.teacher.journal import Journal, JournalError, PreparedImage
+
+FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+LOSSY_QUALITY = 90
+TABLES = (".csv", ".jsonl", ".json", ".parquet")
+# What tells a dataset from a folder of microscope files.
+DATASET_FILES = (
+    "state.json",
+    "dataset_dict.json",
+    "metadata.*",
+    "*/metadata.*",
+    "*.parquet",
+    "*/*.parquet",
+)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to a micrograph before it is sent.
+
+    Attributes:
+        max_side: longer side at most, in pixels.
+        image_format: `png` (lossless), `jpeg` or `webp`.
+        crop_info_bar: cut the burnt-in info bar off.
+
+    Raises:
+        ValueError: a value makes no sense.
+    """
+
+    max_side: int = 1024
+    image_format: str = "png"
+    crop_info_bar: bool = False
+
+    def __post_init__(self):
+        if self.image_format not in FORMATS:
+            raise ValueError(
+                f"--image-format must be one of {', '.join(FORMATS)}; got {self.image_format!r}."
+            )
+        if self.max_side < 32:
+            raise ValueError(f"--max-side must be at least 32 pixels; got {self.max_side}.")
+
+    def read(self, entry: Entry) -> Reading | tuple[str, str]:
+        """The prepared pixels of an entry as a bare PNG, or (reason, message) why not."""
+        content = entry.content if isinstance(entry.content, Path) else entry.content()
+        options = ReadOptions(crop_info_bar=self.crop_info_bar, max_side=self.max_side)
+        return read_entry(content, entry.suffix, entry.fields.get("pixel_size_nm"), options)
+
+    def encode(self, png: bytes) -> tuple[bytes, tuple[int, int]]:
+        """The bytes to send for a bare PNG, and (width, height) in pixels."""
+        image = Image.open(io.BytesIO(png))
+        if self.image_format == "png":
+            return png, image.size
+        buffer = io.BytesIO()
+        image.save(buffer, format=self.image_format, quality=LOSSY_QUALITY)
+        return buffer.getvalue(), image.size
+
+
+def open_source(images: str, split: str = "train") -> FolderSource | TableSource | DatasetSource:
+    """What `--images` names: a folder of microscope files, a table of files, or a dataset.
+
+    Raises:
+        OSError, ValueError: there is nothing to read there; the message says why.
+    """
+    path = Path(images)
+    if path.is_file() and path.suffix.lower() in TABLES:
+        return TableSource(path)
+    if path.is_dir():
+        is_dataset = any(next(path.glob(pattern), None) for pattern in DATASET_FILES)
+        return DatasetSource(images, split) if is_dataset else FolderSource(path)
+    raise FileNotFoundError(
+        f"--images {images}: expected a folder of micrographs, a table ({', '.join(TABLES)}) or "
+        "the folder of a dataset."
+    )
+
+
+def shard_of(content: bytes, shards: int) -> int:
+    """The shard (from 0) an image belongs to: its bytes decide, so every job of an array finds
+    its part by itself, without decoding the others' images."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") % shards
+
+
+class Preparer:
+    """Prepares the micrographs of a source into an output folder, one at a time.
+
+    Args:
+        journal: keeps which source became which image.
+        preparation: what to do to each.
+        shard, shards: take only the images of this part (from 0).
+
+    Attributes:
+        problems: reason -> sources that could not be read; they are tried again next time.
+        duplicates: sources with the pixels of an earlier one, whose labels count.
+    """
+
+    def __init__(self, journal: Journal, preparation: Preparation, shard: int = 0, shards: int = 1):
+        self.journal, self.preparation = journal, preparation
+        self.shard, self.shards = shard, shards
+        self.problems: Counter[str] = Counter()
+        self.duplicates = 0
+
+    def __call__(self, entries: Iterable[Entry | Problem]) -> Iterator[PreparedImage | None]:
+        """One item per entry: its image; or None for what is unreadable, another shard's, or the
+        same as an image before it."""
+        self.journal.forget_seen()
+        for entry in entries:
+            if isinstance(entry, Problem):
+                self._problem(entry.name, entry.reason, entry.message)
+                yield None
+                continue
+            image_id = self._image_id(entry)
+            if image_id is None:
+                yield None
+            elif self.journal.first_sight(image_id):
+                yield self.journal.image(image_id)
+            else:
+                self.duplicates += 1
+                yield None
+
+    def _image_id(self, entry: Entry) -> str | None:
+        source = source_key(entry)
+        known = self.journal.known_source(source)
+        if known is not None:
+            return known["image_id"]
+        if self.shards > 1:
+            try:
+                content = entry.content
+                data = content.read_bytes() if isinstance(content, Path) else content()
+            except OSError as error:
+                return self._problem(entry.name, "unreadable", str(error))
+            if shard_of(data, self.shards) != self.shard:
+                self.journal.add_source(source, None)
+                return None
+        reading = self.preparation.read(entry)
+        if not isinstance(reading, Reading):
+            return self._problem(entry.name, *reading)
+        self.journal.add_source(source, self._store(reading, entry))
+        return reading.image_id
+
+    def _problem(self, name: str, reason: str, message: str) -> None:
+        self.problems[reason] += 1
+        tqdm.write(f"skipped ({reason}): {message if name in message else f'{name}: {message}'}")
+
+    def _store(self, reading: Reading, entry: Entry) -> PreparedImage:
+        data, (width, height) = self.preparation.encode(reading.png)
+        suffix = FORMATS[self.preparation.image_format]
+        file = Path("images") / reading.image_id[:2] / f"{reading.image_id}{suffix}"
+        try:
+            _write_atomically(self.journal.folder / file, data)
+        except OSError as error:
+            raise JournalError(
+                f"{self.journal.folder / file}: cannot be written ({error.strerror}). All replies "
+                "so far are in the journal; free some space and run the same command again."
+            ) from error
+        category = entry.fields.get("category")
+        return PreparedImage(
+            image_id=reading.image_id,
+            file=file.as_posix(),
+            sha256=hashlib.sha256(data).hexdigest(),
+            width=width,
+            height=height,
+            category=category,
+            caption=entry.fields.get("caption", CATEGORY_CAPTIONS.get(category)),
+            pixel_size_nm=reading.pixel_size_nm,
+            scale_bar=entry.fields.get("scale_bar"),
+            group=entry.fields.get("group", reading.image_id),
+            source=entry.fields.get("source"),
+            licence=entry.fields.get("licence"),
+        )
+
+
+def source_key(entry: Entry) -> str:
+    """A hash that changes with the entry's name, content or labels, and shows none of them."""
+    labels = sorted((name, repr(value)) for name, value in entry.fields.items())
+    return hashlib.sha256(repr([entry.name, entry.version, labels]).encode()).hexdigest()[:32]
+
+
+def _write_atomically(path: Path, data: bytes):
+    """A file that is there whole or not at all, and on the disk before the journal knows it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

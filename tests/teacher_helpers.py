@@ -1,0 +1,72 @@
+"""What the tests of the teacher share: micrographs, arguments, a fast clock, the journal's view."""
+
+import asyncio
+import sqlite3
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mvaema.teacher import run
+from mvaema.teacher.arguments import AskArguments
+from mvaema.teacher.limits import Limits
+
+QUESTIONS = 10
+SPEED = 200.0  # the run's clock against ours
+
+
+def make_images(folder: Path, count: int, size=(32, 24), category="Nanowires") -> Path:
+    """A folder tree of distinct random micrographs, as a microscope might have named them."""
+    rng = np.random.default_rng(0)
+    (folder / category).mkdir(parents=True)
+    for i in range(count):
+        pixels = rng.integers(0, 256, size, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / category / f"CUSTOMER_lot{i}.png")
+    return folder
+
+
+def arguments(images: Path, output: Path, url: str, **changes) -> AskArguments:
+    changes = {"concurrency": 4, "teacher_model": "teacher", "timeout": 20.0, **changes}
+    return AskArguments(images=str(images), output=str(output), endpoint=url, **changes)
+
+
+def hurry(monkeypatch):
+    """Let the run's waits (backoff, Retry-After, rates) pass 200 times as fast. Requests and
+    their timeouts keep real time."""
+    fast = partial(
+        Limits,
+        clock=lambda: time.monotonic() * SPEED,
+        sleep=lambda seconds: asyncio.sleep(seconds / SPEED),
+    )
+    monkeypatch.setattr(run, "Limits", fast)
+
+
+def replies(output: Path) -> list[sqlite3.Row]:
+    """All attempts in the journals of a folder, read with plain SQLite."""
+    rows = []
+    for path in sorted(output.glob("journal-*.sqlite")):
+        db = sqlite3.connect(path)
+        db.row_factory = sqlite3.Row
+        rows += db.execute("SELECT * FROM replies ORDER BY id").fetchall()
+        db.close()
+    return rows
+
+
+def outcomes(output: Path) -> Counter:
+    """Outcome of the last settled attempt of each question."""
+    last = {row["fingerprint"]: row["outcome"] for row in replies(output) if row["settled"]}
+    return Counter(last.values())
+
+
+def no_answer_lost_or_repeated(server, output: Path):
+    """Every good answer that left the server is in the journal, raw, once; none was asked for
+    again."""
+    delivered = server.delivered()
+    assert len(delivered) == len(set(delivered)), "a question was answered twice"
+    kept = Counter(bytes(row["raw"] or b"") for row in replies(output))
+    for name in delivered:
+        holding = [raw for raw in kept if f"chatcmpl-{name}".encode() in raw]
+        assert len(holding) == 1 and kept[holding[0]] == 1, name
