@@ -106,7 +106,7 @@ PRESETS = {
 @strict
 class MVaEMaConfig(PreTrainedConfig):
     r"""
-    Every architectural choice of [`MVaEMaModel`]. The defaults have the shapes of the `paper` preset.
+    Every architectural choice of [`MVaEMaModel`]; by default the shapes of the `paper` preset.
 
     Args:
         image_size (`int`, *optional*, defaults to 224):
