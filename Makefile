@@ -25,7 +25,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m mvaema.demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -78,21 +78,30 @@ def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+class _Gather(torch.autograd.Function):
+    """all_gather with gradients; torch's own (`distributed.nn.functional`) is deprecated."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(_world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        # A sum over processes and this process' part of it: reduce_scatter, which gloo lacks.
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.chunk(_world_size())[dist.get_rank()]
+
+
 def gather(tensor: Tensor) -> Tensor:
     """Rows of all processes, rank by rank: (batch, ...) -> (world * batch, ...), with gradients.
 
     The backward pass sums what all processes send to a row, so that averaging gradients over
     processes (as DDP does) gives the gradient of the mean loss over the global batch.
     """
-    if _world_size() == 1:
-        return tensor
-    if tensor.is_floating_point():
-        from torch.distributed.nn.functional import all_gather
-
-        return torch.cat(all_gather(tensor.contiguous()))
-    parts = [torch.empty_like(tensor) for _ in range(_world_size())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
+    return tensor if _world_size() == 1 else _Gather.apply(tensor)
 
 
 def global_mean(values: Tensor, mask: Tensor) -> Tensor:

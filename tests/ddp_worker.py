@@ -30,4 +30,5 @@ dist.all_reduce(losses)
 if rank == 0:
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     torch.save({"losses": losses / world, "gradients": gradients}, folder / "result.pt")
+dist.barrier()  # gloo's threads must not outlive their peers
 dist.destroy_process_group()
