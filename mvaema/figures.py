@@ -106,31 +106,36 @@ def reliability_diagram(scores: Mapping, title: str) -> Figure:
 
 
 def loss_curves(log: Sequence[Mapping]) -> Figure:
-    """Every logged loss over the training steps; validation losses (`eval_…`) dashed.
+    """Every loss over the epochs; on the validation micrographs dashed.
 
     Args:
-        log: records with `step` and any numbers whose names end in `loss`.
+        log: records of `training_log.jsonl` (`mvaema.training`).
 
     Raises:
-        ValueError: no record has a `step` and a loss.
+        ValueError: a record has no `epoch`, `train` or `validation`, or there are no losses.
     """
     curves = {}
     for record in log:
-        for name, value in record.items():
-            if name.endswith("loss") and "step" in record:
-                curves.setdefault(name, []).append((record["step"], value))
+        for part in ("train", "validation"):
+            if "epoch" not in record or part not in record:
+                raise ValueError(
+                    "the training log must have the fields `epoch`, `train` and `validation` in "
+                    f"every line, as mvaema.training writes them; got {', '.join(record)}."
+                )
+            for name, value in record[part].items():
+                curves.setdefault((name, part), []).append((record["epoch"], value))
     if not curves:
-        raise ValueError(
-            "the training log has no losses: expected records with `step` and names such as "
-            "`loss`, `itc_loss` or `eval_loss`."
-        )
+        raise ValueError("the training log has no losses.")
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    for name, points in sorted(curves.items()):
-        style = "o--" if name.startswith("eval") else "-"
-        axes.plot(*zip(*points, strict=True), style, ms=3, lw=1.3, label=name)
-    axes.set_xlabel("step")
+    colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(name for name, _ in curves))}
+    for (name, part), points in curves.items():
+        style = "-" if part == "train" else "o--"
+        label = f"{name.replace('_', ' ')}, {part}"
+        axes.plot(*zip(*points, strict=True), style, color=colors[name], ms=3, lw=1.3, label=label)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("loss")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(frameon=False, fontsize=9, loc="outside right upper")
     return figure

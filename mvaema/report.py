@@ -99,7 +99,7 @@ def write_report(
     examples = _examples(worst_first)
     _save_micrographs(examples, images, folder / "micrographs")
     (folder / "tables.md").write_text(
-        "\n".join(_markdown(t) for t in [*tables, _table_7(student, examples)]), encoding="utf-8"
+        "\n".join(markdown(t) for t in [*tables, _table_7(student, examples)]), encoding="utf-8"
     )
     shown = worst_first[:max_answers]
     other_answers = {
@@ -393,7 +393,9 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _markdown(table: Table) -> str:
+def markdown(table: Table) -> str:
+    """A table as Markdown, under its title."""
+
     def line(cells: list[str]) -> str:
         # Neither a cell's border nor markup in an answer may end the cell.
         clean = (" ".join(html.escape(c, quote=False).split()).replace("|", "\\|") for c in cells)

@@ -56,7 +56,7 @@ def records_from_dataset(dataset: Dataset) -> list[Record]:
             "reference": qa["answer"],
         }
         for row in dataset.select_columns(sorted(columns))  # leaves the images undecoded
-        for qa in row["qa"]
+        for qa in row["qa"] or ()
         if qa["outcome"] == "ok"
     ]
     if not records:

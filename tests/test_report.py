@@ -81,7 +81,9 @@ def make_images() -> dict[str, Image.Image]:
     return images
 
 
-LOG = [{"step": i, "loss": 3 - i / 10, "eval_loss": 3.0} for i in range(9)]
+LOG = [
+    {"epoch": i, "train": {"lm_loss": 3 - i / 10}, "validation": {"lm_loss": 3.0}} for i in range(9)
+]
 
 
 @pytest.fixture(scope="module")
@@ -210,8 +212,8 @@ def test_bad_input(change, message, tmp_path):
 
 def test_log_without_losses(tmp_path):
     answers = make_answers()
-    with pytest.raises(ValueError, match="no losses"):
-        write_report(make_results(answers), answers, make_images(), tmp_path, [{"epoch": 1}])
+    with pytest.raises(ValueError, match="`epoch`, `train`"):
+        write_report(make_results(answers), answers, make_images(), tmp_path, [{"step": 1}])
 
 
 @pytest.mark.slow

@@ -1,0 +1,474 @@
+"""Evaluation of a checkpoint on a split, beside the references that keep its figures honest.
+
+What is special about it:
+- the references come with every evaluation: the typical, the nearest image's and a random training
+  answer, the same model shown a blank image, and chance for the categories;
+- answers are written as they come. A run that was interrupted or killed continues where it was,
+  and a folder with the answers of another model, dataset or setting is refused;
+- what bad data can break is done before the first answer.
+
+The folder of an evaluation holds the report (`mvaema/report.py`) and
+
+    evaluation.json    what was asked of which model
+    answers.jsonl      answer records (`mvaema/scoring.py`) with their `condition`, of `CONDITIONS`
+    categories.jsonl   per micrograph and method the probability of each category
+"""
+
+import datetime
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+from tqdm.auto import tqdm
+
+from mvaema.answerers import ChatModel, Student, fingerprint, load_answerer
+from mvaema.baselines import nearest_image_answers, random_answers, typical_answers
+from mvaema.classification import chance_probabilities, score_categories
+from mvaema.dataset import DatasetError, decode_image, load_micrographs
+from mvaema.folds import check_no_leak
+from mvaema.report import write_report
+from mvaema.schema import OTHER
+from mvaema.scoring import (
+    Record,
+    compare,
+    read_records,
+    records_from_dataset,
+    score_records,
+    summarize,
+)
+from processing_mvaema import to_8bit
+
+# What a model is given beside the question and the scale, where that is known.
+PLAIN, CAPTION, BLANK = CONDITIONS = ("image", "image and caption", "blank image")
+
+
+@dataclass
+class EvaluationArguments:
+    """What an evaluation is; every field is a flag of `eval.py`."""
+
+    model: str = field(
+        metadata={
+            "help": "Student, or any other image-text-to-text model: a model folder or Hub id."
+        }
+    )
+    dataset: str = field(
+        metadata={"help": "Micrograph dataset: a folder with metadata.jsonl, Parquet, Hub id."}
+    )
+    output_dir: str = field(
+        metadata={"help": "Folder for answers and report; an interrupted evaluation continues."}
+    )
+    split: str = field(default="validation", metadata={"help": "Split to answer and score."})
+    train_split: str = field(
+        default="train",
+        metadata={"help": "Split that the baselines answer from; must share no group with it."},
+    )
+    compare: str | None = field(
+        default=None,
+        metadata={
+            "help": "Another model, or the output_dir of its evaluation, for a paired comparison."
+        },
+    )
+    batch_size: int = field(
+        default=16,
+        metadata={"help": "Micrographs per forward pass; prompts if the model is not a student."},
+    )
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest answer in tokens; by default the student's own setting, or 256."
+        },
+    )
+    chat_template: str | None = field(
+        default=None,
+        metadata={"help": "Jinja file, for a model whose processor has no chat template."},
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run the code of a repository on the Hub (a local folder's is run)."},
+    )
+    classify: bool = field(
+        default=True, metadata={"help": "Classify by ITC, ITM and LM (students only)."}
+    )
+    synonyms: bool = field(
+        default=True,
+        metadata={"help": "METEOR with WordNet; without, the metric is meteor_no_synonyms."},
+    )
+
+
+class JsonLines:
+    """A file of JSON lines that only grows; a line that a kill has torn is dropped.
+
+    Attributes:
+        rows: what the file holds.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows = []
+        if path.exists():
+            content = path.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                with path.open("r+b") as file:
+                    file.truncate(whole)
+            self.rows = read_records(path)
+
+    def append(self, rows: Sequence[dict]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        self.rows += rows
+
+
+class Micrographs(Mapping):
+    """Rows of a split by their image id, and their images decoded when they are needed."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        self.index = {image_id: i for i, image_id in enumerate(dataset["image_id"])}
+
+    def __getitem__(self, image_id: str) -> Image.Image:
+        return to_8bit(decode_image(self.row(image_id)))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.index)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def row(self, image_id: str) -> dict:
+        return self.dataset[self.index[image_id]]
+
+
+def evaluate(args: EvaluationArguments) -> dict:
+    """Answer every question of a split, score the answers and write the report.
+
+    Returns:
+        the results (`mvaema/report.py`), as in `output_dir/results.json`.
+
+    Raises:
+        DatasetError: a split is missing, has no ids or answers, or an image is unreadable.
+        LeakError: the two splits share a group or a micrograph.
+        FileExistsError: `output_dir` holds something else.
+        ValueError: the model cannot be asked, or its categories are not the dataset's.
+        LookupError: `synonyms` without WordNet on this machine.
+    """
+    folder = Path(args.output_dir)
+    split, train = (load_split(args.dataset, name) for name in (args.split, args.train_split))
+    check_no_leak(train.dataset, split.dataset)
+    records, train_records = (_answered(part.dataset) for part in (split, train))
+    log = _training_log(args.model)
+    answerer = load_answerer(
+        args.model,
+        trust_remote_code=args.trust_remote_code,
+        chat_template=args.chat_template,
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+    )
+    labels = _labels(answerer, split.dataset) if args.classify else []
+    classification = {}
+    if labels:
+        chance = chance_probabilities(train.dataset["category"], labels)
+        rows = _category_rows(split, dict.fromkeys(split, chance))
+        classification["chance"] = score_categories(rows, labels)
+    settings = {
+        "model": args.model,
+        "dataset": args.dataset,
+        "split": args.split,
+        "weights": fingerprint(answerer.model),
+        "questions": _hash([_known(split, records), records]),
+        "max_new_tokens": args.max_new_tokens,
+        "chat_template": answerer.processor.chat_template,
+    }
+    check_folder(folder, settings)
+    name = _name(args.model)
+    baselines = _baselines(answerer, split, train, records, train_records, args.batch_size)
+    scored = {n: score_records(r, args.synonyms) for n, r in baselines.items()}
+    others = {} if args.compare is None else _compared(args, records)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "evaluation.json", settings)
+    answers = JsonLines(folder / "answers.jsonl")
+    for condition in CONDITIONS:
+        _ask(answerer, split, records, condition, answers, args.batch_size)
+    if labels:
+        categories = JsonLines(folder / "categories.jsonl")
+        for method in answerer.methods:
+            _classify(answerer, split, method, categories, args.batch_size)
+            of_method = {
+                r["image_id"]: r["probabilities"] for r in categories.rows if r["method"] == method
+            }
+            classification[method] = score_categories(_category_rows(split, of_method), labels)
+        classification["chance"] = classification.pop("chance")  # the last row of the table
+
+    own = _by_condition(name, answers.rows, records)
+    scored = {
+        n: score_records(r, args.synonyms, progress=True) for n, r in {**own, **others}.items()
+    } | scored
+    comparisons = {
+        f"{other} → {name}": compare(scored[other], scored[name])
+        for other in (f"{name}, blank image", "typical answer", *others)
+    }
+    if f"{name}, caption given" in own:
+        told = f"{name}, caption given"
+        comparisons[f"{name} → {told}"] = compare(scored[name], scored[told])
+    results = {
+        "model": args.model,
+        "dataset": args.dataset,
+        "split": args.split,
+        "train_split": args.train_split,
+        "date": datetime.date.today().isoformat(),
+        "parameters": sum(p.numel() for p in answerer.model.parameters()),
+        "weights": settings["weights"],
+        "answers": {n: summarize(r) for n, r in scored.items()},
+        "classification": classification,
+        "comparisons": comparisons,
+    }
+    write_report(results, scored, split, folder, log)
+    return results
+
+
+def load_split(source: str, split: str) -> Micrographs:
+    """A split with an id for every row.
+
+    Raises:
+        DatasetError: it cannot be read, or an id is missing or occurs twice.
+    """
+    micrographs = Micrographs(load_micrographs(source, split))
+    if None in micrographs.index or len(micrographs) < len(micrographs.dataset):
+        raise DatasetError(
+            f"split {split!r} of {source}: the column `image_id` must be filled in and name each "
+            "micrograph once; generate_teacher_data.py writes such a dataset."
+        )
+    return micrographs
+
+
+def check_folder(folder: Path, settings: dict) -> None:
+    """Refuse a folder with anything but this very evaluation, complete or not.
+
+    Raises:
+        FileExistsError: the message says what differs.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    try:
+        found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        raise FileExistsError(
+            f"{folder} holds something, but no evaluation; choose another --output_dir."
+        ) from None
+    # Model and dataset may have moved; `weights` and `questions` know them by their content.
+    differing = [n for n in settings.keys() - {"model", "dataset"} if settings[n] != found.get(n)]
+    if differing:
+        raise FileExistsError(
+            f"{folder} holds the evaluation of {found.get('model')} on {found.get('dataset')}, "
+            f"which differs in {', '.join(sorted(differing))}; choose another --output_dir."
+        )
+
+
+def _ask(
+    answerer: Student | ChatModel,
+    split: Micrographs,
+    records: list[Record],
+    condition: str,
+    answers: JsonLines,
+    batch_size: int,
+) -> None:
+    """Get the answers that are not there yet, and write them down as they come."""
+    done = {_key(r) for r in answers.rows if r["condition"] == condition}
+    captions = dict(zip(split.dataset["image_id"], split.dataset["caption"], strict=True))
+    if condition == CAPTION:  # where none is known, the answer is the plain one
+        records = [r for r in records if captions[r["image_id"]]]
+    pending = {}
+    for record in records:
+        if _key(record) not in done:
+            pending.setdefault(record["image_id"], []).append(record)
+    # Micrographs that are asked the same questions can share a batch.
+    alike = {}
+    for image_id, asked in pending.items():
+        alike.setdefault(tuple(r["question"] for r in asked), []).append(image_id)
+    with tqdm(desc=f"answers to {condition}", total=len(records), initial=len(done)) as bar:
+        for questions, image_ids in alike.items():
+            for batch in _batches(image_ids, batch_size):
+                rows = [split.row(image_id) for image_id in batch]
+                images = [decode_image(row) for row in rows]
+                if condition == BLANK:
+                    images = [Image.new("L", image.size, 128) for image in images]
+                texts = answerer.answer(
+                    images,
+                    questions,
+                    [row["caption"] if condition == CAPTION else None for row in rows],
+                    [row["pixel_size_nm"] for row in rows],
+                    [row["scale_bar"] for row in rows],
+                )
+                answers.append(
+                    [
+                        {**record, "condition": condition, "prediction": text}
+                        for image_id, of_image in zip(batch, texts, strict=True)
+                        for record, text in zip(pending[image_id], of_image, strict=True)
+                    ]
+                )
+                bar.update(len(batch) * len(questions))
+
+
+def _classify(
+    answerer: Student, split: Micrographs, method: str, categories: JsonLines, batch_size: int
+) -> None:
+    """Get the probabilities that are not there yet, and write them down as they come."""
+    done = {r["image_id"] for r in categories.rows if r["method"] == method}
+    pending = [image_id for image_id in split if image_id not in done]
+    with tqdm(desc=f"categories by {method}", total=len(split), initial=len(done)) as bar:
+        for batch in _batches(pending, batch_size):
+            ranked = answerer.classify([split[i] for i in batch], method)
+            categories.append(
+                [
+                    {"image_id": image_id, "method": method, "probabilities": probabilities}
+                    for image_id, probabilities in zip(batch, ranked, strict=True)
+                ]
+            )
+            bar.update(len(batch))
+
+
+def _baselines(
+    answerer: Student | ChatModel,
+    split: Micrographs,
+    train: Micrographs,
+    records: list[Record],
+    train_records: list[Record],
+    batch_size: int,
+) -> dict[str, list[Record]]:
+    """Answers that need no look at the micrograph, or nothing but a look."""
+    embeddings = [
+        _embed(answerer, micrographs, batch_size, f"embeddings, {name}")
+        for micrographs, name in ((train, "training"), (split, "evaluation"))
+    ]
+    baselines = {
+        "typical answer": typical_answers(train_records, records),
+        "nearest image's answer": nearest_image_answers(train_records, records, *embeddings),
+        "random answer": random_answers(train_records, records),
+    }
+    if any(r["category"] for r in records):
+        of_category = typical_answers(train_records, records, of_category=True)
+        baselines["typical answer of the category"] = of_category
+    return baselines
+
+
+def _embed(
+    answerer: Student | ChatModel, micrographs: Micrographs, batch_size: int, title: str
+) -> dict[str, np.ndarray]:
+    embeddings = {}
+    with tqdm(desc=title, total=len(micrographs), leave=False) as bar:
+        for batch in _batches(list(micrographs), batch_size):
+            vectors = answerer.embed([micrographs[i] for i in batch])
+            embeddings |= dict(zip(batch, vectors, strict=True))
+            bar.update(len(batch))
+    return embeddings
+
+
+def _by_condition(name: str, answers: list[Record], records: list[Record]) -> dict:
+    """The model's records, complete for each condition, under the names of the report."""
+    found = {condition: {} for condition in CONDITIONS}
+    for answer in answers:
+        found[answer["condition"]][_key(answer)] = answer["prediction"]
+    plain = found[PLAIN]
+    names = {PLAIN: name, CAPTION: f"{name}, caption given", BLANK: f"{name}, blank image"}
+    return {
+        names[condition]: [
+            {**r, "prediction": predictions.get(_key(r), plain[_key(r)])} for r in records
+        ]
+        for condition, predictions in found.items()
+        if predictions
+    }
+
+
+def _compared(args: EvaluationArguments, records: list[Record]) -> dict[str, list[Record]]:
+    """The other side's answers to the same questions, given now if they have not been."""
+    folder = Path(args.compare)
+    if not (folder / "evaluation.json").is_file():
+        folder = Path(args.output_dir).with_name(
+            f"{Path(args.output_dir).name}-compared-{_name(args.compare).replace('/', '-')}"
+        )
+        evaluate(replace(args, model=args.compare, output_dir=str(folder), compare=None))
+    about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    answers = {
+        _key(r): r for r in read_records(folder / "answers.jsonl") if r["condition"] == PLAIN
+    }
+    missing = [r for r in records if _key(r) not in answers]
+    if missing or any(answers[_key(r)]["reference"] != r["reference"] for r in records):
+        raise ValueError(
+            f"{folder} answers other questions than these ({len(missing)} of {len(records)} are "
+            "missing); it must be a complete evaluation on the same split."
+        )
+    name = _name(about["model"])
+    if name == _name(args.model):
+        name = args.compare
+    return {name: [{**r, "prediction": answers[_key(r)]["prediction"]} for r in records]}
+
+
+def _answered(dataset: Dataset) -> list[Record]:
+    """The records of a split; a blank reference answer is none."""
+    records = [r for r in records_from_dataset(dataset) if r["reference"].strip()]
+    if not records:
+        raise DatasetError("every answer with the outcome `ok` is blank: nothing to score against.")
+    return records
+
+
+def _labels(answerer: Student | ChatModel, dataset: Dataset) -> list[str]:
+    """The categories to rank; none when the model cannot, or no micrograph has one of them.
+
+    Raises:
+        ValueError: the dataset has categories that the model does not know.
+    """
+    labels = list(answerer.categories)
+    found = set(dataset.unique("category")) - {None, OTHER}
+    unknown = sorted(found - set(labels)) if labels else []
+    if unknown:
+        raise ValueError(
+            f"the dataset has categories that are not the model's: {', '.join(unknown)}. The model "
+            f"knows {', '.join(labels)}. Map them, or leave classification out (--no_classify)."
+        )
+    return labels if found else []
+
+
+def _category_rows(split: Micrographs, probabilities: Mapping[str, dict]) -> list[dict]:
+    columns = split.dataset.select_columns(["image_id", "category", "group"])
+    return [{**row, "probabilities": probabilities[row["image_id"]]} for row in columns]
+
+
+def _known(split: Micrographs, records: list[Record]) -> list[dict]:
+    """What the prompts say of each micrograph that is asked about."""
+    asked = {r["image_id"] for r in records}
+    columns = split.dataset.select_columns(["image_id", "caption", "pixel_size_nm", "scale_bar"])
+    return [row for row in columns if row["image_id"] in asked]
+
+
+def _training_log(model: str) -> list[dict]:
+    path = Path(model) / "training_log.jsonl"
+    return read_records(path) if path.is_file() else []
+
+
+def _name(model: str) -> str:
+    """A folder's name; the id of a model on the Hub as it is."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def _key(record: Record) -> tuple[str, str]:
+    return record["image_id"], record["question_id"]
+
+
+def _batches(items: list, size: int) -> Iterator[list]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _hash(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write_json(path: Path, value: dict) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
