@@ -36,6 +36,9 @@ def problem(command: str) -> str | None:
     if words[0] != "python":
         return None  # git, pip, apt-get: not ours
     target = words[1:3] if words[1] == "-m" else words[1:2]
+    rest = words[1 + len(target) :]
+    if rest and re.fullmatch(r"[a-z]+", rest[0]):
+        target = [*target, rest[0]]  # a subcommand has its own help
     run = subprocess.run(
         [sys.executable, *target, "--help"], capture_output=True, text=True, cwd=ROOT
     )
