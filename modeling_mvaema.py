@@ -550,6 +550,20 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             )
         return (model, info) if output_loading_info else model
 
+    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
+        """As in transformers, and the processor beside the model: a complete repository.
+
+        Without a processor (see `processor`) the model is saved alone.
+        """
+        hub = {name: kwargs[name] for name in ("repo_id", "token", "private") if name in kwargs}
+        super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
+        try:
+            processor = self.processor
+        except (OSError, ValueError):
+            return
+        if kwargs.get("is_main_process", True):
+            processor.save_pretrained(save_directory, push_to_hub=push_to_hub, **hub)
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text_stack.word_embeddings
 

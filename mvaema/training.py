@@ -72,6 +72,10 @@ class Recipe:
     stop_after: int = field(
         default=15, metadata={"help": "Epochs without a better validation loss until the end."}
     )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "Any tokenizer, by name or folder; else one is trained on the answers."},
+    )
     vocab_size: int = field(
         default=4096, metadata={"help": "Most tokens of the tokenizer trained on the answers."}
     )
@@ -84,22 +88,19 @@ def build_model(recipe: Recipe, train: Dataset) -> MVaEMaModel:
     """A new student with its processor, from scratch or from pretrained encoders."""
     if recipe.text is not None:
         return from_encoders(recipe.vision, recipe.text, **PRESETS[recipe.preset])
-    questions = {qa["question_id"]: qa["question"] for row in train["qa"] for qa in row}
-    captions = {
-        category: caption
-        for category, caption in zip(train["category"], train["caption"], strict=True)
-        if category and caption
-    }
     defaults = MVaEMaConfig.from_preset(recipe.preset)
-    texts = [
-        *questions.values(),
-        *captions.values(),
-        defaults.category_question,
-        *(MVaEMaProcessor.prompt("?", scale_bar=bar) for bar in train["scale_bar"] if bar),
-        *(qa["answer"] for row in train["qa"] for qa in row if qa["outcome"] == "ok"),
-    ]
     limit = defaults.max_position_embeddings
-    tokenizer = train_tokenizer(texts, recipe.vocab_size, limit)
+    questions = {qa["question_id"]: qa["question"] for row in train["qa"] for qa in row}
+    tokenizer = recipe.tokenizer
+    if tokenizer is None:
+        texts = [
+            *questions.values(),
+            *{caption for caption in train["caption"] if caption},
+            defaults.category_question,
+            *(MVaEMaProcessor.prompt("?", scale_bar=bar) for bar in train["scale_bar"] if bar),
+            *(qa["answer"] for row in train["qa"] for qa in row if qa["outcome"] == "ok"),
+        ]
+        tokenizer = train_tokenizer(texts, recipe.vocab_size, limit)
     processor = MVaEMaProcessor.from_tokenizer(tokenizer, defaults.image_size, limit)
     fields = processor.token_fields() | {"questions": questions}
     if recipe.vision is not None:
@@ -114,7 +115,6 @@ def save_repository(model: MVaEMaModel, folder: Path) -> None:
     """Model, processor and code into `folder`, each file atomically, the weights last."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-        model.processor.save_pretrained(temporary)
         model.save_pretrained(temporary)
         for file in sorted(Path(temporary).iterdir(), key=lambda f: f.suffix == ".safetensors"):
             file.replace(folder / file.name)

@@ -133,6 +133,14 @@ def test_the_best_checkpoint_is_kept(recipe, monkeypatch):
     assert not torch.equal(saved["itm_head.weight"], states[1]["itm_head.weight"])
 
 
+def test_any_tokenizer_may_be_given(recipe, processor, tmp_path):
+    processor.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    recipe.tokenizer, recipe.epochs = str(tmp_path / "tokenizer"), 1
+    model = AutoModel.from_pretrained(train(recipe), trust_remote_code=True)
+    assert model.config.vocab_size == len(processor.tokenizer)
+    assert model.processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+
+
 def test_training_stops_when_nothing_gets_better(recipe, monkeypatch):
     original = training._run
 
