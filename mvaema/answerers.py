@@ -143,8 +143,9 @@ class ChatModel:
             max_new_tokens=self.max_new_tokens,
             pad_token_id=self.processor.tokenizer.pad_token_id,
         )
-        if not self.model.config.is_encoder_decoder:
-            ids = ids[:, inputs["input_ids"].shape[1] :]
+        length = inputs["input_ids"].shape[1]
+        if torch.equal(ids[:, :length], inputs["input_ids"]):  # not so in an encoder-decoder
+            ids = ids[:, length:]
         texts = self.processor.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
 

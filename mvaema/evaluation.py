@@ -169,53 +169,34 @@ def evaluate(args: EvaluationArguments) -> dict:
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
     )
-    labels = _labels(answerer, split.dataset) if args.classify else []
-    classification = {}
-    if labels:
-        chance = chance_probabilities(train.dataset["category"], labels)
-        rows = _category_rows(split, dict.fromkeys(split, chance))
-        classification["chance"] = score_categories(rows, labels)
     settings = {
         "model": args.model,
         "dataset": args.dataset,
         "split": args.split,
         "weights": fingerprint(answerer.model),
-        "questions": _hash([_known(split, records), records]),
+        "questions": _hash([_known(split), records]),
         "max_new_tokens": args.max_new_tokens,
         "chat_template": answerer.processor.chat_template,
     }
     check_folder(folder, settings)
-    name = _name(args.model)
-    baselines = _baselines(answerer, split, train, records, train_records, args.batch_size)
-    scored = {n: score_records(r, args.synonyms) for n, r in baselines.items()}
-    others = {} if args.compare is None else _compared(args, records)
+    labels = _labels(answerer, split.dataset) if args.classify else []
+    chance = chance_probabilities(train.dataset["category"], labels) if labels else {}
+    baselines = {
+        name: score_records(answers, args.synonyms)
+        for name, answers in _baselines(
+            answerer, split, train, records, train_records, args.batch_size
+        ).items()
+    }
 
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "evaluation.json", settings)
     answers = JsonLines(folder / "answers.jsonl")
     for condition in CONDITIONS:
         _ask(answerer, split, records, condition, answers, args.batch_size)
+    classification = _classify(answerer, split, labels, folder, args.batch_size)
     if labels:
-        categories = JsonLines(folder / "categories.jsonl")
-        for method in answerer.methods:
-            _classify(answerer, split, method, categories, args.batch_size)
-            of_method = {
-                r["image_id"]: r["probabilities"] for r in categories.rows if r["method"] == method
-            }
-            classification[method] = score_categories(_category_rows(split, of_method), labels)
-        classification["chance"] = classification.pop("chance")  # the last row of the table
-
-    own = _by_condition(name, answers.rows, records)
-    scored = {
-        n: score_records(r, args.synonyms, progress=True) for n, r in {**own, **others}.items()
-    } | scored
-    comparisons = {
-        f"{other} → {name}": compare(scored[other], scored[name])
-        for other in (f"{name}, blank image", "typical answer", *others)
-    }
-    if f"{name}, caption given" in own:
-        told = f"{name}, caption given"
-        comparisons[f"{name} → {told}"] = compare(scored[name], scored[told])
+        rows = _category_rows(split, dict.fromkeys(split, chance))
+        classification["chance"] = score_categories(rows, labels)
     results = {
         "model": args.model,
         "dataset": args.dataset,
@@ -224,11 +205,29 @@ def evaluate(args: EvaluationArguments) -> dict:
         "date": datetime.date.today().isoformat(),
         "parameters": sum(p.numel() for p in answerer.model.parameters()),
         "weights": settings["weights"],
-        "answers": {n: summarize(r) for n, r in scored.items()},
-        "classification": classification,
-        "comparisons": comparisons,
     }
-    write_report(results, scored, split, folder, log)
+    del answerer  # there may be no room for two
+
+    name = _name(args.model)
+    blank, told = f"{name}, blank image", f"{name}, caption given"
+    found = _by_condition(answers.rows, records)
+    own = {name: found[PLAIN], blank: found[BLANK]}
+    if CAPTION in found:
+        own[told] = found[CAPTION]
+    others = _compared(args, records) if args.compare else {}
+    scored = {
+        name: score_records(of_name, args.synonyms, progress=True)
+        for name, of_name in {**own, **others}.items()
+    }
+    scored |= baselines
+    pairs = [(other, name) for other in (blank, "typical answer", *others)]
+    if told in own:
+        pairs.append((name, told))
+    results["answers"] = {n: summarize(of_name) for n, of_name in scored.items()}
+    results["classification"] = classification
+    results["comparisons"] = {f"{a} → {b}": compare(scored[a], scored[b]) for a, b in pairs}
+    side_by_side = {n: scored[n] for n in (*own, *others, "typical answer")}
+    write_report(results, side_by_side, split, folder, log)
     return results
 
 
@@ -316,21 +315,32 @@ def _ask(
 
 
 def _classify(
-    answerer: Student, split: Micrographs, method: str, categories: JsonLines, batch_size: int
-) -> None:
-    """Get the probabilities that are not there yet, and write them down as they come."""
-    done = {r["image_id"] for r in categories.rows if r["method"] == method}
-    pending = [image_id for image_id in split if image_id not in done]
-    with tqdm(desc=f"categories by {method}", total=len(split), initial=len(done)) as bar:
-        for batch in _batches(pending, batch_size):
-            ranked = answerer.classify([split[i] for i in batch], method)
-            categories.append(
-                [
-                    {"image_id": image_id, "method": method, "probabilities": probabilities}
-                    for image_id, probabilities in zip(batch, ranked, strict=True)
-                ]
-            )
-            bar.update(len(batch))
+    answerer: Student | ChatModel,
+    split: Micrographs,
+    labels: list[str],
+    folder: Path,
+    batch_size: int,
+) -> dict[str, dict]:
+    """Scores by method. Probabilities that are not there yet are written down as they come."""
+    scores = {}
+    if not labels:
+        return scores
+    categories = JsonLines(folder / "categories.jsonl")
+    for method in answerer.methods:
+        found = {
+            r["image_id"]: r["probabilities"] for r in categories.rows if r["method"] == method
+        }
+        pending = [image_id for image_id in split if image_id not in found]
+        with tqdm(desc=f"categories by {method}", total=len(split), initial=len(found)) as bar:
+            for batch in _batches(pending, batch_size):
+                ranked = answerer.classify([split[i] for i in batch], method)
+                found |= zip(batch, ranked, strict=True)
+                categories.append(
+                    [{"image_id": i, "method": method, "probabilities": found[i]} for i in batch]
+                )
+                bar.update(len(batch))
+        scores[method] = score_categories(_category_rows(split, found), labels)
+    return scores
 
 
 def _baselines(
@@ -369,19 +379,15 @@ def _embed(
     return embeddings
 
 
-def _by_condition(name: str, answers: list[Record], records: list[Record]) -> dict:
-    """The model's records, complete for each condition, under the names of the report."""
-    found = {condition: {} for condition in CONDITIONS}
+def _by_condition(answers: list[Record], records: list[Record]) -> dict[str, list[Record]]:
+    """The records with the answers of each condition; without a caption, the plain answer."""
+    found = {}
     for answer in answers:
-        found[answer["condition"]][_key(answer)] = answer["prediction"]
+        found.setdefault(answer["condition"], {})[_key(answer)] = answer["prediction"]
     plain = found[PLAIN]
-    names = {PLAIN: name, CAPTION: f"{name}, caption given", BLANK: f"{name}, blank image"}
     return {
-        names[condition]: [
-            {**r, "prediction": predictions.get(_key(r), plain[_key(r)])} for r in records
-        ]
+        condition: [{**r, "prediction": predictions.get(_key(r), plain[_key(r)])} for r in records]
         for condition, predictions in found.items()
-        if predictions
     }
 
 
@@ -389,9 +395,7 @@ def _compared(args: EvaluationArguments, records: list[Record]) -> dict[str, lis
     """The other side's answers to the same questions, given now if they have not been."""
     folder = Path(args.compare)
     if not (folder / "evaluation.json").is_file():
-        folder = Path(args.output_dir).with_name(
-            f"{Path(args.output_dir).name}-compared-{_name(args.compare).replace('/', '-')}"
-        )
+        folder = Path(args.output_dir) / f"compared-{_name(args.compare).replace('/', '-')}"
         evaluate(replace(args, model=args.compare, output_dir=str(folder), compare=None))
     about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     answers = {
@@ -439,11 +443,9 @@ def _category_rows(split: Micrographs, probabilities: Mapping[str, dict]) -> lis
     return [{**row, "probabilities": probabilities[row["image_id"]]} for row in columns]
 
 
-def _known(split: Micrographs, records: list[Record]) -> list[dict]:
-    """What the prompts say of each micrograph that is asked about."""
-    asked = {r["image_id"] for r in records}
-    columns = split.dataset.select_columns(["image_id", "caption", "pixel_size_nm", "scale_bar"])
-    return [row for row in columns if row["image_id"] in asked]
+def _known(split: Micrographs) -> list[dict]:
+    """What the prompts may say of each micrograph."""
+    return list(split.dataset.select_columns(["image_id", "caption", "pixel_size_nm", "scale_bar"]))
 
 
 def _training_log(model: str) -> list[dict]:

@@ -6,60 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from micrograph_data import write_dataset
 from PIL import Image
 from transformers import AutoModel
 
-from configuration_mvaema import CATEGORY_CAPTIONS, QUESTIONS
+from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema import training
 from mvaema.dataset import DatasetError, load_micrographs
 from mvaema.examples import Collator, EpochSampler, MicrographExamples
 from mvaema.training import Recipe, train
 
 ROOT = Path(__file__).parents[1]
-CATEGORIES = ("Nanowires", "Particles")
-
-
-def write_dataset(folder: Path, count: int = 20, **column) -> Path:
-    """Stripes and dots: an imagefolder whose answers follow from the image."""
-    (folder / "train").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    rows = []
-    for i in range(count):
-        category = CATEGORIES[i % 2]
-        pixels = rng.integers(0, 80, (64, 64))
-        if i % 2:
-            pixels[rng.integers(0, 64, 60), rng.integers(0, 64, 60)] = 255
-        else:
-            pixels[:, :: rng.integers(4, 9)] = 255
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / "train" / f"{i}.png")
-        qa = [
-            {
-                "question_id": name,
-                "question": QUESTIONS[name],
-                "answer": f"The micrograph shows {category.lower()}, {name}.",
-                "outcome": "ok",
-            }
-            for name in ("basics", "morphology", "surface")
-        ]
-        qa.append({**qa[0], "answer": "I cannot help with that.", "outcome": "refused"})
-        rows.append(
-            {
-                "file_name": f"{i}.png",
-                "image_id": f"image{i}",
-                "category": category,
-                "caption": CATEGORY_CAPTIONS[category],
-                "scale_bar": "1 µm" if i % 3 else None,
-                "group": f"specimen{i // 4}",
-                "qa": qa,
-                **column,
-            }
-        )
-    lines = "\n".join(json.dumps(row) for row in rows)
-    (folder / "train" / "metadata.jsonl").write_text(lines)
-    return folder
 
 
 @pytest.fixture
