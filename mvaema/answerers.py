@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peft import PeftConfig, PeftModel
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from processing_mvaema import MVaEMaProcessor, to_8bit
 
@@ -164,9 +166,10 @@ def load_answerer(
     max_new_tokens: int | None = None,
     batch_size: int = 8,
 ) -> Student | ChatModel:
-    """A model folder or Hub id, ready to answer, on the accelerator if there is one.
+    """A model, or LoRA adapter, ready to answer, on the accelerator if there is one.
 
     Args:
+        name: a folder or Hub id; an adapter is merged into the model that it names as its base.
         trust_remote_code: run code that comes with a repository of the Hub; the code in a local
             folder is run in any case.
         chat_template: file with the Jinja template for a processor that has none.
@@ -176,22 +179,26 @@ def load_answerer(
         ValueError: it is not a model that answers questions about images.
         OSError: there is no such model.
     """
-    trust = {"trust_remote_code": trust_remote_code or Path(name).is_dir()}
-    config = AutoConfig.from_pretrained(name, **trust)
+    adapter = find_adapter_config_file(name)
+    base = PeftConfig.from_pretrained(name).base_model_name_or_path if adapter else name
+    trust = {"trust_remote_code": trust_remote_code or Path(base).is_dir()}
+    config = AutoConfig.from_pretrained(base, **trust)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     if config.model_type == "mvaema":
-        model = AutoModel.from_pretrained(name, **trust)
+        model = AutoModel.from_pretrained(base, **trust)
     else:
         try:
-            model = AutoModelForImageTextToText.from_pretrained(name, **trust)
+            model = AutoModelForImageTextToText.from_pretrained(base, **trust)
         except ValueError as error:
             raise ValueError(
-                f"{name} ({config.model_type}) is neither an MVaEMa model nor an "
+                f"{base} ({config.model_type}) is neither an MVaEMa model nor an "
                 "image-text-to-text model of transformers: "
                 f"{str(error).splitlines()[0][:200]}"
             ) from error
+    if adapter:
+        model = PeftModel.from_pretrained(model, name).merge_and_unload()
     model = model.to(device).eval()
-    processor = AutoProcessor.from_pretrained(name, **trust)
+    processor = AutoProcessor.from_pretrained(base, **trust)
     if config.model_type == "mvaema":
         return Student(model, processor, max_new_tokens)
     if chat_template is not None:

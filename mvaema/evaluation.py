@@ -134,6 +134,9 @@ class Micrographs(Mapping):
     def __getitem__(self, image_id: str) -> Image.Image:
         return to_8bit(decode_image(self.row(image_id)))
 
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self.index  # without decoding it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.index)
 
@@ -292,7 +295,8 @@ def _ask(
         alike.setdefault(tuple(r["question"] for r in asked), []).append(image_id)
     with tqdm(desc=f"answers to {condition}", total=len(records), initial=len(done)) as bar:
         for questions, image_ids in alike.items():
-            for batch in _batches(image_ids, batch_size):
+            prompts = 1 if isinstance(answerer, Student) else len(questions)
+            for batch in _batches(image_ids, max(1, batch_size // prompts)):
                 rows = [split.row(image_id) for image_id in batch]
                 images = [decode_image(row) for row in rows]
                 if condition == BLANK:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from micrograph_data import write_dataset
 from nltk.translate.bleu_score import sentence_bleu
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -502,6 +503,19 @@ def test_a_chat_model_is_scored_by_the_same_command(arguments, tmp_path):
     assert results["classification"] == {}
     assert results["answers"]["llava"]["overall"]["n"] == 18
     assert results["answers"]["nearest image's answer"]["overall"]["n"] == 18
+
+
+def test_a_lora_adapter_is_evaluated_with_its_base(student, tmp_path):
+    base = AutoModel.from_pretrained(student, trust_remote_code=True)
+    tuned = get_peft_model(base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    tuned.save_pretrained(tmp_path / "adapter")
+    image = Image.fromarray(np.arange(2500, dtype=np.uint16).reshape(50, 50).astype(np.uint8))
+    with torch.no_grad():
+        pixels = base.processor(images=image)["pixel_values"]
+        expected = tuned.get_image_features(pixels)[0].numpy()
+    found = answerers.load_answerer(str(tmp_path / "adapter")).embed([image])[0]
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert found != pytest.approx(answerers.load_answerer(str(student)).embed([image])[0], abs=1e-2)
 
 
 def test_models_that_cannot_be_asked(arguments, tmp_path):
