@@ -212,11 +212,10 @@ def evaluate(args: EvaluationArguments) -> dict:
     del answerer  # there may be no room for two
 
     name = _name(args.model)
-    blank, told = f"{name}, blank image", f"{name}, caption given"
+    told, blank = f"{name}, caption given", f"{name}, blank image"
+    names = {PLAIN: name, CAPTION: told, BLANK: blank}
     found = _by_condition(answers.rows, records)
-    own = {name: found[PLAIN], blank: found[BLANK]}
-    if CAPTION in found:
-        own[told] = found[CAPTION]
+    own = {names[condition]: found[condition] for condition in CONDITIONS if condition in found}
     others = _compared(args, records) if args.compare else {}
     scored = {
         name: score_records(of_name, args.synonyms, progress=True)
