@@ -4,7 +4,8 @@ What is special about it:
 - what is drawn for a micrograph depends on the seed, the epoch and its row alone, whatever the
   number of workers and processes, so that a run can be repeated and resumed;
 - caption and scale are dropped at random, so that the student answers with and without them;
-- the text of an ITC/ITM pair is a statement about the image, never the bare question;
+- the texts of ITC/ITM pairs are statements about the image (its caption, an answer), never the
+  bare question;
 - augmentation keeps a micrograph true: mirror images and quarter turns.
 """
 
@@ -23,7 +24,7 @@ TRANSPOSES = (None, *Image.Transpose)
 
 
 class MicrographExamples(torch.utils.data.Dataset):
-    """Micrographs with `questions_per_image` prompts and answers and one statement each.
+    """Micrographs with `questions_per_image` prompts and answers and two statements each.
 
     Args:
         dataset: rows of the micrograph schema.
@@ -69,10 +70,12 @@ class MicrographExamples(torch.utils.data.Dataset):
             transpose = TRANSPOSES[rng.integers(len(TRANSPOSES))]
             image = image if transpose is None else image.transpose(transpose)
             pairs = [pairs[i] for i in rng.choice(len(pairs), count, replace=False)]
-            statement = self._statement(rng, caption, answered)
+            picks = rng.integers(len(answered), size=2)
+            first, second = (answered[i][1] for i in picks)
+            both = caption and rng.random() < 0.5
         else:
             pairs = pairs[:count]
-            statement = " ".join(filter(None, (caption, answered[0][1] if answered else None)))
+            first, second, both = answered[0][1], answered[-1][1], False
         prompts, answers = [], []
         for question, answer in pairs:
             # The caption would give the category away.
@@ -94,16 +97,9 @@ class MicrographExamples(torch.utils.data.Dataset):
             "image_id": row["image_id"],
             "prompts": prompts,
             "answers": answers,
-            "statement": statement,
+            # The caption alone, where it is known, and an answer with or without it.
+            "statements": [caption or first, f"{caption} {second}" if both else second],
         }
-
-    @staticmethod
-    def _statement(rng: np.random.Generator, caption: str | None, answered: list) -> str:
-        """The caption, an answer, or both."""
-        answer = answered[rng.integers(len(answered))][1] if answered else None
-        if caption is None or answer is None:
-            return caption or answer
-        return [caption, answer, f"{caption} {answer}"][rng.integers(3)]
 
 
 class EpochSampler(Sampler[int]):
@@ -147,6 +143,6 @@ class Collator:
                 images=[example["image"] for example in examples],
                 text=rows("prompts"),
                 answers=rows("answers"),
-                statements=[example["statement"] for example in examples],
+                statements=[example["statements"] for example in examples],
             )
         )

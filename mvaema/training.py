@@ -1,8 +1,10 @@
 """The training loop: a student from a micrograph dataset, with accelerate.
 
-What is special about it: `batch_size` is the global one, so the losses of a step are the same on
-one process and on several; the checkpoint that is kept is the one with the lowest validation loss,
-and it is a complete model repository from the first epoch on.
+What is special about it:
+- `batch_size` is the global one: the losses of a step are the same on one process and on several.
+  (Of a validation split that does not fill its last batch, several processes see some rows twice.)
+- the checkpoint that is kept is the one with the lowest validation loss, and it is a complete model
+  repository from the first epoch on.
 """
 
 import dataclasses
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import DataLoaderConfiguration, set_seed
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -95,7 +97,7 @@ def build_model(recipe: Recipe, train: Dataset) -> MVaEMaModel:
     if tokenizer is None:
         texts = [
             *questions.values(),
-            *{caption for caption in train["caption"] if caption},
+            *sorted({caption for caption in train["caption"] if caption}),
             defaults.category_question,
             *(MVaEMaProcessor.prompt("?", scale_bar=bar) for bar in train["scale_bar"] if bar),
             *(qa["answer"] for row in train["qa"] for qa in row if qa["outcome"] == "ok"),
@@ -103,6 +105,10 @@ def build_model(recipe: Recipe, train: Dataset) -> MVaEMaModel:
         tokenizer = train_tokenizer(texts, recipe.vocab_size, limit)
     processor = MVaEMaProcessor.from_tokenizer(tokenizer, defaults.image_size, limit)
     fields = processor.token_fields() | {"questions": questions}
+    pairs = zip(train["category"], train["caption"], strict=True)
+    captions = {category: caption for category, caption in pairs if category and caption}
+    if not captions.keys() <= defaults.categories.keys():
+        fields["categories"] = captions  # a lab's own
     if recipe.vision is not None:
         model = from_encoders(recipe.vision, **PRESETS[recipe.preset], **fields)
     else:
@@ -155,7 +161,10 @@ def train(recipe: Recipe) -> Path:
     model = build_model(recipe, train_rows)
     weights = (model.config.itc_weight, model.config.itm_weight, model.config.lm_weight)
     accelerator = Accelerator(
-        split_batches=True,
+        # Said explicitly: under torchrun on a machine without a GPU, accelerate would otherwise
+        # run as many separate trainings as there are processes.
+        cpu=not torch.accelerator.is_available(),
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
         kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=not all(weights)),
         ],

@@ -1,7 +1,6 @@
 """train.py on tiny datasets made on the spot, from images on disk to a loadable student."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +99,13 @@ def test_any_tokenizer_may_be_given(recipe, processor, tmp_path):
     assert model.processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
 
 
+def test_a_labs_own_categories_become_the_students(recipe, tmp_path):
+    own = {"category": "Lot 7", "caption": "A micrograph of lot 7."}
+    recipe.dataset, recipe.epochs = str(write_dataset(tmp_path / "own", **own)), 1
+    model = AutoModel.from_pretrained(train(recipe), trust_remote_code=True)
+    assert model.config.categories == {"Lot 7": "A micrograph of lot 7."}
+
+
 def test_training_stops_when_nothing_gets_better(recipe, monkeypatch):
     original = training._run
 
@@ -132,7 +138,7 @@ def test_captions_and_scales_come_and_go_but_never_beside_the_category_question(
 
 def test_statements_are_about_the_image_and_never_questions(dataset):
     examples = MicrographExamples(load_micrographs(dataset), "Which category?", 2)
-    statements = {examples[i]["statement"] for i in range(400)}
+    statements = {text for i in range(200) for text in examples[i]["statements"]}
     assert not any("?" in statement for statement in statements)
     assert set(CATEGORY_CAPTIONS.values()) & statements
     assert any(s.count(".") == 2 for s in statements) and any("surface" in s for s in statements)
@@ -209,9 +215,10 @@ def test_another_run_is_not_overwritten(recipe):
 
 
 @pytest.mark.slow
-def test_the_command_on_one_process_and_on_two(dataset, tmp_path):
+def test_the_command_on_one_process_and_on_two(tmp_path):
     """`accelerate launch train.py`, the `paper` preset: two ranks repeat one."""
-    shutil.copytree(dataset, tmp_path / "copy")
+    # Validation rows that fill a batch: else accelerate repeats some to give each rank as many.
+    dataset = write_dataset(tmp_path / "data", count=40)
     logs = []
     for name, launcher in (
         ("one", ["accelerate.commands.launch", "--cpu", "--num_processes", "1"]),
@@ -220,7 +227,7 @@ def test_the_command_on_one_process_and_on_two(dataset, tmp_path):
         command = [sys.executable, "-m", *launcher, str(ROOT / "train.py")]
         options = (
             f"--folds 5 --epochs 1 --batch_size 8 --questions_per_image 2 --workers 0 "
-            f"--vocab_size 300 --dataset {tmp_path / 'copy'} --output_dir {tmp_path / name}"
+            f"--vocab_size 300 --dataset {dataset} --output_dir {tmp_path / name}"
         )
         run = subprocess.run([*command, *options.split()], capture_output=True, text=True)
         assert run.returncode == 0, run.stderr[-3000:]
