@@ -9,8 +9,8 @@ What is special about it:
 - three losses from one image encoding, each in the output by name. Contrastive and matching
   negatives come from all processes, with gradients; losses are means over the global batch, so two
   processes compute what one would;
-- losses depend on nothing but the batch and the weights (negatives are mined, not drawn), so a
-  resumed run repeats itself and validation losses can be compared;
+- losses depend on nothing but the batch and the weights (the noise that draws negatives is a hash
+  of the pair), so a resumed run repeats itself and validation losses can be compared;
 - n questions about each image are n consecutive rows of text: images are encoded once.
 
 This file stands alone: `save_pretrained` and `push_to_hub` copy it into the model repository.
@@ -144,17 +144,33 @@ def contrastive_loss(similarity: Tensor, positives: Tensor) -> Tensor:
     return -(target * similarity.log_softmax(dim=1)).sum(dim=1)
 
 
-def hardest_negatives(similarity: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
-    """The most similar column of each row that is no positive.
+def pair_noise(rows: Tensor, columns: Tensor) -> Tensor:
+    """Gumbel noise (rows, columns) that is a hash of the two keys, int64 (rows,) and (columns,).
+
+    A pair draws the same noise on any process and in any run that repeats this one, and no random
+    state has to be kept. (splitmix64's finalizer does the mixing.)
+    """
+    mixed = rows.unsqueeze(1) * 0x1E3779B97F4A7C15 + columns.unsqueeze(0) * 0x2545F4914F6CDD1D
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+        mixed = (mixed ^ (mixed >> shift)) * factor
+    uniform = ((mixed & 0xFFFFFF).float() + 0.5) / 0x1000000
+    return -(-uniform.log()).log()
+
+
+def mine_negatives(similarity: Tensor, positives: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """One column for each row, drawn with probability softmax(similarity) among no positives.
+
+    As in ALBEF and BLIP; drawn, since the most similar text is too often true of the image too.
 
     Args:
-        similarity: (rows, columns).
+        similarity: (rows, columns), divided by the temperature.
         positives: (rows, columns), bool.
+        noise: (rows, columns), Gumbel (the largest sum with it is a draw from the softmax).
 
     Returns:
         index of the negative, (rows,), and whether the row has one at all, (rows,) bool.
     """
-    candidates = similarity.detach().masked_fill(positives, -torch.inf)
+    candidates = (similarity.detach() + noise).masked_fill(positives, -torch.inf)
     return candidates.argmax(dim=1), ~positives.all(dim=1)
 
 
@@ -898,8 +914,14 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             )
             losses["itc_loss"] = global_mean(rows, torch.ones_like(rows))
         if self.config.itm_weight:
-            text_index, has_text = hardest_negatives(image_to_text, positives)
-            image_index, has_image = hardest_negatives(text_to_image, positives)
+            # Keys of texts: any number that differs between texts.
+            weights = torch.arange(1, all_ids.shape[1] + 1, device=all_ids.device)
+            words = all_ids.masked_fill(all_ids == self.config.pad_token_id, 0)
+            all_keys = (words * weights * 0x2545F4914F6CDD1D).sum(dim=1)
+            text_noise = pair_noise(image_ids, all_keys)
+            image_noise = pair_noise(all_keys[own], gather(image_ids))
+            text_index, has_text = mine_negatives(image_to_text, positives, text_noise)
+            image_index, has_image = mine_negatives(text_to_image, positives, image_noise)
             # One packed pass: the pair itself, its image with a wrong text, its text with a
             # wrong image.
             ids = torch.cat([own_ids, all_ids[text_index], own_ids])

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from configuration_mvaema import PRESETS, MVaEMaConfig
-from modeling_mvaema import MVaEMaModel
+from modeling_mvaema import MVaEMaModel, mine_negatives, pair_noise
 
 
 def close(a, b, atol=1e-5):
@@ -67,7 +67,10 @@ def test_several_statements_about_one_image_are_no_negatives(model, processor, b
     close(short.itm_loss, long.itm_loss)
 
 
-def test_itm_mines_the_hardest_negatives_and_is_binary_cross_entropy(model, batch):
+def test_itm_is_binary_cross_entropy_with_the_hardest_negatives_but_for_noise(
+    model, batch, monkeypatch
+):
+    monkeypatch.setattr("modeling_mvaema.pair_noise", lambda a, b: torch.zeros(len(a), len(b)))
     output = model(**batch)
     states = model.image_encoder(batch["pixel_values"])
     ids, mask = batch["statement_ids"], batch["statement_mask"]
@@ -84,6 +87,22 @@ def test_itm_mines_the_hardest_negatives_and_is_binary_cross_entropy(model, batc
         terms.append(-math.log(1 - p(i, max(others, key=lambda j: similarity[i, j]))))
         terms.append(-math.log(1 - p(max(others, key=lambda j: similarity[j, i]), i)))
     assert output.itm_loss.item() == pytest.approx(sum(terms) / 12, abs=1e-5)
+
+
+def test_negatives_are_drawn_by_similarity_and_never_positives():
+    """Over many pairs of keys the draws follow the softmax of the similarities."""
+    similarity = torch.tensor([0.0, 1.0, 2.0, 5.0]).expand(20_000, 4)
+    positives = torch.tensor([False, False, False, True]).expand(20_000, 4)
+    noise = pair_noise(torch.arange(20_000), torch.tensor([3, 1, 4, 159]))
+    index, found = mine_negatives(similarity, positives, noise)
+    assert found.all()
+    shares = torch.bincount(index, minlength=4) / len(index)
+    expected = torch.tensor([0.0, 1.0, 2.0]).softmax(0)
+    close(shares, torch.cat([expected, torch.zeros(1)]), atol=0.01)
+    assert torch.equal(noise, pair_noise(torch.arange(20_000), torch.tensor([3, 1, 4, 159])))
+    # Neither neighbouring rows nor neighbouring columns are alike.
+    assert np.corrcoef(noise[:-1, 0], noise[1:, 0])[0, 1] == pytest.approx(0, abs=0.03)
+    assert np.corrcoef(noise[:, 0], noise[:, 1])[0, 1] == pytest.approx(0, abs=0.03)
 
 
 def test_itm_without_any_negative_counts_the_matching_pairs_only(model, processor, images):
