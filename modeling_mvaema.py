@@ -897,10 +897,11 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
         )
         own = slice(rank * len(statement_ids), (rank + 1) * len(statement_ids))
         own_ids = all_ids[own]
-        # A text that stands in the batch twice, and a second text about the same image, are no
-        # negatives: both describe the image.
-        positives = (own_ids.unsqueeze(1) == all_ids.unsqueeze(0)).all(dim=2)
-        positives = positives | (image_ids.unsqueeze(1) == gather(image_ids).unsqueeze(0))
+        same_image = image_ids.unsqueeze(1) == gather(image_ids).unsqueeze(0)
+        same_text = (own_ids.unsqueeze(1) == all_ids.unsqueeze(0)).all(dim=2)
+        # A text is no negative of an image that any of whose texts it equals: it describes both.
+        text_of_image = (same_image.float() @ gather(same_text.float())) > 0
+        image_of_text = (same_text.float() @ gather(same_image.float())) > 0
 
         image_to_text = image_embeds @ gather(text_embeds).T / self.temperature
         text_to_image = text_embeds @ gather(image_embeds).T / self.temperature
@@ -908,8 +909,8 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
         if self.config.itc_weight:
             rows = torch.stack(
                 [
-                    contrastive_loss(image_to_text.float(), positives),
-                    contrastive_loss(text_to_image.float(), positives),
+                    contrastive_loss(image_to_text.float(), text_of_image),
+                    contrastive_loss(text_to_image.float(), image_of_text),
                 ]
             )
             losses["itc_loss"] = global_mean(rows, torch.ones_like(rows))
@@ -920,8 +921,8 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             all_keys = (words * weights * 0x2545F4914F6CDD1D).sum(dim=1)
             text_noise = pair_noise(image_ids, all_keys)
             image_noise = pair_noise(all_keys[own], gather(image_ids))
-            text_index, has_text = mine_negatives(image_to_text, positives, text_noise)
-            image_index, has_image = mine_negatives(text_to_image, positives, image_noise)
+            text_index, has_text = mine_negatives(image_to_text, text_of_image, text_noise)
+            image_index, has_image = mine_negatives(text_to_image, image_of_text, image_noise)
             # One packed pass: the pair itself, its image with a wrong text, its text with a
             # wrong image.
             ids = torch.cat([own_ids, all_ids[text_index], own_ids])

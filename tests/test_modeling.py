@@ -67,6 +67,23 @@ def test_several_statements_about_one_image_are_no_negatives(model, processor, b
     close(short.itm_loss, long.itm_loss)
 
 
+def test_a_text_that_equals_any_text_of_an_image_is_no_negative_of_it(model, processor, batch):
+    """Images 0 and 1 share a caption; each has an answer of its own. Image 2 shares nothing."""
+    texts = ["wires", "long ones", "wires", "short ones", "a film", "a cracked one"]
+    output = model(pixel_values=batch["pixel_values"][:3], **processor(statements=texts))
+    positives = {0: {0, 1, 2}, 1: {0, 2, 3}, 2: {4, 5}}
+    images = output.image_embeds.repeat_interleave(2, dim=0)
+    similarity = (images @ output.text_embeds.T / model.temperature).detach().numpy().astype(float)
+    total = 0.0
+    for i in range(6):
+        log_p = similarity[i] - np.log(np.exp(similarity[i]).sum())
+        total -= np.mean([log_p[j] for j in positives[i // 2]]) / 2
+        of_text = [j for j in range(6) if i in positives[j // 2]]
+        log_p = similarity[:, i] - np.log(np.exp(similarity[:, i]).sum())
+        total -= np.mean([log_p[j] for j in of_text]) / 2
+    assert output.itc_loss.item() == pytest.approx(total / 6, abs=1e-5)
+
+
 def test_itm_is_binary_cross_entropy_with_the_hardest_negatives_but_for_noise(
     model, batch, monkeypatch
 ):
