@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mvaema.demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder (demo)")
     parser.add_argument("--count", type=int, default=1500, help="micrographs to render (1500)")
-    parser.add_argument("--epochs", type=int, default=12, help="passes over them (12)")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over them (10)")
     args = parser.parse_args(argv)
     data, student, report = (str(args.output / name) for name in ("data", "student", "report"))
     started = time.perf_counter()

@@ -87,32 +87,40 @@ class Recipe:
 
 
 def build_model(recipe: Recipe, train: Dataset) -> MVaEMaModel:
-    """A new student with its processor, from scratch or from pretrained encoders."""
-    if recipe.text is not None:
-        return from_encoders(recipe.vision, recipe.text, **PRESETS[recipe.preset])
+    """A new student with its processor, from scratch or from pretrained encoders.
+
+    Raises:
+        ValueError: checkpoints and preset do not fit together.
+    """
+    preset = PRESETS[recipe.preset]
     defaults = MVaEMaConfig.from_preset(recipe.preset)
-    limit = defaults.max_position_embeddings
     questions = {qa["question_id"]: qa["question"] for row in train["qa"] for qa in row}
+    pairs = zip(train["category"], train["caption"], strict=True)
+    captions = {category: caption for category, caption in pairs if category and caption}
+    fields = {**preset, "questions": questions}
+    if not captions.keys() <= defaults.categories.keys():
+        fields["categories"] = captions  # a lab's own
+    if recipe.text is not None:
+        if recipe.tokenizer is not None:
+            raise ValueError("--text brings its own tokenizer: leave --tokenizer out.")
+        return from_encoders(recipe.vision, recipe.text, **fields)
+    limit = defaults.max_position_embeddings
     tokenizer = recipe.tokenizer
     if tokenizer is None:
         texts = [
             *questions.values(),
-            *sorted({caption for caption in train["caption"] if caption}),
+            *sorted(set(captions.values())),
             defaults.category_question,
             *(MVaEMaProcessor.prompt("?", scale_bar=bar) for bar in train["scale_bar"] if bar),
             *(qa["answer"] for row in train["qa"] for qa in row if qa["outcome"] == "ok"),
         ]
         tokenizer = train_tokenizer(texts, recipe.vocab_size, limit)
     processor = MVaEMaProcessor.from_tokenizer(tokenizer, defaults.image_size, limit)
-    fields = processor.token_fields() | {"questions": questions}
-    pairs = zip(train["category"], train["caption"], strict=True)
-    captions = {category: caption for category, caption in pairs if category and caption}
-    if not captions.keys() <= defaults.categories.keys():
-        fields["categories"] = captions  # a lab's own
+    fields |= processor.token_fields()
     if recipe.vision is not None:
-        model = from_encoders(recipe.vision, **PRESETS[recipe.preset], **fields)
+        model = from_encoders(recipe.vision, **fields)
     else:
-        model = MVaEMaModel(MVaEMaConfig.from_preset(recipe.preset, **fields))
+        model = MVaEMaModel(MVaEMaConfig(**fields))
     model.processor = processor
     return model
 
@@ -140,6 +148,8 @@ def train(recipe: Recipe) -> Path:
     output_dir = Path(recipe.output_dir)
     if output_dir.exists() and any(output_dir.iterdir()):
         raise FileExistsError(f"{output_dir} is not empty; choose another --output_dir.")
+    if recipe.preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {recipe.preset!r}.")
     dataset = load_micrographs(recipe.dataset, recipe.split)
     usable = [
         i for i, qa in enumerate(dataset["qa"]) if any(x["outcome"] == "ok" for x in qa or [])

@@ -41,7 +41,11 @@ def from_encoders(vision: str | None = None, text: str | None = None, **override
     vit = None if vision is None else _load_encoder(vision, "vit", "vision")
     bert = None if text is None else _load_encoder(text, "bert", "text")
     fields = _common_fields(vit, bert)
-    tokenizer = None
+    for name in fields.keys() & overrides.keys() - {"max_position_embeddings", "layer_norm_eps"}:
+        if fields[name] != overrides[name]:
+            raise ValueError(
+                f"{name} is {fields[name]} in the checkpoint; {overrides[name]} does not fit it."
+            )
     if bert is not None:
         limit = overrides.get("max_position_embeddings", fields["max_position_embeddings"])
         processor = MVaEMaProcessor.from_tokenizer(
@@ -49,8 +53,7 @@ def from_encoders(vision: str | None = None, text: str | None = None, **override
             image_size=overrides.get("image_size", fields.get("image_size", 224)),
             max_length=limit,
         )
-        tokenizer = processor.tokenizer
-        fields |= processor.token_fields()
+        overrides |= processor.token_fields()
     config = MVaEMaConfig(**{**fields, **overrides})
     model = MVaEMaModel(config)
     weights = {}
@@ -62,7 +65,7 @@ def from_encoders(vision: str | None = None, text: str | None = None, **override
         old = bert.get_input_embeddings().weight.detach()
         words[: len(old)] = old
         words[config.enc_token_id] = words[config.dec_token_id] = old[config.cls_token_id]
-        words[config.eos_token_id] = old[tokenizer.sep_token_id]
+        words[config.eos_token_id] = old[processor.tokenizer.sep_token_id]
         weights["text_stack.word_embeddings.weight"] = words
         model.processor = processor
     result = model.load_state_dict(weights, strict=False)

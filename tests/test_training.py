@@ -9,7 +9,7 @@ import pytest
 import torch
 from micrograph_data import write_dataset
 from PIL import Image
-from transformers import AutoModel
+from transformers import AutoModel, BertConfig, BertModel, BertTokenizer, ViTConfig, ViTModel
 
 from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema import training
@@ -104,6 +104,32 @@ def test_a_labs_own_categories_become_the_students(recipe, tmp_path):
     recipe.dataset, recipe.epochs = str(write_dataset(tmp_path / "own", **own)), 1
     model = AutoModel.from_pretrained(train(recipe), trust_remote_code=True)
     assert model.config.categories == {"Lot 7": "A micrograph of lot 7."}
+
+
+@pytest.mark.parametrize("start", ["vision", "text", "both"])
+def test_a_run_may_start_from_pretrained_encoders(recipe, tmp_path, start):
+    shapes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4}
+    vit = ViTModel(ViTConfig(**shapes, num_hidden_layers=1, image_size=224, patch_size=32))
+    vit.save_pretrained(tmp_path / "vit")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    (tmp_path / "vocab.txt").write_text("\n".join([*words, *(f"##{w}" for w in words[5:])]))
+    tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"))
+    bert = BertModel(BertConfig(**shapes, num_hidden_layers=1, vocab_size=len(tokenizer)))
+    bert.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    recipe.vision = str(tmp_path / "vit") if start != "text" else None
+    recipe.text = str(tmp_path / "bert") if start != "vision" else None
+    recipe.epochs, recipe.learning_rate = 1, 0.0
+    model = AutoModel.from_pretrained(train(recipe), trust_remote_code=True)
+    assert set(model.config.questions) == {"basics", "morphology", "surface"}
+    if recipe.vision:
+        assert torch.equal(model.image_encoder.norm.weight, vit.layernorm.weight)
+        pixels = torch.randn(1, 3, 224, 224)
+        expected = vit.eval()(pixels).last_hidden_state
+        torch.testing.assert_close(model.image_encoder(pixels), expected, atol=1e-5, rtol=1e-5)
+    if recipe.text:
+        old = bert.get_input_embeddings().weight
+        assert torch.equal(model.get_input_embeddings().weight[: len(old)], old)
 
 
 def test_training_stops_when_nothing_gets_better(recipe, monkeypatch):
