@@ -1,6 +1,7 @@
 """The metric modules, loaded by `evaluate` from their folders with the network cut."""
 
 import socket
+import sys
 from pathlib import Path
 
 import evaluate
@@ -29,6 +30,10 @@ def isolated(tmp_path_factory):
         patch.setattr(socket, "getaddrinfo", refuse)
         patch.setattr(evaluate.config, "HF_METRICS_CACHE", folder / "metrics")
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", str(folder / "modules"))
+        # transformers puts the user's own cache on the path, where a metric of this name may be.
+        patch.syspath_prepend(str(folder / "modules"))
+        for name in [n for n in sys.modules if n.split(".")[0] == "evaluate_modules"]:
+            patch.delitem(sys.modules, name)
         yield
 
 
