@@ -4,6 +4,8 @@ Trains a student on a micrograph dataset and keeps the checkpoint with the lowes
 as a model repository. On one CPU `python train.py ...` does the same.
 """
 
+import sys
+
 from transformers import HfArgumentParser
 
 from mvaema.training import Recipe, train
@@ -12,7 +14,12 @@ from mvaema.training import Recipe, train
 def main() -> None:
     parser = HfArgumentParser(Recipe, description=__doc__)
     (recipe,) = parser.parse_args_into_dataclasses()
-    print(f"saved to {train(recipe)}")
+    try:
+        print(f"saved to {train(recipe)}")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted; the best checkpoint so far, if any, is in {recipe.output_dir}")
 
 
 if __name__ == "__main__":
