@@ -58,7 +58,7 @@ class VqaText(evaluate.Metric):
             ),
             reference_urls=[
                 "https://www.nltk.org/api/nltk.translate.html",
-                "https://pypi.org/project/rouge-score/",
+                "https://github.com/google-research/google-research/tree/master/rouge",
             ],
         )
 
