@@ -986,7 +986,7 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             if statement_mask is None:
                 statement_mask = torch.ones_like(statement_ids)
             output.text_embeds = self.get_text_features(statement_ids, statement_mask)
-            if image_states is not None:
+            if image_states is not None and (self.config.itc_weight or self.config.itm_weight):
                 losses = self._pair_losses(
                     image_states,
                     output.image_embeds,

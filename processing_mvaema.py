@@ -317,7 +317,8 @@ class MVaEMaProcessor(ProcessorMixin):
         data, truncated = {}, {}
         max_length = max_length or self.tokenizer.model_max_length
         if images is not None:
-            images = _flat(images)
+            # Decoded here, once: the prompt may need the width, whatever the image came as.
+            images = [to_8bit(image) for image in _flat(images)]
             data |= self.image_processor(images, return_tensors="pt")
         if text is not None:
             texts = _flat(text)
@@ -349,7 +350,7 @@ class MVaEMaProcessor(ProcessorMixin):
 
     def _known(self, rows, captions, pixel_size_nm, scale_bars) -> list[dict]:
         """What is known of each row, as keyword arguments of `prompt`."""
-        columns = {"caption": captions, "pixel_size_nm": pixel_size_nm, "scale_bar": scale_bars}
+        columns = {"captions": captions, "pixel_size_nm": pixel_size_nm, "scale_bars": scale_bars}
         for name, value in columns.items():
             if value is None or isinstance(value, str | float | int):
                 columns[name] = [value] * len(rows)
@@ -357,16 +358,12 @@ class MVaEMaProcessor(ProcessorMixin):
                 raise ValueError(
                     f"{name}: expected {len(rows)} values, one per image; got {len(value)}."
                 )
-        known = [
-            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-        ]
-        for row, image in zip(known, rows, strict=True):
-            size = row.pop("pixel_size_nm")
-            if size is not None:
-                if isinstance(image, str):
-                    raise ValueError("pixel_size_nm needs the image itself, to know its width.")
-                width = image.width if isinstance(image, Image.Image) else np.shape(image)[1]
-                row["field_of_view_nm"] = size * width
+        known = []
+        for row, caption, size, bar in zip(rows, *columns.values(), strict=True):
+            if size is not None and isinstance(row, str):
+                raise ValueError("pixel_size_nm needs the image too, to know its width.")
+            width = None if size is None else size * row.width
+            known.append({"caption": caption, "field_of_view_nm": width, "scale_bar": bar})
         return known
 
     def _encode(

@@ -24,15 +24,15 @@ TRANSPOSES = (None, *Image.Transpose)
 
 
 class MicrographExamples(torch.utils.data.Dataset):
-    """Micrographs with `questions_per_image` prompts and answers and two statements each.
+    """Micrographs with prompts and answers, and two statements each.
 
     Args:
         dataset: rows of the micrograph schema.
         questions_per_image: questions drawn for each micrograph; the category question is one of
             those to draw from where the caption is known.
         seed: of all draws.
-        training: draw, drop and augment; otherwise the first questions, without caption, with
-            scale, on the image as it is.
+        training: draw, drop and augment; otherwise all questions, without caption, with scale, on
+            the image as it is.
         drop: probability to drop the caption, and the scale, from a prompt.
     """
 
@@ -65,8 +65,8 @@ class MicrographExamples(torch.utils.data.Dataset):
         pairs = list(answered)
         if caption:
             pairs.append((self.category_question, caption))
-        count = min(self.questions_per_image, len(pairs))
         if self.training:
+            count = min(self.questions_per_image, len(pairs))
             transpose = TRANSPOSES[rng.integers(len(TRANSPOSES))]
             image = image if transpose is None else image.transpose(transpose)
             pairs = [pairs[i] for i in rng.choice(len(pairs), count, replace=False)]
@@ -74,7 +74,6 @@ class MicrographExamples(torch.utils.data.Dataset):
             first, second = (answered[i][1] for i in picks)
             both = caption and rng.random() < 0.5
         else:
-            pairs = pairs[:count]
             first, second, both = answered[0][1], answered[-1][1], False
         prompts, answers = [], []
         for question, answer in pairs:

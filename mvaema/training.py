@@ -185,7 +185,7 @@ def train(recipe: Recipe) -> Path:
         examples = MicrographExamples(
             rows,
             model.config.category_question,
-            recipe.questions_per_image if training else 11,
+            recipe.questions_per_image,
             recipe.seed,
             training,
         )

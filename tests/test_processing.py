@@ -157,14 +157,23 @@ def test_lengths_are_written_in_their_unit(nanometres, text):
     assert format_length(nanometres) == text
 
 
-def test_pixel_size_becomes_the_field_of_view_of_the_image_as_given(processor):
+def test_pixel_size_becomes_the_field_of_view_of_the_image_as_given(processor, tmp_path):
+    """Whatever the image comes as: array, PIL image, path, channels first."""
+    Image.new("L", (64, 48)).save(tmp_path / "image.png")
     inputs = processor(
-        images=[np.zeros((20, 500), np.uint8), Image.new("L", (64, 48))],
-        text=["Why?", "Why?"],
-        pixel_size_nm=[2.0, 10.0],
+        images=[
+            np.zeros((20, 500), np.uint8),
+            Image.new("L", (64, 48)),
+            tmp_path / "image.png",
+            str(tmp_path / "image.png"),
+            torch.zeros((3, 48, 64), dtype=torch.uint8),
+        ],
+        text=["Why?"] * 5,
+        pixel_size_nm=[2.0, 10.0, 10.0, 10.0, 10.0],
     )
     texts = processor.batch_decode(inputs["input_ids"], skip_special_tokens=True)
-    assert texts == [f"The field of view is {length} wide. Why?" for length in ("1 µm", "640 nm")]
+    lengths = ["1 µm"] + ["640 nm"] * 4
+    assert texts == [f"The field of view is {length} wide. Why?" for length in lengths]
 
 
 def test_too_long_texts_are_cut_and_counted(processor, caplog):
@@ -187,7 +196,10 @@ def test_too_long_texts_are_cut_and_counted(processor, caplog):
         ({"answers": [""]}, "text 0 is empty"),
         ({}, "nothing to process"),
         ({"images": [GRAY, GRAY], "text": ["a", "b", "c"]}, "3 questions .* 2 images"),
-        ({"images": [GRAY, GRAY], "text": ["a", "b"], "captions": ["c"]}, "captions|caption"),
+        (
+            {"images": [GRAY, GRAY], "text": ["a", "b"], "captions": ["c"]},
+            "captions: expected 2 values",
+        ),
         ({"text": "Why?", "pixel_size_nm": 3.0}, "pixel_size_nm needs the image"),
         ({"text": "Why?", "return_tensors": "np"}, "return_tensors"),
     ],
