@@ -1,6 +1,7 @@
 """Parquet shards as they come: rows over ranks and workers, resumed, and what bad shards give."""
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -61,9 +62,11 @@ def recipe(shards, tmp_path, monkeypatch):
 
 @pytest.fixture
 def make_loader(recipe, processor):
+    load = functools.cache(lambda dataset: load_rows(dataclasses.replace(recipe, dataset=dataset)))
+
     def make(training=True, rank=0, world_size=1, **changes):
         changed = dataclasses.replace(recipe, **changes)
-        rows = load_rows(changed)
+        rows = load(changed.dataset)
         part = rows.train if training else rows.validation
         return BatchLoader(part, processor, "Which?", changed, training, rank, world_size)
 
