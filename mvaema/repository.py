@@ -1,0 +1,27 @@
+"""Files of a model repository, written so that a kill or a full disk never leaves half of one."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from modeling_mvaema import MVaEMaModel
+
+
+@contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files replace those of `folder`, each atomically, the weights last.
+
+    Nothing is replaced when the body raises.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        yield Path(temporary)
+        for file in sorted(Path(temporary).iterdir(), key=lambda f: f.suffix == ".safetensors"):
+            file.replace(folder / file.name)
+
+
+def save_repository(model: MVaEMaModel, folder: Path) -> None:
+    """Model, processor and code into `folder`: all that `AutoModel.from_pretrained` needs."""
+    with replacing_files(folder) as temporary:
+        model.save_pretrained(temporary)
