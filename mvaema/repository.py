@@ -21,7 +21,11 @@ def replacing_files(folder: Path) -> Iterator[Path]:
             file.replace(folder / file.name)
 
 
-def save_repository(model: MVaEMaModel, folder: Path) -> None:
-    """Model, processor and code into `folder`: all that `AutoModel.from_pretrained` needs."""
+def save_repository(model: MVaEMaModel, folder: Path, state: dict | None = None) -> None:
+    """Model, processor and code into `folder`: all that `AutoModel.from_pretrained` needs.
+
+    Args:
+        state: the weights, where they are not with the model (sharded training).
+    """
     with replacing_files(folder) as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=state)

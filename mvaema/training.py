@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import statistics
-import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -36,6 +35,7 @@ from mvaema.figures import loss_curves
 from mvaema.hub import push, write_card
 from mvaema.loading import Batch, BatchLoader, Rows, load_rows
 from mvaema.recipe import Recipe, fingerprint
+from mvaema.repository import save_repository
 from mvaema.run_folder import RunFolder, replace_text
 from mvaema.samples import format_samples, sample_answers
 from mvaema.warm_start import from_encoders
@@ -548,16 +548,3 @@ class Signals:
         if self.received:
             raise KeyboardInterrupt
         self.received = number
-
-
-def save_repository(model: MVaEMaModel, folder: Path, state: dict | None = None) -> None:
-    """Model, processor and code into `folder`, each file atomically, the weights last.
-
-    Args:
-        state: the weights, where they are not the model's own (sharded training).
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-        model.save_pretrained(temporary, state_dict=state)
-        for file in sorted(Path(temporary).iterdir(), key=lambda f: f.suffix == ".safetensors"):
-            file.replace(folder / file.name)
