@@ -206,7 +206,7 @@ class Run:
         student = build_model(recipe, rows.texts)
         self.config, self.processor = student.config, student.processor
         if recipe.gradient_checkpointing:
-            student.gradient_checkpointing_enable({"use_reentrant": False})
+            student.activation_checkpointing_enable({"use_reentrant": False})
         model = student
         if recipe.lora:
             model = add_adapters(student, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout)
