@@ -122,8 +122,10 @@ def train_lm(settings: Settings) -> Iterator[Comparison]:
             peers,
         )
         memory_peers = dict.fromkeys(peers, 0.7 if questions == 4 else None)
-        memory_peers = {who: target if who == "BLIP" else None for who, target in memory_peers.items()}
-        yield from compare_memory(settings, f"  memory", workload, memory_peers)
+        memory_peers = {
+            who: target if who == "BLIP" else None for who, target in memory_peers.items()
+        }
+        yield from compare_memory(settings, "  memory", workload, memory_peers)
 
 
 def train_all(settings: Settings) -> Iterator[Comparison]:

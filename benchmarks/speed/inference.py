@@ -95,9 +95,7 @@ def blip_answers_by_parts(
     return text_processor.batch_decode(ids, skip_special_tokens=True)
 
 
-def classifying(
-    who: str, workload: Workload, by: str
-) -> tuple[nn.Module, Callable[[], list[str]]]:
+def classifying(who: str, workload: Workload, by: str) -> tuple[nn.Module, Callable[[], list[str]]]:
     """A model, and a call that gives each of `batch` micrographs its best of ten categories.
 
     Args:

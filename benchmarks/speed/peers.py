@@ -180,8 +180,10 @@ class AssembledBlip(nn.Module):
 
         # As in BLIP's own training: drawn by similarity among what does not belong together.
         with torch.no_grad():
-            chances = [s.float().softmax(dim=1).masked_fill(positive, 0) + 1e-12 * ~positive
-                       for s in (similarity, similarity.T)]
+            chances = [
+                s.float().softmax(dim=1).masked_fill(positive, 0) + 1e-12 * ~positive
+                for s in (similarity, similarity.T)
+            ]
             text, image = (torch.multinomial(chance, 1).squeeze(1) for chance in chances)
         logits = model.itm_head(
             model.text_encoder(

@@ -4,9 +4,7 @@ from dataclasses import asdict, dataclass, field
 
 from benchmarks.speed.measure import Ratio
 
-HEADER = (
-    f"{'case':34}{'preset':8}{'unit':16}{'ours':>9}{'peer':>9}  {'ratio (quartiles)':22}{'target':9}"
-)
+HEADER = f"{'case':34}{'preset':8}{'unit':16}{'ours':>9}{'peer':>9}  {'ratio (quartiles)':22}{'target':9}"
 
 
 @dataclass
@@ -35,8 +33,10 @@ class Comparison:
     def met(self) -> bool | None:
         if self.target is None:
             return None
-        return (self.ratio.median <= self.target) if self.at_most else (
-            self.ratio.median >= self.target
+        return (
+            (self.ratio.median <= self.target)
+            if self.at_most
+            else (self.ratio.median >= self.target)
         )
 
     def to_dict(self) -> dict:

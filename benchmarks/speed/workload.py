@@ -159,9 +159,7 @@ def batch(workload: Workload, seed: int = 0) -> dict[str, torch.Tensor]:
         return ids.masked_fill(mask == 0, config.pad_token_id), mask
 
     rows, side = workload.batch * workload.questions, config.image_size
-    data = {
-        "pixel_values": torch.rand(workload.batch, 3, side, side, generator=generator) * 2 - 1
-    }
+    data = {"pixel_values": torch.rand(workload.batch, 3, side, side, generator=generator) * 2 - 1}
     data["input_ids"], data["attention_mask"] = texts("prompts", rows, config.enc_token_id, None)
     answers, mask = texts("answers", rows, None, config.eos_token_id)
     data["labels"] = answers.masked_fill(mask == 0, -100)
