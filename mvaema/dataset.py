@@ -31,7 +31,8 @@ def load_micrographs(source: str | os.PathLike, split: str = "train") -> dataset
         `image` holds encoded bytes (see `decode_image`).
 
     Raises:
-        DatasetError: nothing is found there, the split is missing or empty, or it has no images.
+        DatasetError: nothing is found there, the split is missing or empty, it has no images, or
+            its answers are not those of the schema.
     """
     path = Path(source)
     try:
@@ -40,7 +41,7 @@ def load_micrographs(source: str | os.PathLike, split: str = "train") -> dataset
             if isinstance(dataset, datasets.DatasetDict):
                 dataset = dataset[split]
         else:
-            dataset = datasets.load_dataset(str(source), split=split)
+            dataset = _load_files(path, source, split)
     except (KeyError, ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
         raise DatasetError(f"cannot read split {split!r} of {source}: {error}") from error
     if not len(dataset):
@@ -50,10 +51,40 @@ def load_micrographs(source: str | os.PathLike, split: str = "train") -> dataset
             f"{source} has no column 'image' (it has {', '.join(dataset.column_names)}); a folder "
             "of images needs a metadata.jsonl with a column 'file_name'."
         )
+    _check_answers(dataset.features, source)
     for name in FEATURES:
         if name not in dataset.column_names:
             dataset = dataset.add_column(name, [None] * len(dataset))
     return dataset.cast_column("image", datasets.Image(decode=False))
+
+
+def _load_files(path: Path, source: str | os.PathLike, split: str) -> datasets.Dataset:
+    try:
+        return datasets.load_dataset(str(source), split=split)
+    except (ValueError, datasets.exceptions.DatasetsError):
+        if not path.is_dir():
+            raise
+        # A column that is null throughout one split has another type there, and the library casts
+        # no split to the other's. One split by itself can be read.
+        patterns = datasets.data_files.get_data_patterns(str(path))
+        if split not in patterns or len(patterns) == 1:
+            raise
+        return datasets.load_dataset(str(source), data_files={split: patterns[split]}, split=split)
+
+
+def _check_answers(features: datasets.Features, source: str | os.PathLike) -> None:
+    """Refuse a column `qa` that lacks what is read of it; it may be null throughout, or absent."""
+    qa = features.get("qa")
+    items = getattr(qa, "feature", None)
+    if qa is None or getattr(qa, "dtype", None) == "null" or getattr(items, "dtype", "") == "null":
+        return
+    needed = ("question_id", "question", "answer", "outcome")
+    missing = [n for n in needed if n not in items] if isinstance(items, dict) else list(needed)
+    if missing:
+        raise DatasetError(
+            f"the column 'qa' of {source} must hold lists of {', '.join(needed)} (see "
+            f"mvaema/schema.py); it lacks {', '.join(missing)}."
+        )
 
 
 def decode_image(row: dict) -> Image.Image:

@@ -1,147 +1,201 @@
-"""What the student is fed: prompts, answers and statements drawn from a micrograph dataset.
+"""What the student is fed: prompts, answers and statements drawn from a micrograph.
 
 What is special about it:
 - what is drawn for a micrograph depends on the seed, the epoch and its row alone, whatever the
   number of workers and processes, so that a run can be repeated and resumed;
+- texts are drawn without decoding the image, so that micrographs can be sorted by their length;
 - caption and scale are dropped at random, so that the student answers with and without them;
 - the texts of ITC/ITM pairs are statements about the image (its caption, an answer), never the
   bare question;
-- augmentation keeps a micrograph true: mirror images and quarter turns.
+- the view of a micrograph (`mvaema.augmentation`) suits the texts that were drawn for it.
 """
 
+import contextlib
+import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from datasets import Dataset
 from PIL import Image
-from torch.utils.data import Sampler
 
-from mvaema.dataset import decode_image
-from processing_mvaema import MVaEMaProcessor
+from mvaema.augmentation import CLOSE_UPS, View, survives_close_up
+from mvaema.dataset import DatasetError, decode_image
+from processing_mvaema import MVaEMaProcessor, to_8bit
 
-TRANSPOSES = (None, *Image.Transpose)
+# Streams of random numbers; numpy pads seeds with zeros, so that the purpose comes first.
+TEXTS, VIEW, NOISE = 1, 2, 3
 
 
-class MicrographExamples(torch.utils.data.Dataset):
-    """Micrographs with prompts and answers, and two statements each.
+class Texts(NamedTuple):
+    """What is said about a micrograph in an example."""
+
+    pairs: list[tuple[str, str]]  # question, answer
+    with_caption: list[bool]  # whether each prompt has it
+    with_scale: list[bool]
+    statements: list[str]
+    close_up: bool = False  # whether all of it is true of a close-up, and one is to be shown
+
+
+@dataclass
+class Example:
+    """A micrograph as it is fed; `noise_seed` is for what `view` adds to its pixel values."""
+
+    image: Image.Image
+    image_id: str
+    prompts: list[str]
+    answers: list[str]
+    statements: list[str]
+    view: View
+    noise_seed: list[int]
+
+
+def good_answers(qa: list[dict] | None) -> list[tuple[str, str]]:
+    """(question, answer) of what may be trained on."""
+    return [
+        (x["question"], x["answer"])
+        for x in qa or []
+        if x["outcome"] == "ok" and (x["question"] or "").strip() and (x["answer"] or "").strip()
+    ]
+
+
+@dataclass(frozen=True)
+class ExampleDrawer:
+    """Makes rows of the micrograph schema into examples.
 
     Args:
-        dataset: rows of the micrograph schema.
-        questions_per_image: questions drawn for each micrograph; the category question is one of
-            those to draw from where the caption is known.
+        category_question: one of the questions to draw from where the caption, its answer, is
+            known.
+        questions_per_image: questions drawn for each micrograph.
+        caption_dropout, scale_dropout: how often a prompt goes without.
+        augmentation: draw a view.
         seed: of all draws.
         training: draw, drop and augment; otherwise all questions, without caption, with scale, on
             the image as it is.
-        drop: probability to drop the caption, and the scale, from a prompt.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        category_question: str,
-        questions_per_image: int = 4,
-        seed: int = 0,
-        training: bool = True,
-        drop: float = 0.5,
-    ):
-        self.dataset = dataset
-        self.category_question = category_question
-        self.questions_per_image = questions_per_image
-        self.seed = seed
-        self.training = training
-        self.drop = drop
+    category_question: str
+    questions_per_image: int = 4
+    caption_dropout: float = 0.5
+    scale_dropout: float = 0.5
+    augmentation: bool = True
+    seed: int = 0
+    training: bool = True
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def draw(self, row: dict, number: int, epoch: int) -> Texts:
+        """The texts drawn for a row; of its columns `qa` and `caption` are read.
 
-    def __getitem__(self, index: int) -> dict:
-        """Row `index % len(self)` as drawn in epoch `index // len(self)`."""
-        epoch, index = divmod(index, len(self))
-        row = self.dataset[index]
-        rng = np.random.default_rng([self.seed, epoch, index])
-        answered = [(qa["question"], qa["answer"]) for qa in row["qa"] if qa["outcome"] == "ok"]
-        caption, scale_bar, image = row["caption"], row["scale_bar"], decode_image(row)
-        pairs = list(answered)
+        Raises:
+            DatasetError: the row has no answer to train on.
+        """
+        answered = good_answers(row["qa"])
+        if not answered:
+            raise DatasetError(f"micrograph {row['image_id']} has no answer with outcome 'ok'.")
+        caption = row["caption"]
+        named = [(self.category_question, caption)] if caption else []
+        if not self.training:
+            pairs = answered + named
+            statements = [caption or answered[0][1], answered[-1][1]]
+            return Texts(pairs, [False] * len(pairs), [True] * len(pairs), statements)
+
+        rng = np.random.default_rng([TEXTS, self.seed, epoch, number])
+        close_up = self.augmentation and rng.random() < CLOSE_UPS
+        if close_up:
+            surviving = [pair for pair in answered if survives_close_up(pair[1])]
+            close_up = bool(surviving)
+            answered = surviving or answered
+        pairs = answered + named
+        count = min(self.questions_per_image, len(pairs))
+        pairs = [pairs[i] for i in rng.choice(len(pairs), count, replace=False)]
+        first, second = (answered[i][1] for i in rng.integers(len(answered), size=2))
         if caption:
-            pairs.append((self.category_question, caption))
-        if self.training:
-            count = min(self.questions_per_image, len(pairs))
-            transpose = TRANSPOSES[rng.integers(len(TRANSPOSES))]
-            image = image if transpose is None else image.transpose(transpose)
-            pairs = [pairs[i] for i in rng.choice(len(pairs), count, replace=False)]
-            picks = rng.integers(len(answered), size=2)
-            first, second = (answered[i][1] for i in picks)
-            both = caption and rng.random() < 0.5
-        else:
-            first, second, both = answered[0][1], answered[-1][1], False
-        prompts, answers = [], []
-        for question, answer in pairs:
-            # The caption would give the category away.
-            hidden = question == self.category_question
-            show_caption = self.training and not hidden and rng.random() >= self.drop
-            show_scale = not self.training or rng.random() >= self.drop
-            width = row["pixel_size_nm"] and row["pixel_size_nm"] * image.width
-            prompts.append(
-                MVaEMaProcessor.prompt(
-                    question,
-                    caption=caption if show_caption else None,
-                    field_of_view_nm=width if show_scale else None,
-                    scale_bar=scale_bar if show_scale else None,
-                )
+            # The caption alone, and an answer with or without it.
+            first, second = caption, f"{caption} {second}" if rng.random() < 0.5 else second
+        # The caption would give the category away.
+        with_caption = [
+            bool(caption) and draw >= self.caption_dropout and question != self.category_question
+            for draw, (question, _) in zip(rng.random(count), pairs, strict=True)
+        ]
+        with_scale = (rng.random(count) >= self.scale_dropout).tolist()
+        return Texts(pairs, with_caption, with_scale, [first, second], close_up)
+
+    def __call__(self, row: dict, number: int, epoch: int) -> Example:
+        """A row as drawn in an epoch, its image decoded.
+
+        Args:
+            number: of the row in its dataset.
+
+        Raises:
+            DatasetError: the image cannot be read, or there is no answer to train on.
+        """
+        drawn, view = self.draw(row, number, epoch), View()
+        if self.training and self.augmentation:
+            rng = np.random.default_rng([VIEW, self.seed, epoch, number])
+            said = [text for pair in drawn.pairs for text in pair] + drawn.statements
+            view = View.draw(rng, said, drawn.close_up)
+        try:
+            image = view.show(to_8bit(decode_image(row)))
+        except DatasetError:
+            raise
+        except ValueError as error:
+            raise DatasetError(f"image {row['image_id']} cannot be used: {error}") from error
+        width = row["pixel_size_nm"] and row["pixel_size_nm"] * image.width
+        # A scale bar may be out of the picture.
+        scale_bar = row["scale_bar"] if view.box is None else None
+        prompts = [
+            MVaEMaProcessor.prompt(
+                view.text(question),
+                caption=row["caption"] if show_caption else None,
+                field_of_view_nm=width if show_scale else None,
+                scale_bar=scale_bar if show_scale else None,
             )
-            answers.append(answer)
-        return {
-            "image": image,
-            "image_id": row["image_id"],
-            "prompts": prompts,
-            "answers": answers,
-            # The caption alone, where it is known, and an answer with or without it.
-            "statements": [caption or first, f"{caption} {second}" if both else second],
-        }
-
-
-class EpochSampler(Sampler[int]):
-    """A new permutation each epoch, and the epoch itself in the index (see `MicrographExamples`).
-
-    `set_epoch` decides the epoch, so that a resumed run draws what the uninterrupted one would.
-    """
-
-    def __init__(self, length: int, seed: int):
-        self.length = length
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        return iter((rng.permutation(self.length) + self.epoch * self.length).tolist())
-
-
-class Collator:
-    """Examples to the model's inputs; every micrograph of a batch has as many questions."""
-
-    def __init__(self, processor: MVaEMaProcessor):
-        self.processor = processor
-
-    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        # Rows must share out evenly: a micrograph with fewer questions repeats its own.
-        most = max(len(example["prompts"]) for example in examples)
-
-        def rows(column: str) -> list[str]:
-            texts = [example[column] for example in examples]
-            return [text[i % len(text)] for text in texts for i in range(most)]
-
-        return dict(
-            self.processor(
-                images=[example["image"] for example in examples],
-                text=rows("prompts"),
-                answers=rows("answers"),
-                statements=[example["statements"] for example in examples],
+            for (question, _), show_caption, show_scale in zip(
+                drawn.pairs, drawn.with_caption, drawn.with_scale, strict=True
             )
+        ]
+        return Example(
+            image,
+            row["image_id"],
+            prompts,
+            [view.text(answer) for _, answer in drawn.pairs],
+            [view.text(statement) for statement in drawn.statements],
+            view,
+            [NOISE, self.seed, epoch, number],
         )
+
+
+def collate(
+    examples: list[Example], processor: MVaEMaProcessor
+) -> tuple[dict[str, torch.Tensor], int]:
+    """Examples to the model's inputs, and how many answers were cut for being too long.
+
+    Every micrograph of a batch has as many questions: one with fewer repeats its own.
+    """
+    most = max(len(example.prompts) for example in examples)
+
+    def rows(texts: list[list[str]]) -> list[str]:
+        return [text[i % len(text)] for text in texts for i in range(most)]
+
+    with _without_warnings(processor):
+        inputs = processor(
+            images=[example.image for example in examples],
+            text=rows([example.prompts for example in examples]),
+            answers=rows([example.answers for example in examples]),
+            statements=[example.statements for example in examples],
+        )
+    for pixels, example in zip(inputs["pixel_values"], examples, strict=True):
+        example.view.add_noise(pixels.numpy(), np.random.default_rng(example.noise_seed))
+    return dict(inputs), sum(map(bool, inputs.truncated["answers"]))
+
+
+@contextlib.contextmanager
+def _without_warnings(processor: MVaEMaProcessor) -> Iterator[None]:
+    """Cut texts are counted; the processor would also say so in each batch."""
+    logger = logging.getLogger(type(processor).__module__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -29,7 +29,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
-from mvaema.dataset import decode_image
+from mvaema.dataset import DatasetError, decode_image
 
 WINDOW_HEIGHT = 0.55  # of the width
 WINDOW_PIXELS = 64
@@ -100,6 +100,7 @@ def near_duplicate_clusters(
     min_cosine: float = MIN_COSINE,
     min_agreement: float = MIN_AGREEMENT,
     num_proc: int | None = None,
+    skip_unreadable: bool = False,
 ) -> np.ndarray:
     """Which rows show the same picture.
 
@@ -108,6 +109,7 @@ def near_duplicate_clusters(
         min_cosine: of the low frequencies of two near-duplicates.
         min_agreement: share of equal signs among their higher frequencies.
         num_proc: processes that decode images.
+        skip_unreadable: give -1 to images that cannot be decoded, instead of raising.
 
     Returns:
         int (rows,): the cluster of each row, named by its first row; a row without near-duplicates
@@ -117,17 +119,29 @@ def near_duplicate_clusters(
         DatasetError: an image cannot be decoded; the message names its `image_id`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        descriptions = _describe_all(dataset, Path(folder), num_proc)
-        return cluster(descriptions, min_cosine, min_agreement)
+        descriptions, readable = _describe_all(dataset, Path(folder), num_proc, skip_unreadable)
+        clusters = cluster(descriptions, min_cosine, min_agreement)
+    return np.where(readable, clusters, -1)
 
 
-def _describe_all(dataset: Dataset, folder: Path, num_proc: int | None) -> np.ndarray:
-    """The descriptions of all rows: uint8 (rows, 4, 175), on disk, not in memory."""
+def _describe_all(
+    dataset: Dataset, folder: Path, num_proc: int | None, skip_unreadable: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The descriptions of all rows: uint8 (rows, 4, 175), on disk, not in memory.
+
+    And bool (rows,), whether there is one; else it is 0 throughout.
+    """
+    readable = np.ones(len(dataset), bool)
     if not len(dataset):
-        return np.empty((0, len(TURNS), _SIZE), np.uint8)
+        return np.empty((0, len(TURNS), _SIZE), np.uint8), readable
 
     def described(row: dict) -> dict:
-        return {"description": describe(decode_image(row)).tobytes()}
+        try:
+            return {"description": describe(decode_image(row)).tobytes()}
+        except DatasetError:
+            if not skip_unreadable:
+                raise
+            return {"description": b""}
 
     columns = ["image", "image_id"]
     table = dataset.select_columns(columns).map(
@@ -143,11 +157,13 @@ def _describe_all(dataset: Dataset, folder: Path, num_proc: int | None) -> np.nd
     descriptions = np.memmap(folder / "descriptions.npy", np.uint8, "w+", shape=shape)
     start = 0
     for batch in table.with_format("arrow").iter(10_000):
-        blob = b"".join(batch["description"].to_pylist())
+        found = batch["description"].to_pylist()
+        readable[start : start + len(found)] = list(map(bool, found))
+        blob = b"".join(one or bytes(len(TURNS) * _SIZE) for one in found)
         rows = np.frombuffer(blob, np.uint8).reshape(-1, *shape[1:])
         descriptions[start : start + len(rows)] = rows
         start += len(rows)
-    return descriptions
+    return descriptions, readable
 
 
 def cluster(

@@ -1,0 +1,157 @@
+"""Other views of a micrograph under which what is said about it stays true.
+
+What is special about it:
+- what the texts of a micrograph name decides how it may be shown. Of 7,000 answers about real
+  micrographs 17 % name a side or a direction ("a white databar at the lower right"): a view that
+  would make a text of the example false is not taken (`benchmarks/data_feeding.py views` counts);
+- mirrored left to right, a text has its "left" and "right" exchanged. What names up or down is
+  not turned upside down, for "top" and "below" have other meanings too ("top view", "below 1 µm");
+- a close-up may cut off a scale bar, a label or one of "seven particles", and changes what "a tenth
+  of the image width" is. It is shown with texts that name nothing of the kind, and its field of
+  view is the smaller one;
+- brightness, contrast and noise change by less than what "bright" or "smooth" means. Grey stays
+  grey: there is no colour in electron micrographs to jitter.
+
+What is not looked after: printed letters are mirrored and turned with the picture (the length at a
+scale bar stays right, being scaled along), an object at the very border of a close-up may be cut
+off, and the words are English. With answers in another language, train with augmentation off.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+CLOSE_UPS = 0.2  # share of micrographs shown closer, where their texts allow it
+SMALLEST = 0.7  # side of a close-up, of the image's
+LIGHT = 0.2  # brightness and contrast change by so much at most
+NOISE = 0.04  # largest standard deviation, of the range [-1, 1] of a pixel: five grey levels
+
+T = Image.Transpose
+MIRRORED = (None, T.FLIP_LEFT_RIGHT)
+FLIPPED = (*MIRRORED, T.ROTATE_180, T.FLIP_TOP_BOTTOM)
+TURNED = (*FLIPPED, T.ROTATE_90, T.ROTATE_270, T.TRANSPOSE, T.TRANSVERSE)
+SIDES_SWAPPED = (T.FLIP_LEFT_RIGHT, T.ROTATE_180)
+
+
+def _words(*words: str) -> re.Pattern:
+    return re.compile(rf"\b(?:{'|'.join(words)})\b", re.IGNORECASE)
+
+
+_SENSE = _words("(?:counter|anti)?-?clockwise", r"\w+-handed")
+_SIDE = _words("(left|right)(most|wards?|-hand)?(?! (?:behind|over|by|after)|[ -]angle)")
+_UP_DOWN = _words(
+    *("upper(?:most)?", "lower(?:most)?", "up", "down", "top(?:most)?", "bottom(?:most)?"),
+    *("above", "below", "beneath", "underneath", "up(?:right|side|wards?)", "downwards?"),
+    *("hang(?:s|ing)?", "overhang(?:s|ing)?"),
+)
+_AXIS = _words(
+    *("horizontal(?:ly)?", "vertical(?:ly)?", "sideways", "rows?", "columns?", "widths?"),
+    *("heights?", "tall(?:er)?"),
+)
+# What a close-up may cut off, miscount or mismeasure.
+_PLACE = _words("cent(?:re|er)s?", "middle", "corners?", "edges?", "borders?", "margins?", "ends?")
+_OVERLAY = _words(
+    *("scale", "(?:data|info)?-?bars?", "labels?", "text", "panel", "letters?", "marks?"),
+    *("markers?", "arrows?", r"annotat\w+", "caption", "logo", "overlays?", "added", "modified"),
+)
+_COUNT = _words(
+    *("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"),
+    *("twelve", r"\w+teen", r"\w+ty", "dozens?", "hundreds?", "single", "pairs?", "both", "few"),
+    *("several", "only", "alone", r"\d+ (?!(?:[nµmk]m|nanomet|micromet|to|or|and|Å|kV|kx)\b)"),
+)
+_SHARE = _words(
+    *("percent", "image", "view", "fields?", "frames?", "picture", "whole", "half", "halves"),
+    *("thirds?", "quarters?", "fifths?", "sixths?", "sevenths?", "eighths?", "ninths?", "tenths?"),
+    *(r"\w+teenths?", r"\w+tieths?", "hundredths?"),
+)
+_PERCENT = re.compile("%")
+CUT_OFF = (_SENSE, _SIDE, _UP_DOWN, _PLACE, _OVERLAY, _COUNT, _SHARE, _PERCENT)
+
+
+def _named(pattern: re.Pattern, texts: Iterable[str]) -> bool:
+    return any(pattern.search(text) for text in texts)
+
+
+def survives_close_up(text: str) -> bool:
+    """Whether what a text says does not depend on where the image ends."""
+    return not any(pattern.search(text) for pattern in CUT_OFF)
+
+
+def transposes(texts: Sequence[str]) -> tuple[Image.Transpose | None, ...]:
+    """The flips and turns under which the texts stay true, their sides exchanged if need be."""
+    if _named(_SENSE, texts):
+        return (None,)
+    if _named(_UP_DOWN, texts):
+        return MIRRORED
+    if _named(_SIDE, texts) or _named(_AXIS, texts):
+        return FLIPPED
+    return TURNED
+
+
+def _other_side(match: re.Match) -> str:
+    side, ending = match[1], match[2] or ""
+    other = "right" if side.lower() == "left" else "left"
+    if side.isupper():
+        other = other.upper()
+    elif side[0].isupper():
+        other = other.capitalize()
+    return other + ending
+
+
+@dataclass(frozen=True)
+class View:
+    """How a micrograph is shown.
+
+    Attributes:
+        transpose: the flip or turn, or none.
+        box: left, upper, right, lower of what is shown, as parts of the image; none for all.
+        brightness, contrast: factors (`PIL.ImageEnhance`).
+        noise: standard deviation of what is added to pixels in [-1, 1].
+    """
+
+    transpose: Image.Transpose | None = None
+    box: tuple[float, float, float, float] | None = None
+    brightness: float = 1.0
+    contrast: float = 1.0
+    noise: float = 0.0
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, texts: Sequence[str], close_up: bool) -> Self:
+        """A view under which the texts stay true; of a close-up, `survives_close_up` says so."""
+        allowed = transposes(texts)
+        box = None
+        if close_up:
+            side = rng.uniform(SMALLEST, 1)
+            left, upper = rng.uniform(0, 1 - side, size=2)
+            box = (left, upper, left + side, upper + side)
+        brightness, contrast = rng.uniform(1 - LIGHT, 1 + LIGHT, size=2)
+        return cls(
+            allowed[rng.integers(len(allowed))], box, brightness, contrast, rng.uniform(0, NOISE)
+        )
+
+    def text(self, text: str) -> str:
+        """What is true of the view where `text` is of the image."""
+        return _SIDE.sub(_other_side, text) if self.transpose in SIDES_SWAPPED else text
+
+    def show(self, image: Image.Image) -> Image.Image:
+        """The view of an 8-bit image, without the noise; pixels keep their size in nanometres."""
+        if self.box is not None:
+            size = np.array([*image.size, *image.size])
+            image = image.crop(tuple(np.rint(self.box * size).astype(int).tolist()))
+        if self.transpose is not None:
+            image = image.transpose(self.transpose)
+        if self.contrast != 1:
+            image = ImageEnhance.Contrast(image).enhance(self.contrast)
+        if self.brightness != 1:
+            image = ImageEnhance.Brightness(image).enhance(self.brightness)
+        return image
+
+    def add_noise(self, pixels: np.ndarray, rng: np.random.Generator) -> None:
+        """Grey noise on pixel values in [-1, 1], (channels, height, width), in place."""
+        if self.noise:
+            grains = rng.standard_normal(pixels.shape[1:], np.float32)
+            np.clip(pixels + self.noise * grains, -1, 1, out=pixels)
