@@ -1,25 +1,27 @@
 """accelerate launch train.py --dataset ../micrographs --output_dir runs/first
 
-Trains a student on a micrograph dataset and keeps the checkpoint with the lowest validation loss
-as a model repository. On one CPU `python train.py ...` does the same.
+Trains a student on a micrograph dataset and keeps the one with the lowest validation loss as a
+model repository. `--recipe recipes/paper.yaml` reads settings from a file, which flags override.
+A run that was killed goes on by the same command. On one CPU, `python train.py ...` does the same.
 """
 
 import sys
 
-from transformers import HfArgumentParser
-
-from mvaema.training import Recipe, train
+from mvaema.cross_validation import cross_validate
+from mvaema.recipe import read_recipe
+from mvaema.training import Interrupted, TrainingFailed, train
 
 
 def main() -> None:
-    parser = HfArgumentParser(Recipe, description=__doc__)
-    (recipe,) = parser.parse_args_into_dataclasses()
     try:
-        print(f"saved to {train(recipe)}")
-    except (OSError, ValueError) as error:
+        recipe = read_recipe(sys.argv[1:], description=__doc__)
+        folder = cross_validate(recipe) if recipe.cross_validation else train(recipe)
+        print(f"saved to {folder}")
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        sys.exit(128 + error.signal)
+    except (OSError, ValueError, TrainingFailed) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"interrupted; the best checkpoint so far, if any, is in {recipe.output_dir}")
 
 
 if __name__ == "__main__":

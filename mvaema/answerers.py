@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftConfig, PeftModel
 from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
-from transformers.utils.peft_utils import find_adapter_config_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from configuration_mvaema import MVaEMaConfig
+from mvaema.adapters import complete_model, load_student, merge_adapters_into, model_type
 from processing_mvaema import MVaEMaProcessor, to_8bit
 
 LOSS_OF_METHOD = {"ITC": "itc_weight", "ITM": "itm_weight", "LM": "lm_weight"}
@@ -26,7 +26,7 @@ THUMBNAIL = (16, 16)
 
 
 class Student:
-    """A checkpoint of this project, with the code that it carries.
+    """A checkpoint of this project.
 
     Attributes:
         categories: category to the caption that names it.
@@ -170,8 +170,8 @@ def load_answerer(
 
     Args:
         name: a folder or Hub id; an adapter is merged into the model that it names as its base.
-        trust_remote_code: run code that comes with a repository of the Hub; the code in a local
-            folder is run in any case.
+        trust_remote_code: run code that comes with a repository of the Hub, which a student does
+            not need; the code in a local folder is run in any case.
         chat_template: file with the Jinja template for a processor that has none.
         batch_size: prompts per forward pass of a chat model.
 
@@ -179,28 +179,22 @@ def load_answerer(
         ValueError: it is not a model that answers questions about images.
         OSError: there is no such model.
     """
-    adapter = find_adapter_config_file(name)
-    base = PeftConfig.from_pretrained(name).base_model_name_or_path if adapter else name
-    trust = {"trust_remote_code": trust_remote_code or Path(base).is_dir()}
-    config = AutoConfig.from_pretrained(base, **trust)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    if config.model_type == "mvaema":
-        model = AutoModel.from_pretrained(base, **trust)
-    else:
-        try:
-            model = AutoModelForImageTextToText.from_pretrained(base, **trust)
-        except ValueError as error:
-            raise ValueError(
-                f"{base} ({config.model_type}) is neither an MVaEMa model nor an "
-                "image-text-to-text model of transformers: "
-                f"{str(error).splitlines()[0][:200]}"
-            ) from error
-    if adapter:
-        model = PeftModel.from_pretrained(model, name).merge_and_unload()
-    model = model.to(device).eval()
-    processor = AutoProcessor.from_pretrained(base, **trust)
-    if config.model_type == "mvaema":
-        return Student(model, processor, max_new_tokens)
+    complete = complete_model(name)
+    if model_type(complete) == MVaEMaConfig.model_type:
+        model = load_student(name).to(device).eval()
+        return Student(model, model.processor, max_new_tokens)
+    trust = {"trust_remote_code": trust_remote_code or Path(complete).is_dir()}
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(complete, **trust)
+    except ValueError as error:
+        raise ValueError(
+            f"{complete} ({model_type(complete)}) is neither an MVaEMa model nor an "
+            "image-text-to-text model of transformers: "
+            f"{str(error).splitlines()[0][:200]}"
+        ) from error
+    model = merge_adapters_into(model, name).to(device).eval()
+    processor = AutoProcessor.from_pretrained(complete, **trust)
     if chat_template is not None:
         processor.chat_template = Path(chat_template).read_text(encoding="utf-8")
     return ChatModel(model, processor, max_new_tokens, batch_size)

@@ -82,6 +82,16 @@ def nearest_image_answers(
     return predictions
 
 
+def check_questions(train_records: list[Record], records: list[Record]) -> None:
+    """Refuse questions that no baseline could answer.
+
+    Raises:
+        ValueError: a question of `records` has no answer in `train_records`.
+    """
+    for question_id in _by_question(records).keys() - _by_question(train_records).keys():
+        raise _unanswered(question_id)
+
+
 def _by_question(records: list[Record]) -> dict[str, list[str]]:
     answers = {}
     for record in records:

@@ -15,7 +15,7 @@ from mvaema.dataset import decode_image, load_micrographs
 from mvaema.evaluation import EvaluationArguments, evaluate
 from mvaema.synthetic.__main__ import main as render
 from mvaema.training import Recipe, train
-from mvaema.wordnet import ensure_wordnet
+from mvaema.wordnet import has_wordnet
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,9 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     say("Scoring it on scenes it has not seen")
     results = evaluate(
-        EvaluationArguments(
-            model=student, dataset=data, output_dir=report, synonyms=_wordnet_is_here()
-        )
+        EvaluationArguments(model=student, dataset=data, output_dir=report, synonyms=has_wordnet())
     )
     _show_answers(student, data)
     say("Done.")
@@ -60,16 +58,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"category by {method}: {top_1:.2f} right; chance {chance:.2f}")
     print(f"Open {args.output / 'report' / 'index.html'}")
     return 0
-
-
-def _wordnet_is_here() -> bool:
-    """METEOR proper needs WordNet; a demo does without rather than stop."""
-    try:
-        ensure_wordnet()
-    except LookupError as error:
-        print(f"METEOR without synonyms: {error}")
-        return False
-    return True
 
 
 def _show_answers(student: str, data: str) -> None:

@@ -17,6 +17,8 @@ The folder of an evaluation holds the report (`mvaema/report.py`) and
 import datetime
 import hashlib
 import json
+import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +29,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from mvaema.answerers import ChatModel, Student, fingerprint, load_answerer
-from mvaema.baselines import nearest_image_answers, random_answers, typical_answers
+from mvaema.baselines import (
+    check_questions,
+    nearest_image_answers,
+    random_answers,
+    typical_answers,
+)
 from mvaema.classification import chance_probabilities, score_categories
 from mvaema.dataset import DatasetError, decode_image, load_micrographs
 from mvaema.folds import check_no_leak
@@ -125,11 +132,23 @@ class JsonLines:
 
 
 class Micrographs(Mapping):
-    """Rows of a split by their image id, and their images decoded when they are needed."""
+    """Rows of a split by their image id, and their images decoded when they are needed.
 
-    def __init__(self, dataset: Dataset):
+    Args:
+        title: what an error calls the split.
+
+    Raises:
+        DatasetError: an id is missing or occurs twice.
+    """
+
+    def __init__(self, dataset: Dataset, title: str):
         self.dataset = dataset
         self.index = {image_id: i for i, image_id in enumerate(dataset["image_id"])}
+        if None in self.index or len(self.index) < len(dataset):
+            raise DatasetError(
+                f"{title}: the column `image_id` must be filled in and name each micrograph once; "
+                "generate_teacher_data.py writes such a dataset."
+            )
 
     def __getitem__(self, image_id: str) -> Image.Image:
         return to_8bit(decode_image(self.row(image_id)))
@@ -160,10 +179,23 @@ def evaluate(args: EvaluationArguments) -> dict:
         ValueError: the model cannot be asked, or its categories are not the dataset's.
         LookupError: `synonyms` without WordNet on this machine.
     """
+    split, train = (
+        Micrographs(load_micrographs(args.dataset, name), f"split {name!r} of {args.dataset}")
+        for name in (args.split, args.train_split)
+    )
+    return evaluate_rows(args, split, train, _name(args.model))
+
+
+def evaluate_rows(
+    args: EvaluationArguments, split: Micrographs, train: Micrographs, name: str
+) -> dict:
+    """`evaluate` on rows that are there already; `dataset` and the splits of `args` are words.
+
+    Args:
+        name: what the report calls the model.
+    """
     folder = Path(args.output_dir)
-    split, train = (load_split(args.dataset, name) for name in (args.split, args.train_split))
-    check_no_leak(train.dataset, split.dataset)
-    records, train_records = (_answered(part.dataset) for part in (split, train))
+    records, train_records = records_to_score(split, train)
     log = _training_log(args.model)
     answerer = load_answerer(
         args.model,
@@ -192,7 +224,7 @@ def evaluate(args: EvaluationArguments) -> dict:
     }
 
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "evaluation.json", settings)
+    write_json(folder / "evaluation.json", settings)
     answers = JsonLines(folder / "answers.jsonl")
     for condition in CONDITIONS:
         _ask(answerer, split, records, condition, answers, args.batch_size)
@@ -211,12 +243,11 @@ def evaluate(args: EvaluationArguments) -> dict:
     }
     del answerer  # there may be no room for two
 
-    name = _name(args.model)
     told, blank = f"{name}, caption given", f"{name}, blank image"
     names = {PLAIN: name, CAPTION: told, BLANK: blank}
     found = _by_condition(answers.rows, records)
     own = {names[condition]: found[condition] for condition in CONDITIONS if condition in found}
-    others = _compared(args, records) if args.compare else {}
+    others = _compared(args, split, train, records) if args.compare else {}
     scored = {
         name: score_records(of_name, args.synonyms, progress=True)
         for name, of_name in {**own, **others}.items()
@@ -233,28 +264,14 @@ def evaluate(args: EvaluationArguments) -> dict:
     return results
 
 
-def load_split(source: str, split: str) -> Micrographs:
-    """A split with an id for every row.
-
-    Raises:
-        DatasetError: it cannot be read, or an id is missing or occurs twice.
-    """
-    micrographs = Micrographs(load_micrographs(source, split))
-    if None in micrographs.index or len(micrographs) < len(micrographs.dataset):
-        raise DatasetError(
-            f"split {split!r} of {source}: the column `image_id` must be filled in and name each "
-            "micrograph once; generate_teacher_data.py writes such a dataset."
-        )
-    return micrographs
-
-
 def check_folder(folder: Path, settings: dict) -> None:
     """Refuse a folder with anything but this very evaluation, complete or not.
 
     Raises:
         FileExistsError: the message says what differs.
     """
-    if not folder.exists() or not any(folder.iterdir()):
+    # Hidden files are what a kill left of a file that was being written.
+    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
         return
     try:
         found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
@@ -394,12 +411,15 @@ def _by_condition(answers: list[Record], records: list[Record]) -> dict[str, lis
     }
 
 
-def _compared(args: EvaluationArguments, records: list[Record]) -> dict[str, list[Record]]:
+def _compared(
+    args: EvaluationArguments, split: Micrographs, train: Micrographs, records: list[Record]
+) -> dict[str, list[Record]]:
     """The other side's answers to the same questions, given now if they have not been."""
     folder = Path(args.compare)
     if not (folder / "evaluation.json").is_file():
         folder = Path(args.output_dir) / f"compared-{_name(args.compare).replace('/', '-')}"
-        evaluate(replace(args, model=args.compare, output_dir=str(folder), compare=None))
+        other = replace(args, model=args.compare, output_dir=str(folder), compare=None)
+        evaluate_rows(other, split, train, _name(args.compare))
     about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     answers = {
         _key(r): r for r in read_records(folder / "answers.jsonl") if r["condition"] == PLAIN
@@ -414,6 +434,20 @@ def _compared(args: EvaluationArguments, records: list[Record]) -> dict[str, lis
     if name == _name(args.model):
         name = args.compare
     return {name: [{**r, "prediction": answers[_key(r)]["prediction"]} for r in records]}
+
+
+def records_to_score(split: Micrographs, train: Micrographs) -> tuple[list[Record], list[Record]]:
+    """What is to be answered, and what the baselines answer from.
+
+    Raises:
+        LeakError: the two share a group or a micrograph.
+        DatasetError: one has no answers.
+        ValueError: a question is asked that no training micrograph was asked.
+    """
+    check_no_leak(train.dataset, split.dataset)
+    records, train_records = (_answered(part.dataset) for part in (split, train))
+    check_questions(train_records, records)
+    return records, train_records
 
 
 def _answered(dataset: Dataset) -> list[Record]:
@@ -473,7 +507,15 @@ def _hash(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _write_json(path: Path, value: dict) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(path: Path, value: dict) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole file or none of it, also when another process writes the same one."""
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)

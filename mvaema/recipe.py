@@ -42,7 +42,11 @@ class Recipe:
     model: str | None = _setting(
         "Student to go on from, a folder or Hub id; else a new one is made.", None
     )
-    preset: str = _setting(f"Shapes of a new student: {', '.join(PRESETS)}.", "paper")
+    preset: str | None = _setting(
+        f"Shapes of a new student: {', '.join(PRESETS)} (paper if not given); what a student that "
+        "is named must have.",
+        None,
+    )
     vision: str | None = _setting("ViT checkpoint to start a new image encoder from.", None)
     text: str | None = _setting("BERT checkpoint to start a new text stack from.", None)
     tokenizer: str | None = _setting(
@@ -114,6 +118,7 @@ class Recipe:
     resume: bool = _setting(
         "Go on with the run in --output_dir by its own recipe; there must be one.", False
     )
+    logging_steps: int = _setting("Steps between the losses in steps.jsonl.", 10)
     report_to: str | None = _setting("Where losses are shown: tensorboard or trackio.", None)
     sample_micrographs: int = _setting(
         "Validation micrographs whose answers are written down after each epoch.", 2
@@ -126,7 +131,7 @@ class Recipe:
 
     def __post_init__(self):
         checks = {
-            "preset": (self.preset in PRESETS, f"one of {', '.join(PRESETS)}"),
+            "preset": (self.preset in (None, *PRESETS), f"one of {', '.join(PRESETS)}"),
             "folds": (self.folds >= 2, "at least 2"),
             "fold": (
                 self.fold is None or 0 <= self.fold < self.folds,
@@ -139,7 +144,8 @@ class Recipe:
                 "tensorboard or trackio",
             ),
         }
-        for name in ("questions_per_image", "batch_size", "gradient_accumulation_steps", "epochs"):
+        counts = ("questions_per_image", "batch_size", "gradient_accumulation_steps", "epochs")
+        for name in (*counts, "checkpoint_steps", "logging_steps"):
             checks[name] = (getattr(self, name) >= 1, "at least 1")
         for name, (holds, expected) in checks.items():
             if not holds:
@@ -150,7 +156,7 @@ class Recipe:
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps}."
             )
         if self.model is not None:
-            made = ("preset", "vision", "text", "tokenizer", "vocab_size", "config_overrides")
+            made = ("vision", "text", "tokenizer", "vocab_size", "config_overrides")
             defaults = {f.name: f.default for f in dataclasses.fields(self)}
             for name in made:
                 if getattr(self, name) != defaults[name]:

@@ -1,118 +1,146 @@
 """The training loop: a student from a micrograph dataset, with accelerate.
 
 What is special about it:
-- `batch_size` is the global one: the losses of a step are the same on one process and on several.
-  (Of a validation split that does not fill its last batch, several processes see some rows twice.)
-- the checkpoint that is kept is the one with the lowest validation loss, and it is a complete model
-  repository from the first epoch on.
+- `batch_size` is the global one: the losses of a step are the same on one process and on several;
+- a killed run goes on by the same command, and on a CPU to the same bits: what a batch holds
+  depends on seed, epoch and row, and everything else is in the checkpoint;
+- a loss that is not a number, or ten times what it was, stops the run before it touches the
+  weights; the ids of that batch are written down;
+- the student that is kept is the one with the lowest validation loss, and it is a complete model
+  repository (or LoRA adapters) from the first epoch on.
 """
 
 import dataclasses
 import json
-import tempfile
+import os
+import signal
+import statistics
 import time
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
-import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DataLoaderConfiguration, set_seed
-from datasets import Dataset
-from torch.utils.data import DataLoader
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import gather_object, set_seed
 from tqdm import tqdm
 
 from configuration_mvaema import PRESETS, MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
-from mvaema.dataset import DatasetError, load_micrographs
-from mvaema.examples import Collator, EpochSampler, MicrographExamples
-from mvaema.folds import assign_folds, check_no_leak
+from mvaema.adapters import add_adapters, load_student, merge_adapters, save_adapters
+from mvaema.checkpoints import Checkpoints
+from mvaema.figures import loss_curves
+from mvaema.hub import push, require_token
+from mvaema.loading import Batch, BatchLoader, Rows, load_rows
+from mvaema.model_card import write_card
+from mvaema.recipe import Recipe, fingerprint
+from mvaema.repository import save_repository
+from mvaema.run_folder import RunFolder, replace_text
+from mvaema.samples import format_samples, sample_answers
 from mvaema.warm_start import from_encoders
 from processing_mvaema import MVaEMaProcessor, train_tokenizer
 
 LOSSES = ("loss", "itc_loss", "itm_loss", "lm_loss")
 
 
+class TrainingFailed(RuntimeError):
+    """The loss became useless; the message names the file with the batch's ids."""
+
+
+class Interrupted(RuntimeError):
+    """A signal has ended the run; it can be gone on with.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.signal = number
+
+
 @dataclass
-class Recipe:
-    """What a training run is; every field is a flag of `train.py`."""
+class Progress:
+    """Where a run stands; goes into its checkpoints as JSON.
 
-    dataset: str = field(
-        metadata={"help": "Micrograph dataset: a folder with metadata.jsonl, Parquet, Hub id."}
-    )
-    output_dir: str = field(metadata={"help": "Folder for the trained model; must not hold one."})
-    preset: str = field(
-        default="paper", metadata={"help": f"Shapes of the student: {', '.join(PRESETS)}."}
-    )
-    vision: str | None = field(
-        default=None, metadata={"help": "ViT checkpoint to start the image encoder from."}
-    )
-    text: str | None = field(
-        default=None, metadata={"help": "BERT checkpoint to start the text stack from."}
-    )
-    split: str = field(default="train", metadata={"help": "Split of the dataset to train on."})
-    folds: int = field(
-        default=10,
-        metadata={"help": "One of so many folds is for validation; none shares a specimen."},
-    )
-    fold: int = field(default=0, metadata={"help": "The fold that is for validation."})
-    epochs: int = field(default=50, metadata={"help": "Passes over the training micrographs."})
-    batch_size: int = field(
-        default=48, metadata={"help": "Micrographs per step, over all processes."}
-    )
-    questions_per_image: int = field(
-        default=4, metadata={"help": "Questions drawn for each micrograph in each epoch."}
-    )
-    learning_rate: float = field(default=1e-3, metadata={"help": "Adam's initial learning rate."})
-    warmup_steps: int = field(
-        default=100, metadata={"help": "Steps over which the learning rate rises from 0."}
-    )
-    patience: int = field(
-        default=5,
-        metadata={"help": "Epochs without a better validation loss until the rate is halved."},
-    )
-    stop_after: int = field(
-        default=15, metadata={"help": "Epochs without a better validation loss until the end."}
-    )
-    tokenizer: str | None = field(
-        default=None,
-        metadata={"help": "Any tokenizer, by name or folder; else one is trained on the answers."},
-    )
-    vocab_size: int = field(
-        default=4096, metadata={"help": "Most tokens of the tokenizer trained on the answers."}
-    )
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped here."})
-    workers: int = field(default=1, metadata={"help": "Processes that prepare batches."})
-    seed: int = field(default=0, metadata={"help": "Of weights, order and draws."})
+    Attributes:
+        epoch: epochs done.
+        batch: batches done of the next one.
+        step: optimizer steps done.
+        best, best_epoch: lowest validation loss, and the epoch (from 1) that had it.
+        sums, rows: of the epoch's losses, and the micrographs they are of.
+        truncated, skipped: answers cut and unreadable images met in this epoch.
+        seconds: spent on this epoch.
+        recent: the last losses.
+        log: a record per epoch.
+        scheduler: state of the learning rate's.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best: float = float("inf")
+    best_epoch: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    rows: int = 0
+    truncated: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    recent: list[float] = field(default_factory=list)
+    log: list[dict] = field(default_factory=list)
+    scheduler: dict | None = None
 
 
-def build_model(recipe: Recipe, train: Dataset) -> MVaEMaModel:
-    """A new student with its processor, from scratch or from pretrained encoders.
+def build_model(recipe: Recipe, train: Iterable[dict]) -> MVaEMaModel:
+    """The student a run starts from: a given one, or a new one from scratch or from encoders.
+
+    Args:
+        train: rows to train on; images are not looked at.
 
     Raises:
         ValueError: checkpoints and preset do not fit together.
     """
-    preset = PRESETS[recipe.preset]
-    defaults = MVaEMaConfig.from_preset(recipe.preset)
-    questions = {qa["question_id"]: qa["question"] for row in train["qa"] for qa in row}
-    pairs = zip(train["category"], train["caption"], strict=True)
-    captions = {category: caption for category, caption in pairs if category and caption}
-    fields = {**preset, "questions": questions}
-    if not captions.keys() <= defaults.categories.keys():
+    if recipe.model is not None:
+        model = load_student(recipe.model)
+        shapes = PRESETS[recipe.preset] if recipe.preset else {}
+        differing = [n for n, value in shapes.items() if getattr(model.config, n) != value]
+        if differing:
+            raise ValueError(
+                f"{recipe.model} is no student of the preset {recipe.preset!r} (it differs in "
+                f"{', '.join(differing)}): leave --preset out, or name another --model."
+            )
+        return model
+    questions, captions, bars, answers = {}, {}, set(), []
+    for row in train:
+        questions |= {qa["question_id"]: qa["question"] for qa in row["qa"]}
+        answers += [qa["answer"] for qa in row["qa"] if qa["outcome"] == "ok"]
+        if row["category"] and row["caption"]:
+            captions[row["category"]] = row["caption"]
+        if row["scale_bar"]:
+            bars.add(row["scale_bar"])
+    fields = {**PRESETS[recipe.preset or "paper"], "questions": questions}
+    if not captions.keys() <= MVaEMaConfig.from_preset("paper").categories.keys():
         fields["categories"] = captions  # a lab's own
+    if recipe.config_overrides:
+        overridden = MVaEMaConfig(**fields)
+        overridden.update_from_string(recipe.config_overrides)
+        names = [entry.split("=")[0] for entry in recipe.config_overrides.split(",")]
+        fields |= {name: getattr(overridden, name) for name in names}
     if recipe.text is not None:
         if recipe.tokenizer is not None:
             raise ValueError("--text brings its own tokenizer: leave --tokenizer out.")
         return from_encoders(recipe.vision, recipe.text, **fields)
-    limit = defaults.max_position_embeddings
-    tokenizer = recipe.tokenizer
+    defaults = MVaEMaConfig(**fields)
+    limit, tokenizer = defaults.max_position_embeddings, recipe.tokenizer
     if tokenizer is None:
         texts = [
             *questions.values(),
             *sorted(set(captions.values())),
             defaults.category_question,
-            *(MVaEMaProcessor.prompt("?", scale_bar=bar) for bar in train["scale_bar"] if bar),
-            *(qa["answer"] for row in train["qa"] for qa in row if qa["outcome"] == "ok"),
+            *(MVaEMaProcessor.prompt("?", scale_bar=bar) for bar in sorted(bars)),
+            *answers,
         ]
         tokenizer = train_tokenizer(texts, recipe.vocab_size, limit)
     processor = MVaEMaProcessor.from_tokenizer(tokenizer, defaults.image_size, limit)
@@ -125,160 +153,408 @@ def build_model(recipe: Recipe, train: Dataset) -> MVaEMaModel:
     return model
 
 
-def save_repository(model: MVaEMaModel, folder: Path) -> None:
-    """Model, processor and code into `folder`, each file atomically, the weights last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-        model.save_pretrained(temporary)
-        for file in sorted(Path(temporary).iterdir(), key=lambda f: f.suffix == ".safetensors"):
-            file.replace(folder / file.name)
-
-
 def train(recipe: Recipe) -> Path:
-    """Train a student and keep the best checkpoint.
+    """Train a student and keep the best one; a run that was killed is gone on with.
 
     Returns:
-        `output_dir`, a model repository with `recipe.json` and `training_log.jsonl` (per epoch:
-        learning rate, seconds, and the losses on training and validation).
+        `output_dir` (see `mvaema/run_folder.py`), at once when the run in it is finished.
 
     Raises:
         DatasetError: the dataset cannot be used.
-        FileExistsError: `output_dir` holds something already.
+        FileExistsError: `output_dir` holds something else.
+        ValueError: settings contradict each other or the checkpoint.
+        TrainingFailed: the loss became useless.
+        Interrupted: SIGTERM or SIGINT; a checkpoint was written first.
     """
-    output_dir = Path(recipe.output_dir)
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise FileExistsError(f"{output_dir} is not empty; choose another --output_dir.")
-    if recipe.preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {recipe.preset!r}.")
-    dataset = load_micrographs(recipe.dataset, recipe.split)
-    usable = [
-        i for i, qa in enumerate(dataset["qa"]) if any(x["outcome"] == "ok" for x in qa or [])
-    ]
-    if not usable:
-        raise DatasetError(
-            f"{recipe.dataset} has no answers with outcome 'ok' in its column 'qa'; run "
-            "generate_teacher_data.py on it first."
-        )
-    dataset = dataset.select(usable)
-    if not 0 <= recipe.fold < recipe.folds:
-        raise ValueError(f"fold must be in [0, folds={recipe.folds}); got {recipe.fold}.")
-    folds = np.array(assign_folds(dataset, recipe.folds))
-    train_rows = dataset.select(np.flatnonzero(folds != recipe.fold))
-    validation_rows = dataset.select(np.flatnonzero(folds == recipe.fold))
-    check_no_leak(train_rows, validation_rows)
-
-    set_seed(recipe.seed)
-    model = build_model(recipe, train_rows)
-    weights = (model.config.itc_weight, model.config.itm_weight, model.config.lm_weight)
+    folder = RunFolder(recipe)
+    if recipe.push_to_hub:
+        require_token()
     accelerator = Accelerator(
         # Said explicitly: under torchrun on a machine without a GPU, accelerate would otherwise
         # run as many separate trainings as there are processes.
         cpu=not torch.accelerator.is_available(),
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=not all(weights)),
-        ],
+        log_with=recipe.report_to,
+        project_dir=recipe.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    processor = model.processor
-
-    def loader(rows: Dataset, training: bool) -> DataLoader:
-        examples = MicrographExamples(
-            rows,
-            model.config.category_question,
-            recipe.questions_per_image,
-            recipe.seed,
-            training,
-        )
-        return DataLoader(
-            examples,
-            batch_size=recipe.batch_size,
-            sampler=EpochSampler(len(rows), recipe.seed) if training else None,
-            collate_fn=Collator(processor),
-            # Losses compare the micrographs of a batch: a rest of one would have no negatives.
-            drop_last=training and len(rows) >= recipe.batch_size,
-            num_workers=recipe.workers,
-            persistent_workers=recipe.workers > 0,
-        )
-
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
-    # Not prepared: a prepared ReduceLROnPlateau steps once per process.
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, factor=0.5, patience=recipe.patience
-    )
-    model, optimizer, train_loader, validation_loader = accelerator.prepare(
-        model, optimizer, loader(train_rows, True), loader(validation_rows, False)
-    )
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2))
-    accelerator.print(
-        f"{len(train_rows)} micrographs to train on, {len(validation_rows)} to validate; "
-        f"{sum(p.numel() for p in model.parameters()):,} parameters; {accelerator.device}, "
-        f"{accelerator.num_processes} process(es)."
-    )
-
-    best, best_epoch = float("inf"), 0
-    for epoch in range(recipe.epochs):
-        started = time.perf_counter()
-        train_loader.set_epoch(epoch)
-        model.train()
-        losses = _run(
-            accelerator, model, train_loader, f"epoch {epoch + 1}", optimizer, recipe, epoch
-        )
-        model.eval()
-        with torch.no_grad():
-            validation = _run(accelerator, model, validation_loader, "validation")
-        scheduler.step(validation["loss"])
-        improved = validation["loss"] < best
-        if improved:
-            best, best_epoch = validation["loss"], epoch
+    if folder.finished:
         if accelerator.is_main_process:
-            if improved:
-                save_repository(accelerator.unwrap_model(model), output_dir)
-            record = {
-                "epoch": epoch + 1,
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "seconds": round(time.perf_counter() - started, 2),
-                "train": losses,
-                "validation": validation,
-            }
-            with (output_dir / "training_log.jsonl").open("a") as log:
-                log.write(json.dumps(record) + "\n")
-        accelerator.print(
-            f"epoch {epoch + 1:3d}  "
-            + "  ".join(f"{k} {losses[k]:.3f}/{validation[k]:.3f}" for k in losses)
+            publish(recipe, folder.path)
+        return folder.path
+    with accelerator.main_process_first():  # the others find its cached look at the images
+        rows = load_rows(recipe)
+    with Signals() as signals:
+        run = Run(recipe, rows, folder, accelerator, signals)
+        run.start()
+        run.fit()
+        run.finish()
+    return folder.path
+
+
+def publish(recipe: Recipe, folder: Path) -> None:
+    """What the recipe asks to be made of a finished run: merged adapters, an upload."""
+    if recipe.merge:
+        merge_adapters(folder, folder / "merged")
+    if recipe.push_to_hub:
+        url = push(folder, recipe.hub_model_id, private=not recipe.hub_public)
+        print(f"uploaded to {url}")
+
+
+class Run:
+    """One training run on one set of rows: `start`, `fit`, `finish`, on every process."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        rows: Rows,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        signals: "Signals",
+    ):
+        self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
+        self.signals = signals
+        self.validation_rows = rows.validation
+        self.is_main = accelerator.is_main_process
+
+        set_seed(recipe.seed)
+        student = build_model(recipe, rows.texts)
+        self.config, self.processor = student.config, student.processor
+        if recipe.gradient_checkpointing:
+            student.activation_checkpointing_enable({"use_reentrant": False})
+        model = student
+        if recipe.lora:
+            model = add_adapters(student, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout)
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        set_seed(recipe.seed + accelerator.process_index)  # dropout differs between processes
+        # A loss that is switched off leaves parameters without a gradient.
+        weights = (self.config.itc_weight, self.config.itm_weight, self.config.lm_weight)
+        accelerator.ddp_handler.find_unused_parameters = not all(weights)
+
+        def loader(rows, training: bool) -> BatchLoader:
+            return BatchLoader(
+                rows,
+                self.processor,
+                self.config.category_question,
+                recipe,
+                training,
+                accelerator.process_index,
+                accelerator.num_processes,
+            )
+
+        self.train_loader = loader(rows.train, True)
+        self.validation_loader = loader(rows.validation, False)
+        optimizer = torch.optim.Adam(trainable, lr=recipe.learning_rate)
+        # Not prepared: a prepared ReduceLROnPlateau steps once per process. Its patience is the
+        # number of epochs it still endures.
+        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=0.5, patience=recipe.patience - 1, threshold=0
+        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.checkpoints = Checkpoints(folder.path / "checkpoints", accelerator)
+        self.progress = Progress()
+        self.facts = {
+            "train_micrographs": len(rows.train),
+            "validation_micrographs": len(rows.validation),
+            "skipped_micrographs": rows.skipped,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "trainable_parameters": sum(p.numel() for p in trainable),
+            "processes": accelerator.num_processes,
+            "device": str(accelerator.device),
+            "mixed_precision": accelerator.mixed_precision,
+        }
+        self.fingerprint = fingerprint(rows.texts)
+
+    # ---- begin and end -----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take the folder, and go on where a killed run was."""
+        self.accelerator.wait_for_everyone()  # all have looked at the folder
+        if self.is_main:
+            self.folder.claim(self.fingerprint, **self.facts)
+        if self.recipe.report_to:
+            os.environ.setdefault("TRACKIO_DIR", str((self.folder.path / "trackio").resolve()))
+            self.accelerator.init_trackers("mvaema")
+        facts = self.facts
+        self.say(
+            f"{facts['train_micrographs']:,} micrographs to train on, "
+            f"{facts['validation_micrographs']:,} to validate; {facts['parameters']:,} parameters, "
+            f"{facts['trainable_parameters']:,} trained; {facts['device']}, "
+            f"{facts['processes']} process(es)."
+        )
+        if skipped := facts["skipped_micrographs"]:
+            self.say(f"{len(skipped)} unreadable and left out: {', '.join(skipped[:10])}")
+        state = self.checkpoints.restore()
+        if state is not None:
+            state.pop("processes")
+            self.progress = Progress(**state)
+            self.scheduler.load_state_dict(self.progress.scheduler)
+            self.say(
+                f"going on in epoch {self.progress.epoch + 1}, after step {self.progress.step:,}"
+            )
+        if self.is_main:
+            self.folder.rewind(self.progress.epoch, self.progress.step)
+
+    def finish(self) -> None:
+        """Close the run: loss curves, model card, merged adapters, upload."""
+        if self.is_main:
+            path, recipe = self.folder.path, self.recipe
+            if self.progress.log:
+                loss_curves(self.progress.log, path / "losses.png")
+            self.folder.note(
+                finished=True, best_epoch=self.progress.best_epoch, epochs=self.progress.epoch
+            )
+            write_card(path, recipe.hub_model_id)
+            publish(recipe, path)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def say(self, text: str) -> None:
+        if self.is_main:
+            tqdm.write(text)
+
+    # ---- the loop ----------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Epochs until the last one, or until nothing gets better."""
+        recipe, progress = self.recipe, self.progress
+        steps = -(-len(self.train_loader) // recipe.gradient_accumulation_steps)
+        total = recipe.epochs * steps
+        with tqdm(total=total, initial=progress.step, unit="step", disable=not self.is_main) as bar:
+            while progress.epoch < recipe.epochs:
+                if progress.epoch - progress.best_epoch >= recipe.stop_after:
+                    self.say(f"no better validation loss for {recipe.stop_after} epochs: done.")
+                    break
+                self.train_epoch(bar)
+                self.end_epoch()
+
+    def train_epoch(self, bar: tqdm) -> None:
+        """The rest of the epoch that `progress` stands in."""
+        recipe, progress, parts = (
+            self.recipe,
+            self.progress,
+            self.recipe.gradient_accumulation_steps,
+        )
+        bar.set_description(f"epoch {progress.epoch + 1}/{recipe.epochs}")
+        self.model.train()
+        clock = time.perf_counter()
+        for batch in self.train_loader.epoch(progress.epoch, progress.batch):
+            progress.batch += 1
+            last = progress.batch % parts == 0 or progress.batch == len(self.train_loader)
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                output = self.model(**self._on_device(batch))
+                values = self._reduced(output, batch)
+                self._check(values, batch)
+                self.accelerator.backward(output.loss / parts)
+            self._count(values, len(batch.image_ids) * self.accelerator.num_processes)
+            if values["skipped"]:
+                self._note_skipped(batch)
+            if not last:
+                continue
+            progress.step += 1
+            if progress.step <= recipe.warmup_steps:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = recipe.learning_rate * progress.step / recipe.warmup_steps
+            self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            bar.update()
+            bar.set_postfix({n: f"{v / progress.rows:.3f}" for n, v in progress.sums.items()})
+            if progress.step % recipe.logging_steps == 0 and self.is_main:
+                losses = {n: values[n] for n in progress.sums}
+                record = {"step": progress.step, "learning_rate": self._learning_rate(), **losses}
+                self.folder.append("steps", record)
+            if progress.step % recipe.logging_steps == 0:
+                shown = {f"train/{n}": values[n] for n in progress.sums}
+                shown["learning_rate"] = self._learning_rate()
+                self.accelerator.log(shown, step=progress.step)
+            if values["stop"] or progress.step % recipe.checkpoint_steps == 0:
+                now = time.perf_counter()
+                progress.seconds, clock = progress.seconds + now - clock, now
+                self._stop() if values["stop"] else self._checkpoint()
+        progress.seconds += time.perf_counter() - clock
+
+    def end_epoch(self) -> None:
+        """Validate, keep the student if it is the best, write down how the epoch went."""
+        progress = self.progress
+        clock = time.perf_counter()
+        train = {name: total / progress.rows for name, total in progress.sums.items()}
+        validation = self.validate()
+        learning_rate = self._learning_rate()
+        self.scheduler.step(validation["loss"])
+        improved = validation["loss"] < progress.best
+        progress.epoch += 1
+        if improved:
+            progress.best, progress.best_epoch = validation["loss"], progress.epoch
+            self._save_student()
+        record = {
+            "epoch": progress.epoch,
+            "learning_rate": learning_rate,
+            "seconds": round(progress.seconds + time.perf_counter() - clock, 2),
+            "train": train,
+            "validation": validation,
+        }
+        record |= {
+            n: getattr(progress, n) for n in ("truncated", "skipped") if getattr(progress, n)
+        }
+        progress.log.append(record)
+        if self.is_main:
+            self.folder.append("training_log", record)
+        self.accelerator.log(
+            {f"validation/{name}": value for name, value in validation.items()}, step=progress.step
+        )
+        self.say(
+            f"epoch {progress.epoch:3d}  "
+            + "  ".join(f"{n} {train[n]:.3f}/{validation[n]:.3f}" for n in train)
+            + f"  {record['seconds']:.0f} s"
+            + (f"  {progress.truncated} answers cut" if progress.truncated else "")
+            + (f"  {progress.skipped} micrographs skipped" if progress.skipped else "")
             + ("  saved" if improved else "")
         )
-        if epoch - best_epoch >= recipe.stop_after:
-            accelerator.print(f"no better validation loss for {recipe.stop_after} epochs: done.")
-            break
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return output_dir
+        self._show_samples()
+        progress.batch = progress.rows = progress.truncated = progress.skipped = 0
+        progress.seconds, progress.sums = 0.0, {}
+        self._checkpoint()
 
+    def validate(self) -> dict[str, float]:
+        """Mean losses over the validation micrographs."""
+        self.model.eval()
+        sums, rows = {}, 0
+        with torch.no_grad():
+            for batch in self.validation_loader.epoch(0):
+                values = self._reduced(self.model(**self._on_device(batch)), batch)
+                if values["stop"]:  # the epoch's training is done, and need not be done again
+                    self._stop()
+                count = len(batch.image_ids)
+                for name in LOSSES:
+                    if name in values:
+                        sums[name] = sums.get(name, 0.0) + values[name] * count
+                rows += count
+        return {name: total / rows for name, total in sums.items()}
 
-def _run(
-    accelerator, model, loader, title, optimizer=None, recipe=None, epoch=0
-) -> dict[str, float]:
-    """One pass over `loader`, training when an optimizer is given; mean losses per micrograph."""
-    sums, count, step = {}, 0, epoch * len(loader)
-    bar = tqdm(loader, desc=title, leave=False, disable=not accelerator.is_main_process)
-    for batch in bar:
-        output = model(**batch)
-        if optimizer is not None:
-            step += 1
-            if step <= recipe.warmup_steps:
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.learning_rate * step / recipe.warmup_steps
-            accelerator.backward(output.loss)
-            accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
+    # ---- parts of a step ---------------------------------------------------------------------
+
+    def _on_device(self, batch: Batch) -> dict[str, torch.Tensor]:
+        device = self.accelerator.device
+        return {n: t.to(device, non_blocking=True) for n, t in batch.inputs.items()}
+
+    def _reduced(self, output, batch: Batch) -> dict[str, float]:
+        """Losses over all processes, and what any of them has to say, in one message."""
         names = [name for name in LOSSES if output.get(name) is not None]
-        values = accelerator.reduce(torch.stack([output[n].detach() for n in names]), "mean")
-        rows = len(batch["pixel_values"])
-        for name, value in zip(names, values.tolist(), strict=True):
-            sums[name] = sums.get(name, 0.0) + value * rows
-        count += rows
-        bar.set_postfix({name: f"{sums[name] / count:.3f}" for name in names})
-    return {name: total / count for name, total in sums.items()}
+        told = [float(batch.truncated), float(len(batch.skipped)), float(self.signals.received)]
+        own = torch.stack([output[name].detach().float() for name in names])
+        values = self.accelerator.reduce(torch.cat([own, own.new_tensor(told)]), "mean").tolist()
+        reduced = dict(zip([*names, "truncated", "skipped", "stop"], values, strict=True))
+        for name in ("truncated", "skipped"):
+            reduced[name] = round(reduced[name] * self.accelerator.num_processes)
+        return reduced
+
+    def _count(self, values: dict[str, float], rows: int) -> None:
+        progress = self.progress
+        for name in LOSSES:
+            if name in values:
+                progress.sums[name] = progress.sums.get(name, 0.0) + values[name] * rows
+        progress.rows += rows
+        progress.truncated += values["truncated"]
+        progress.skipped += values["skipped"]
+        progress.recent = [*progress.recent[-99:], values["loss"]]
+
+    def _check(self, values: dict[str, float], batch: Batch) -> None:
+        """Refuse a loss that is useless, before it has reached the weights."""
+        loss, recent = values["loss"], self.progress.recent
+        usual = statistics.median(recent) if len(recent) >= 20 else float("inf")
+        if loss < 10 * usual:  # false for NaN
+            return
+        file = self.folder.path / "failed_batch.json"
+        ids = gather_object(batch.image_ids)
+        if self.is_main:
+            failure = {
+                "epoch": self.progress.epoch + 1,
+                "step": self.progress.step + 1,
+                "losses": {n: str(values[n]) for n in LOSSES if n in values},
+                "median_loss": usual,
+                "image_ids": ids,
+            }
+            replace_text(file, json.dumps(failure, indent=2))
+        raise TrainingFailed(
+            f"the loss is {loss} in step {self.progress.step + 1} of epoch "
+            f"{self.progress.epoch + 1}; the ids of its micrographs are in {file}. The weights are "
+            "untouched: look at these micrographs, or start again with a lower --learning_rate."
+        )
+
+    def _note_skipped(self, batch: Batch) -> None:
+        skipped = gather_object(batch.skipped)
+        if self.is_main:
+            step = self.progress.step + 1
+            self.folder.append("skipped", *({"step": step, "image_id": i} for i in skipped))
+
+    def _learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    # ---- what is kept ------------------------------------------------------------------------
+
+    def _checkpoint(self) -> str | None:
+        self.progress.scheduler = self.scheduler.state_dict()
+        state = dataclasses.asdict(self.progress)
+        failure = self.checkpoints.save(self.progress.step, state)
+        if failure:
+            self.say(
+                f"WARNING: no checkpoint after step {self.progress.step:,} ({failure}); the last "
+                "good one is kept."
+            )
+        return failure
+
+    def _stop(self) -> NoReturn:
+        failure = self._checkpoint()
+        saved = f"and could not be saved ({failure})" if failure else "and is saved"
+        raise Interrupted(
+            self.signals.received or signal.SIGTERM,  # of another process
+            f"interrupted after step {self.progress.step:,}, {saved}; the same command goes on "
+            f"with {self.folder.path}",
+        )
+
+    def _save_student(self) -> None:
+        state = self.accelerator.get_state_dict(self.model)  # all processes, where it is sharded
+        if not self.is_main:
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        if self.recipe.lora:
+            save_adapters(model, self.folder.path, self.recipe.model)
+        else:
+            save_repository(model, self.folder.path, state)
+
+    def _show_samples(self) -> None:
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        if not self.recipe.sample_micrographs or sharded or not self.is_main:
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        samples = sample_answers(model, self.validation_rows, self.recipe.sample_micrographs)
+        self.folder.append("samples", *({"epoch": self.progress.epoch, **s} for s in samples))
+        text = format_samples(samples)
+        self.say(text)
+        self.accelerator.log({"samples": text}, step=self.progress.step)
+
+
+class Signals:
+    """SIGTERM and SIGINT ask a run to stop after its step; the second one stops at once.
+
+    Attributes:
+        received: number of the signal, 0 if there was none.
+    """
+
+    NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self):
+        self.received = 0
+
+    def __enter__(self) -> "Signals":
+        self.before = {number: signal.signal(number, self._receive) for number in self.NUMBERS}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = number

@@ -77,6 +77,19 @@ def ensure_wordnet(download: bool = False) -> WordNetCorpusReader:
     )
 
 
+def has_wordnet() -> bool:
+    """Whether METEOR proper can be scored here; if not, the reason is printed.
+
+    For commands that rather score `meteor_no_synonyms` than stop.
+    """
+    try:
+        ensure_wordnet()
+    except LookupError as error:
+        print(f"METEOR without synonyms: {error}")
+        return False
+    return True
+
+
 def _nltk_wordnet() -> WordNetCorpusReader:
     nltk.corpus.wordnet.ensure_loaded()
     return nltk.corpus.wordnet

@@ -321,7 +321,9 @@ def test_comparison_with_another_model_and_with_its_folder(arguments, calls, tmp
 def test_report_folder(arguments, write_report, monkeypatch):
     monkeypatch.setattr(evaluation, "write_report", write_report)
     losses = {"loss": 2.0, "lm_loss": 1.0}
-    log = [{"epoch": i, "train": losses, "validation": losses} for i in (1, 2)]
+    log = [
+        {"epoch": i, "learning_rate": 1e-3, "train": losses, "validation": losses} for i in (1, 2)
+    ]
     text = "\n".join(map(json.dumps, log))
     (Path(arguments.model) / "training_log.jsonl").write_text(text)
     results = evaluate(arguments)

@@ -81,9 +81,8 @@ def make_images() -> dict[str, Image.Image]:
     return images
 
 
-LOG = [
-    {"epoch": i, "train": {"lm_loss": 3 - i / 10}, "validation": {"lm_loss": 3.0}} for i in range(9)
-]
+LOSSES = {"loss": 3.0, "lm_loss": 3.0}
+LOG = [{"epoch": i, "learning_rate": 1e-3, "train": LOSSES, "validation": LOSSES} for i in range(9)]
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +211,7 @@ def test_bad_input(change, message, tmp_path):
 
 def test_log_without_losses(tmp_path):
     answers = make_answers()
-    with pytest.raises(ValueError, match="`epoch`, `train`"):
+    with pytest.raises(ValueError, match="has no `epoch`"):
         write_report(make_results(answers), answers, make_images(), tmp_path, [{"step": 1}])
 
 
