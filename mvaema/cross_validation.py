@@ -12,7 +12,7 @@ What is special about it:
 The folder of a cross-validation holds
 
     recipe.yaml             of all folds
-    fold-K/                 the training run (`mvaema/run_folder.py`) of the student tested on fold K
+    fold-K/                 training run (`mvaema/run_folder.py`) of the student to test on fold K
     fold-K/test/            its evaluation (`mvaema/evaluation.py`), report included
     fold-K/scores.json      its figures; a fold that has them is done
     cross_validation.json   the figures of all folds, with mean and standard deviation
@@ -21,19 +21,20 @@ The folder of a cross-validation holds
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import yaml
 from accelerate import PartialState
-from datasets import concatenate_datasets
+from datasets import Dataset
 
+from mvaema import run_folder
 from mvaema.evaluation import (
     EvaluationArguments,
     Micrographs,
@@ -43,7 +44,7 @@ from mvaema.evaluation import (
     write_text,
 )
 from mvaema.folds import LeakError, check_no_leak
-from mvaema.loading import load_rows
+from mvaema.loading import FoldedRows, Rows, load_folds
 from mvaema.recipe import Recipe, fingerprint
 from mvaema.report import NAMES, TABLE_1, Table, markdown
 from mvaema.scoring import read_records
@@ -52,18 +53,10 @@ from mvaema.wordnet import has_wordnet
 
 STUDENT = "student"
 CHANCE = "most frequent category"
+LOSSES = {"loss": "Loss", "itc_loss": "ITC loss", "itm_loss": "ITM loss", "lm_loss": "LM loss"}
 CATEGORY_FIGURES = {"top_1": "Top-1", "top_5": "Top-5", "macro_f1": "Macro F1"}
-# How and where a fold is run; everything else must be the same in all folds.
-PER_PROCESS = {"output_dir", "fold", "resume", "workers", "checkpoint_steps", "report_to"}
-
-
-class FoldRows(NamedTuple):
-    """The rows of a fold, checked: nothing about them can stop the scoring after the training."""
-
-    train: Micrographs
-    test: Micrographs
-    counts: dict[str, int]
-    dataset: str  # fingerprint of all parts together, the same in every fold
+# Settings that folds need not share: those that a run may change, but how long it is trained.
+FREE = {*run_folder.FREE, "fold"} - {"epochs", "stop_after"}
 
 
 def cross_validate(recipe: Recipe) -> Path:
@@ -87,31 +80,28 @@ def cross_validate(recipe: Recipe) -> Path:
             "uploads one: leave one of the two out."
         )
     process = PartialState(cpu=not torch.accelerator.is_available())
-    is_main = process.is_main_process
     group = None
     if process.num_processes > 1:
         # The others wait while the main process scores, longer than the default group would.
         group = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=365))
     folder = Path(recipe.output_dir)
-    if is_main:
+    pending = None
+    if process.is_main_process:
         _claim(folder, recipe)
-        synonyms = has_wordnet()
-    for fold in range(recipe.folds) if recipe.fold is None else [recipe.fold]:
-        of_fold = replace(
-            recipe, fold=fold, output_dir=str(folder / f"fold-{fold}"), resume=False
-        )
-        rows = None
-        if is_main and not _scores_file(folder, fold).is_file():
+        folds = range(recipe.folds) if recipe.fold is None else [recipe.fold]
+        pending = [fold for fold in folds if not _scores_file(folder, fold).is_file()]
+        if pending:
+            rows, synonyms = _load(recipe, pending), has_wordnet()
+    for fold in _told(pending, group):
+        of_fold = replace(recipe, fold=fold, output_dir=str(folder / f"fold-{fold}"), resume=False)
+        if process.is_main_process:
             print(f"\nFold {fold} of {recipe.folds}", flush=True)
-            rows = _load(of_fold)
-            _check_same_dataset({**_read_scores(folder, recipe.folds), fold: {"dataset": rows.dataset}})
-        if _told(rows is not None, group):
-            train(of_fold)
-        if rows is not None:
+        train(of_fold)
+        if process.is_main_process:
             _score(of_fold, rows, synonyms)
-    if is_main:
+        _told(None, group)
+    if process.is_main_process:
         _write_tables(folder, recipe.folds)
-    _told(None, group)
     return folder
 
 
@@ -130,7 +120,7 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     file = folder / "recipe.yaml"
     if file.is_file():
         earlier = yaml.safe_load(file.read_text(encoding="utf-8"))
-        differing = [n for n in settings if settings[n] != earlier.get(n) and n not in PER_PROCESS]
+        differing = [n for n in settings if settings[n] != earlier.get(n) and n not in FREE]
         if differing:
             changes = ", ".join(
                 f"{n} was {earlier.get(n)!r}, is {settings[n]!r}" for n in differing
@@ -150,39 +140,51 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     write_text(file, yaml.safe_dump(settings, sort_keys=False))
 
 
-def _load(recipe: Recipe) -> FoldRows:
-    """The rows of `recipe.fold`, with everything that could stop its scoring looked at now."""
-    rows = load_rows(recipe)
-    parts = {"train": rows.train, "validation": rows.validation, "test": rows.test}
-    for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        check_no_leak(parts[first], parts[second])
-    columns = ["image_id", "group", "qa", "caption"]
-    everything = concatenate_datasets([part.select_columns(columns) for part in parts.values()])
+def _load(recipe: Recipe, folds: Sequence[int]) -> FoldedRows:
+    """The rows, with everything about them that could stop the scoring of `folds` looked at."""
+    rows = load_folds(recipe)
+    _check_groups(rows.dataset, recipe.dataset)
+    Micrographs(rows.dataset, recipe.dataset)  # each has an id, and its own
+    for fold in folds:
+        parts = rows.split(fold, cross_validation=True)
+        keys = (p.select_columns(["group", "image_id"]) for p in (parts.validation, parts.test))
+        check_no_leak(*keys)
+        records_to_score(*_test_and_train(parts, recipe))
+    earlier = _read_scores(Path(recipe.output_dir), recipe.folds)
+    dataset_of = {fold: scores["dataset"] for fold, scores in earlier.items()}
+    _check_same_dataset(dataset_of | {folds[0]: _fingerprint(rows)})
+    return rows
+
+
+def _test_and_train(parts: Rows, recipe: Recipe) -> tuple[Micrographs, Micrographs]:
+    return Micrographs(parts.test, recipe.dataset), Micrographs(parts.train, recipe.dataset)
+
+
+def _fingerprint(rows: FoldedRows) -> str:
+    """Of micrographs, answers and folds; the latter follow from groups and near-duplicates."""
+    text = f"{fingerprint(rows.dataset)} {rows.folds.tolist()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _check_groups(rows: Dataset, name: str) -> None:
+    """Refuse a micrograph in several groups: what is one specimen cannot be known then."""
     groups = {}
-    for image_id, group in zip(everything["image_id"], everything["group"], strict=True):
+    for image_id, group in zip(rows["image_id"], rows["group"], strict=True):
         groups.setdefault(image_id, set()).add(group)
-    groups.pop(None, None)
-    crossing = sorted(image_id for image_id, of_image in groups.items() if len(of_image) > 1)
+    crossing = sorted(i for i, of_image in groups.items() if i and len(of_image) > 1)
     if crossing:
         raise LeakError(
-            f"{len(crossing)} micrographs of {recipe.dataset} are in several groups, such as "
-            f"{crossing[0]!r} in {', '.join(sorted(map(repr, groups[crossing[0]])))}: groups that "
-            "share a micrograph are one group. Give them one name, and keep each micrograph once."
+            f"groups of {name} cross: {len(crossing)} micrographs are in several, such as "
+            f"{crossing[0]!r} in {', '.join(sorted(map(repr, groups[crossing[0]])))}. Keep each "
+            "micrograph once, and give groups that share one the same name."
         )
-    Micrographs(everything, recipe.dataset)  # ids are there, and once each
-    train_part, test_part = (Micrographs(parts[n], recipe.dataset) for n in ("train", "test"))
-    records_to_score(test_part, train_part)
-    return FoldRows(
-        train_part,
-        test_part,
-        {**{name: len(part) for name, part in parts.items()}, "unreadable": len(rows.skipped)},
-        fingerprint(everything.sort("image_id")),
-    )
 
 
-def _score(recipe: Recipe, rows: FoldRows, synonyms: bool) -> None:
+def _score(recipe: Recipe, rows: FoldedRows, synonyms: bool) -> None:
     """Evaluate the student of a fold on its test micrographs and write `scores.json`."""
     folder = Path(recipe.output_dir)
+    parts = rows.split(recipe.fold, cross_validation=True)
+    test, train_rows = _test_and_train(parts, recipe)
     results = evaluate_rows(
         EvaluationArguments(
             model=str(folder),
@@ -192,8 +194,8 @@ def _score(recipe: Recipe, rows: FoldRows, synonyms: bool) -> None:
             train_split="the folds trained on",
             synonyms=synonyms,
         ),
-        rows.test,
-        rows.train,
+        test,
+        train_rows,
         STUDENT,
     )
     log = read_records(folder / "training_log.jsonl")
@@ -201,7 +203,7 @@ def _score(recipe: Recipe, rows: FoldRows, synonyms: bool) -> None:
     categories = {CHANCE if m == "chance" else m: s for m, s in results["classification"].items()}
     scores = {
         "fold": recipe.fold,
-        "dataset": rows.dataset,
+        "dataset": _fingerprint(rows),
         "answers": {
             name: {
                 metric: score["mean"]
@@ -215,7 +217,12 @@ def _score(recipe: Recipe, rows: FoldRows, synonyms: bool) -> None:
             for method, found in categories.items()
         },
         "training": {
-            "micrographs": rows.counts,
+            "micrographs": {
+                "train": len(parts.train),
+                "validation": len(parts.validation),
+                "test": len(parts.test),
+                "unreadable": len(parts.skipped),
+            },
             "epochs": {"best": best["epoch"], "all": len(log)},
             "validation": best["validation"],
         },
@@ -237,12 +244,12 @@ def _read_scores(folder: Path, folds: int) -> dict[int, dict]:
     }
 
 
-def _check_same_dataset(scores: Mapping[int, Mapping]) -> None:
-    if len({of_fold["dataset"] for of_fold in scores.values()}) > 1:
-        named = ", ".join(f"fold {fold}: {of_fold['dataset']}" for fold, of_fold in scores.items())
+def _check_same_dataset(fingerprints: Mapping[int, str]) -> None:
+    if len(set(fingerprints.values())) > 1:
+        named = ", ".join(f"fold {fold}: {found}" for fold, found in fingerprints.items())
         raise ValueError(
-            "the folds are not of one dataset, its micrographs, groups or answers have changed "
-            f"({named}): choose another --output_dir, or remove the older folds."
+            "the folds are not of one dataset; its micrographs, groups or answers have changed "
+            f"({named}). Choose another --output_dir, or remove the folds of the older one."
         )
 
 
@@ -252,7 +259,7 @@ def _write_tables(folder: Path, folds: int) -> None:
     if missing := [fold for fold in range(folds) if fold not in scores]:
         print(f"The tables follow when these folds are scored: {', '.join(map(str, missing))}.")
         return
-    _check_same_dataset(scores)
+    _check_same_dataset({k: of_fold["dataset"] for k, of_fold in scores.items()})
     results = {"folds": folds, "dataset": scores[0]["dataset"]}
     for section in ("answers", "categories", "training"):
         results[section] = _over_folds([of_fold[section] for of_fold in scores.values()])
@@ -299,7 +306,7 @@ def cross_validation_tables(results: Mapping) -> list[Table]:
         **{("micrographs", name): name.capitalize() for name in training["micrographs"]},
         ("epochs", "best"): "Best epoch",
         ("epochs", "all"): "Epochs",
-        **{("validation", n): LOSS_NAMES[n] for n in LOSS_NAMES if n in training["validation"]},
+        **{("validation", n): LOSSES[n] for n in LOSSES if n in training["validation"]},
     }
     columns = [training[name][figure] for name, figure in parts]
     tables = [
@@ -317,8 +324,8 @@ def cross_validation_tables(results: Mapping) -> list[Table]:
                 [name, *(_mean_std(of.get(f)) for f in CATEGORY_FIGURES)]
                 for name, of in categories.items()
             ],
-            f"{spread} F1 is averaged over the categories that occur in a fold. {CHANCE.capitalize()}"
-            ": of the micrographs trained on; for top-5 the five most frequent.",
+            f"{spread} F1 is averaged over the categories that occur in a fold. The {CHANCE} is "
+            "that of the micrographs trained on; for top-5 the five most frequent.",
         ),
         Table(
             "Training",

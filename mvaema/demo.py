@@ -48,9 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     say("Scoring it on scenes it has not seen")
     results = evaluate(
-        EvaluationArguments(
-            model=student, dataset=data, output_dir=report, synonyms=has_wordnet()
-        )
+        EvaluationArguments(model=student, dataset=data, output_dir=report, synonyms=has_wordnet())
     )
     _show_answers(student, data)
     say("Done.")
