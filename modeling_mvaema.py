@@ -40,6 +40,9 @@ except ImportError:  # from the project's root
 
 logger = logging.get_logger(__name__)
 
+# Rows that make a group of texts of like length worth its while, and most such groups.
+MIN_GROUP, MAX_GROUPS = 16, 8
+
 
 @dataclass
 class MVaEMaOutput(ModelOutput):
@@ -68,6 +71,21 @@ class MVaEMaOutput(ModelOutput):
     encoder_last_hidden_state: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
+
+
+@dataclass
+class MVaEMaMemory(ModelOutput):
+    """
+    What the decoder attends to.
+
+    Args:
+        last_hidden_state (`Tensor` of shape `(batch, memory_length, hidden_size)`): [V ; M].
+        images (`tuple` of pairs of `Tensor` of shape `(images, image tokens, hidden_size)`): for
+            each layer keys and values of V, once for the consecutive rows that share an image.
+    """
+
+    last_hidden_state: Tensor | None = None
+    images: tuple[tuple[Tensor, Tensor], ...] | None = None
 
 
 # --------------------------------------------------------------------------------------------
@@ -178,6 +196,29 @@ def mine_negatives(similarity: Tensor, positives: Tensor, noise: Tensor) -> tupl
 # Layers
 
 
+def _until_last(mask: Tensor) -> Tensor:
+    """True up to the last true value of each row: what is left out is padding."""
+    return mask.flip(1).cumsum(1).flip(1) > 0
+
+
+def _length_groups(attention_mask: Tensor) -> list[tuple[Tensor, int]] | None:
+    """Groups of texts of like length, (rows, longest) each, or None where they gain nothing.
+
+    On a CPU time goes with the tokens, and nearly half of a batch may be padding; a GPU would
+    rather have few large kernels, and a compiled graph fixed shapes.
+    """
+    batch, length = attention_mask.shape
+    count = min(batch // MIN_GROUP, MAX_GROUPS)
+    if count < 2 or attention_mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    ends = attention_mask.bool() * torch.arange(1, length + 1)
+    lengths, order = ends.amax(dim=1).clamp(min=1).sort()
+    if lengths.sum() > 0.9 * attention_mask.numel():
+        return None
+    groups = zip(order.chunk(count), lengths.chunk(count), strict=True)
+    return [(rows, int(longest[-1])) for rows, longest in groups]
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -198,43 +239,33 @@ def eager_attention_forward(
 
 
 class MVaEMaAttention(nn.Module):
-    """Multi-head attention: to the same states, or to a memory (cross-attention)."""
+    """Multi-head attention. Keys and values are projected apart, so that they can be shared."""
 
-    def __init__(self, config: MVaEMaConfig, layer_idx: int | None = None, is_causal: bool = False):
+    def __init__(self, config: MVaEMaConfig, is_causal: bool = False):
         super().__init__()
         self.config = config
-        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
         self.is_causal = is_causal
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def _heads(self, states: Tensor) -> Tensor:
-        return states.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+    def keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Projected, (batch, length, hidden_size) each."""
+        return self.k_proj(states), self.v_proj(states)
+
+    def heads(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(
         self,
         hidden_states: Tensor,
+        key: Tensor,
+        value: Tensor,
         attention_mask: Tensor | None = None,
-        memory: Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
     ) -> Tensor:
-        cross = memory is not None
-        query = self._heads(self.q_proj(hidden_states))
-        if cross and past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
-            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
-            key, value = layer.keys, layer.values
-        else:
-            source = memory if cross else hidden_states
-            key, value = self._heads(self.k_proj(source)), self._heads(self.v_proj(source))
-            if past_key_values is not None and cross:
-                cache = past_key_values.cross_attention_cache
-                key, value = cache.update(key, value, self.layer_idx)
-                past_key_values.is_updated[self.layer_idx] = True
-            elif past_key_values is not None:
-                cache = past_key_values.self_attention_cache
-                key, value = cache.update(key, value, self.layer_idx)
+        """`key` and `value` are (batch, heads, length, head_dim)."""
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -242,12 +273,12 @@ class MVaEMaAttention(nn.Module):
         # would make every attention causal, or none.
         output, _ = attend(
             self,
-            query,
+            self.heads(self.q_proj(hidden_states)),
             key,
             value,
             attention_mask,
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
-            scaling=self.config.head_dim**-0.5,
+            scaling=self.head_dim**-0.5,
             is_causal=self.is_causal,
         )
         return self.o_proj(output.flatten(2))
@@ -276,9 +307,9 @@ class MVaEMaImageLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        hidden_states = hidden_states + self.dropout(
-            self.self_attn(self.self_attn_norm(hidden_states))
-        )
+        normed = self.self_attn_norm(hidden_states)
+        key, value = map(self.self_attn.heads, self.self_attn.keys_and_values(normed))
+        hidden_states = hidden_states + self.dropout(self.self_attn(normed, key, value))
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
 
 
@@ -358,41 +389,73 @@ class MVaEMaTextLayer(GradientCheckpointingLayer):
     def __init__(self, config: MVaEMaConfig, layer_idx: int):
         super().__init__()
         self.config = config
+        self.layer_idx = layer_idx
 
         def norm():
             return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
         if config.use_self_attention:
-            self.self_attn = MVaEMaAttention(config, layer_idx)
+            self.self_attn = MVaEMaAttention(config)
             self.self_attn_norm = norm()
-        self.causal_attn = MVaEMaAttention(config, layer_idx, is_causal=config.use_causal_mask)
+        self.causal_attn = MVaEMaAttention(config, is_causal=config.use_causal_mask)
         self.causal_attn_norm = norm()
         if config.use_cross_attention:
-            self.cross_attn = MVaEMaAttention(config, layer_idx)
+            self.cross_attn = MVaEMaAttention(config)
             self.cross_attn_norm = norm()
         self.mlp = MVaEMaMLP(config)
         self.mlp_norm = norm()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    def _memory(
+        self,
+        image_keys: Tensor | None,
+        image_values: Tensor | None,
+        image_index: Tensor | None,
+        memory: Tensor | None,
+        cache: EncoderDecoderCache | None,
+    ) -> tuple[Tensor, Tensor] | None:
+        """What cross-attention reads for each row of text: its image, then its own memory."""
+        attention = self.cross_attn
+        if cache is not None and cache.is_updated.get(self.layer_idx):
+            layer = cache.cross_attention_cache.layers[self.layer_idx]
+            return layer.keys, layer.values
+        parts = []
+        if image_keys is not None:
+            parts.append((image_keys[image_index], image_values[image_index]))
+        if memory is not None:
+            parts.append(attention.keys_and_values(memory))
+        key, value = (attention.heads(torch.cat(x, dim=1)) for x in zip(*parts, strict=True))
+        if cache is not None:
+            key, value = cache.cross_attention_cache.update(key, value, self.layer_idx)
+            cache.is_updated[self.layer_idx] = True
+        return key, value
+
     def forward(
         self,
         hidden_states: Tensor,
+        image_keys: Tensor | None,
+        image_values: Tensor | None,
         memory: Tensor | None,
         causal: bool,
+        image_index: Tensor | None = None,
         attention_mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
     ) -> Tensor:
-        if causal:
-            attended = self.causal_attn(
-                hidden_states, attention_mask, past_key_values=past_key_values
+        if causal or self.config.use_self_attention:
+            attention = self.causal_attn if causal else self.self_attn
+            norm = self.causal_attn_norm if causal else self.self_attn_norm
+            key, value = map(attention.heads, attention.keys_and_values(hidden_states))
+            if past_key_values is not None:
+                cache = past_key_values.self_attention_cache
+                key, value = cache.update(key, value, self.layer_idx)
+            attended = attention(hidden_states, key, value, attention_mask)
+            hidden_states = norm(hidden_states + self.dropout(attended))
+        if self.config.use_cross_attention and (image_keys is not None or memory is not None):
+            key, value = self._memory(
+                image_keys, image_values, image_index, memory, past_key_values
             )
-            hidden_states = self.causal_attn_norm(hidden_states + self.dropout(attended))
-        elif self.config.use_self_attention:
-            attended = self.self_attn(hidden_states, attention_mask)
-            hidden_states = self.self_attn_norm(hidden_states + self.dropout(attended))
-        if memory is not None and self.config.use_cross_attention:
-            attended = self.cross_attn(hidden_states, memory_mask, memory, past_key_values)
+            attended = self.cross_attn(hidden_states, key, value, memory_mask)
             hidden_states = self.cross_attn_norm(hidden_states + self.dropout(attended))
         return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
 
@@ -413,6 +476,15 @@ class MVaEMaTextStack(nn.Module):
             MVaEMaTextLayer(config, i) for i in range(config.num_text_layers)
         )
 
+    def project_images(self, states: Tensor) -> tuple[tuple[Tensor, Tensor], ...] | None:
+        """Keys and values of images for each layer, (images, image tokens, hidden_size) each.
+
+        Computed once, however many texts are about an image and in whatever mode.
+        """
+        if not self.config.use_cross_attention:
+            return None
+        return tuple(layer.cross_attn.keys_and_values(states) for layer in self.layers)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -421,16 +493,20 @@ class MVaEMaTextStack(nn.Module):
         memory_mask: Tensor | None = None,
         causal: bool = False,
         past_key_values: EncoderDecoderCache | None = None,
+        images: tuple[tuple[Tensor, Tensor], ...] | None = None,
+        image_index: Tensor | None = None,
     ) -> Tensor:
         """Token ids (batch, length) -> states (batch, length, hidden_size).
 
         Args:
-            attention_mask: (batch, length), 1 for tokens and 0 for padding; with a cache,
-                (batch, cached + length).
-            memory: (batch, memory_length, hidden_size) to attend to, if any.
-            memory_mask: (batch, memory_length).
+            attention_mask: (batch, length), 1 for tokens and 0 for padding, which may come back
+                as zeros. In the decoder padding only follows, where the causal mask hides it.
+            memory: (batch, memory_length, hidden_size), states of each row's own to attend to.
+            memory_mask: (batch, image tokens + memory_length).
             causal: decoder instead of encoder.
             past_key_values: the decoder's cache.
+            images: from `project_images`, to attend to.
+            image_index: (batch,), the image of each row.
 
         Raises:
             ValueError: the text is longer than `max_position_embeddings`.
@@ -443,14 +519,40 @@ class MVaEMaTextStack(nn.Module):
                 f"max_position_embeddings ({self.config.max_position_embeddings}); shorten it, or "
                 "let the processor cut it."
             )
-        positions = torch.arange(length, device=input_ids.device) + past
+        rows = (input_ids, attention_mask, memory, memory_mask, image_index)
+        groups = None
+        if attention_mask is not None and past_key_values is None:
+            groups = _length_groups(attention_mask)
+        if groups is None:
+            return self._run(*rows, images, causal, past_key_values, past)
+        states = []
+        for group, longest in groups:
+            ids, mask, *rest = (x if x is None else x.index_select(0, group) for x in rows)
+            part = self._run(ids[:, :longest], mask[:, :longest], *rest, images, causal)
+            states.append(nn.functional.pad(part, (0, 0, 0, length - longest)))
+        order = torch.cat([group for group, _ in groups])
+        return torch.cat(states).index_select(0, order.argsort())
+
+    def _run(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        memory: Tensor | None,
+        memory_mask: Tensor | None,
+        image_index: Tensor | None,
+        images: tuple[tuple[Tensor, Tensor], ...] | None,
+        causal: bool,
+        past_key_values: EncoderDecoderCache | None = None,
+        past: int | Tensor = 0,
+    ) -> Tensor:
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device) + past
         hidden_states = self.word_embeddings(input_ids) + self.position_embeddings(positions)
         hidden_states = self.dropout(self.embedding_norm(hidden_states))
         if causal and self.config.use_causal_mask:
             mask = create_causal_mask(
                 config=self.config,
                 inputs_embeds=hidden_states,
-                attention_mask=attention_mask,
+                attention_mask=None,
                 past_key_values=past_key_values,
             )
         else:
@@ -462,13 +564,16 @@ class MVaEMaTextStack(nn.Module):
                 config=self.config,
                 inputs_embeds=hidden_states,
                 attention_mask=memory_mask,
-                encoder_hidden_states=memory,
+                # Only its shape and type are read; there is no tensor of all that is attended to.
+                encoder_hidden_states=hidden_states.new_empty(0).expand(*memory_mask.shape, 0),
             )
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             hidden_states = layer(
                 hidden_states,
+                *((None, None) if images is None else images[i]),
                 memory,
                 causal,
+                image_index=image_index,
                 attention_mask=mask,
                 memory_mask=memory_mask,
                 past_key_values=past_key_values,
@@ -491,9 +596,8 @@ class MVaEMaPromptEncoder(nn.Module):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         **kwargs,
-    ) -> BaseModelOutput:
-        memory = self.model.encode_prompt(pixel_values, input_ids, attention_mask)
-        return BaseModelOutput(last_hidden_state=memory)
+    ) -> MVaEMaMemory:
+        return self.model._encode_prompt(pixel_values, input_ids, attention_mask)
 
 
 # --------------------------------------------------------------------------------------------
@@ -634,8 +738,24 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             image_states: (batch, 1 + patches, hidden_size), from `model.image_encoder`.
             input_ids: (batch, length) and `attention_mask` of the same shape.
         """
+        images = self.text_stack.project_images(image_states)
+        return self._match(images, self._share(input_ids, image_states), input_ids, attention_mask)
+
+    def _share(self, rows: Tensor, images: Tensor, name: str = "texts") -> Tensor:
+        """The image of each row, (batch,): consecutive rows share one."""
+        if len(rows) % len(images):
+            raise ValueError(
+                f"{len(rows)} {name} cannot be shared out evenly to {len(images)} images."
+            )
+        return torch.arange(len(rows), device=rows.device) // (len(rows) // len(images))
+
+    def _ground(self, images, image_index: Tensor, input_ids: Tensor, attention_mask) -> Tensor:
+        """States of texts that know their image, by its keys and values."""
         ids = self._first(input_ids, self.config.enc_token_id)
-        states = self.text_stack(ids, attention_mask, memory=image_states)
+        return self.text_stack(ids, attention_mask, images=images, image_index=image_index)
+
+    def _match(self, images, image_index: Tensor, input_ids: Tensor, attention_mask) -> Tensor:
+        states = self._ground(images, image_index, input_ids, attention_mask)
         return self.itm_head(self._summary(states, attention_mask)).squeeze(-1)
 
     def encode_prompt(
@@ -652,25 +772,25 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
                 consecutive prompts share an image.
             image_states: states of these images, when they are at hand already.
         """
+        return self._encode_prompt(pixel_values, input_ids, attention_mask, image_states)[0]
+
+    def _encode_prompt(
+        self, pixel_values, input_ids, attention_mask, image_states=None, images=None
+    ) -> MVaEMaMemory:
         if pixel_values is None and image_states is None:
             raise ValueError("pixel_values are missing: a question is about an image.")
-        images = pixel_values if image_states is None else image_states
-        if len(input_ids) % len(images):
-            raise ValueError(
-                f"{len(input_ids)} texts cannot be shared out evenly to {len(images)} images."
-            )
-        repeats = len(input_ids) // len(images)
+        index = self._share(input_ids, pixel_values if image_states is None else image_states)
         if self.config.instruction_aware:
             question = self._encode_text(input_ids, attention_mask)
-            pixel_values = pixel_values.repeat_interleave(repeats, dim=0)
-            image_states = self.image_encoder(pixel_values, question)
-        else:
-            if image_states is None:
-                image_states = self.image_encoder(pixel_values)
-            image_states = image_states.repeat_interleave(repeats, dim=0)
-        prompt_ids = self._first(input_ids, self.config.enc_token_id)
-        grounded = self.text_stack(prompt_ids, attention_mask, memory=image_states)
-        return torch.cat([image_states, grounded], dim=1)
+            image_states, images = self.image_encoder(pixel_values[index], question), None
+            index = self._share(input_ids, image_states)
+        elif image_states is None:
+            image_states = self.image_encoder(pixel_values)
+        if images is None:
+            images = self.text_stack.project_images(image_states)
+        grounded = self._ground(images, index, input_ids, attention_mask)
+        memory = torch.cat([image_states.index_select(0, index), grounded], dim=1)
+        return MVaEMaMemory(memory, images)
 
     def decode(
         self,
@@ -685,19 +805,33 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             memory: from `encode_prompt`.
             attention_mask: (batch, prompt length), of the prompt inside the memory.
         """
-        memory_mask = None
+        memory = MVaEMaMemory(memory)
+        return self.lm_head(
+            self._decode(decoder_input_ids, memory, attention_mask, past_key_values)
+        )
+
+    def _decode(
+        self, ids, memory: ModelOutput, attention_mask, past_key_values, answer_mask=None
+    ) -> Tensor:
+        states, images, index = memory[0], getattr(memory, "images", None), None
         if attention_mask is not None:
-            image_tokens = memory.shape[1] - attention_mask.shape[1]
-            memory_mask = nn.functional.pad(attention_mask, (image_tokens, 0), value=1)
-        # Padding only follows an answer, where the causal mask hides it from every word.
-        states = self.text_stack(
-            decoder_input_ids,
-            memory=memory,
-            memory_mask=memory_mask,
+            image_tokens = states.shape[1] - attention_mask.shape[1]
+            attention_mask = nn.functional.pad(attention_mask, (image_tokens, 0), value=1)
+        if past_key_values is not None and past_key_values.is_updated.get(0):
+            images = None  # the cache has them, and the rest of the memory
+        if images is not None:
+            index = self._share(ids, images[0][0])
+            states = states[:, images[0][0].shape[1] :]
+        return self.text_stack(
+            ids,
+            answer_mask,
+            memory=states,
+            memory_mask=attention_mask,
             causal=True,
             past_key_values=past_key_values,
+            images=images,
+            image_index=index,
         )
-        return self.lm_head(states)
 
     # ---- for people --------------------------------------------------------------------------
 
@@ -863,13 +997,14 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
     def _lm_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         # The ids came right-shifted: logits and labels are aligned, nothing shifts here.
         losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none"
+            logits.flatten(0, -2).float(), labels.flatten(), ignore_index=-100, reduction="none"
         )
         return global_mean(losses, labels.flatten() != -100)
 
     def _pair_losses(
         self,
         image_states: Tensor,
+        images: tuple[tuple[Tensor, Tensor], ...] | None,
         image_embeds: Tensor,
         text_embeds: Tensor,
         statement_ids: Tensor,
@@ -877,19 +1012,12 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
         image_ids: Tensor | None,
     ) -> dict[str, Tensor]:
         """ITC and ITM over all (image, statement) pairs of the global batch."""
-        repeats, rest = divmod(len(statement_ids), len(image_embeds))
-        if rest:
-            raise ValueError(
-                f"{len(statement_ids)} statements cannot be shared out evenly to "
-                f"{len(image_embeds)} images."
-            )
+        own_images = self._share(statement_ids, image_embeds, "statements")
         rank = dist.get_rank() if _world_size() > 1 else 0
         if image_ids is None:
             image_ids = torch.arange(len(image_embeds), device=statement_ids.device)
             image_ids = image_ids + rank * len(image_embeds)
-        image_ids = image_ids.repeat_interleave(repeats)
-        image_embeds = image_embeds.repeat_interleave(repeats, dim=0)
-        image_states = image_states.repeat_interleave(repeats, dim=0)
+        image_ids, image_embeds = image_ids[own_images], image_embeds[own_images]
 
         all_ids = _gather_texts(
             statement_ids.masked_fill(statement_mask == 0, self.config.pad_token_id),
@@ -926,8 +1054,15 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             # One packed pass: the pair itself, its image with a wrong text, its text with a
             # wrong image.
             ids = torch.cat([own_ids, all_ids[text_index], own_ids])
-            states = torch.cat([image_states, image_states, gather(image_states)[image_index]])
-            logits = self.match(states, ids, (ids != self.config.pad_token_id).long())
+            wrong_images = image_index // (len(own_images) // len(image_states))
+            if _world_size() > 1:
+                # Other processes' images have to be projected here.
+                wrong_states = gather(image_states)[wrong_images]
+                images = self.text_stack.project_images(torch.cat([image_states, wrong_states]))
+                wrong_images = torch.arange(len(wrong_states), device=ids.device)
+                wrong_images = wrong_images + len(image_states)
+            index = torch.cat([own_images, own_images, wrong_images])
+            logits = self._match(images, index, ids, (ids != self.config.pad_token_id).long())
             matching = torch.ones_like(has_text)
             target = torch.cat([matching, ~matching, ~matching]).float()
             losses["itm_loss"] = global_mean(
@@ -977,10 +1112,12 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             [`MVaEMaOutput`], or a tuple of its fields when `return_dict=False`.
         """
         output = MVaEMaOutput()
-        image_states = None
+        image_states = images = None
         if pixel_values is not None and encoder_outputs is None:
             image_states = self.image_encoder(pixel_values)
             output.image_embeds = self._project_image(image_states)
+            if input_ids is not None or statement_ids is not None:
+                images = self.text_stack.project_images(image_states)
         losses = {}
         if statement_ids is not None:
             if statement_mask is None:
@@ -989,6 +1126,7 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             if image_states is not None and (self.config.itc_weight or self.config.itm_weight):
                 losses = self._pair_losses(
                     image_states,
+                    images,
                     output.image_embeds,
                     output.text_embeds,
                     statement_ids,
@@ -998,19 +1136,29 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = self._shift_right(labels)
         if decoder_input_ids is not None:
-            if encoder_outputs is not None:
-                memory = encoder_outputs[0]
-            else:
-                memory = self.encode_prompt(pixel_values, input_ids, attention_mask, image_states)
+            if encoder_outputs is None:
+                encoder_outputs = self._encode_prompt(
+                    pixel_values, input_ids, attention_mask, image_states, images
+                )
             if use_cache and past_key_values is None and not self.training:
                 past_key_values = EncoderDecoderCache(
                     DynamicCache(config=self.config), DynamicCache(config=self.config)
                 )
-            output.encoder_last_hidden_state = memory
-            output.logits = self.decode(decoder_input_ids, memory, attention_mask, past_key_values)
+            output.encoder_last_hidden_state = encoder_outputs[0]
             output.past_key_values = past_key_values
+            answer_mask = None if labels is None else _until_last(labels != -100)
+            states = self._decode(
+                decoder_input_ids, encoder_outputs, attention_mask, past_key_values, answer_mask
+            )
+            if labels is not None and self.training and not torch.compiler.is_compiling():
+                # Only what the loss needs: a third of the time goes into logits otherwise.
+                chosen = labels != -100
+                states, labels = states[chosen], labels[chosen]
+            logits = self.lm_head(states)
             if labels is not None and self.config.lm_weight:
-                losses["lm_loss"] = self._lm_loss(output.logits, labels)
+                losses["lm_loss"] = self._lm_loss(logits, labels)
+            if labels is None or not self.training:
+                output.logits = logits
         for name, loss in losses.items():
             output[name] = loss
             weighted = getattr(self.config, name.replace("_loss", "_weight")) * loss

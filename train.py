@@ -8,7 +8,6 @@ A run that was killed goes on by the same command. On one CPU, `python train.py 
 import sys
 
 from mvaema.cross_validation import cross_validate
-
 from mvaema.recipe import read_recipe
 from mvaema.training import Interrupted, TrainingFailed, train
 

@@ -10,6 +10,7 @@ What is special about it:
 """
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -18,6 +19,8 @@ import torch
 from accelerate import Accelerator
 
 STATE = "state.json"
+# It warns at each checkpoint that tied weights are written once.
+logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
 
 class Checkpoints:

@@ -44,8 +44,8 @@ def check_no_leak(train: Dataset, validation: Dataset):
     for column in ("group", "image_id"):
         if column not in train.column_names or column not in validation.column_names:
             continue
-        seen = set(train.unique(column)) - {None}
-        shared = sorted(seen & set(validation.unique(column)))
+        seen = set(train[column][:]) - {None}  # `unique` would first copy selected rows
+        shared = sorted(seen & set(validation[column][:]))
         if shared:
             named = ", ".join(map(repr, shared[:10])) + (", ..." if len(shared) > 10 else "")
             raise LeakError(

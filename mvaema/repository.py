@@ -17,7 +17,12 @@ def replacing_files(folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
         yield Path(temporary)
-        for file in sorted(Path(temporary).iterdir(), key=lambda f: f.suffix == ".safetensors"):
+        files = sorted(Path(temporary).iterdir(), key=lambda f: f.suffix == ".safetensors")
+        mode = files[0].stat().st_mode
+        for file in files:
+            # safetensors lets nobody but the owner read its files; they are no more secret than
+            # the others.
+            file.chmod(mode)
             file.replace(folder / file.name)
 
 

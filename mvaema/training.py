@@ -32,8 +32,9 @@ from modeling_mvaema import MVaEMaModel
 from mvaema.adapters import add_adapters, load_student, merge_adapters, save_adapters
 from mvaema.checkpoints import Checkpoints
 from mvaema.figures import loss_curves
-from mvaema.hub import push, write_card
+from mvaema.hub import push, require_token
 from mvaema.loading import Batch, BatchLoader, Rows, load_rows
+from mvaema.model_card import write_card
 from mvaema.recipe import Recipe, fingerprint
 from mvaema.repository import save_repository
 from mvaema.run_folder import RunFolder, replace_text
@@ -166,8 +167,8 @@ def train(recipe: Recipe) -> Path:
         Interrupted: SIGTERM or SIGINT; a checkpoint was written first.
     """
     folder = RunFolder(recipe)
-    if folder.finished:
-        return folder.path
+    if recipe.push_to_hub:
+        require_token()
     accelerator = Accelerator(
         # Said explicitly: under torchrun on a machine without a GPU, accelerate would otherwise
         # run as many separate trainings as there are processes.
@@ -176,6 +177,10 @@ def train(recipe: Recipe) -> Path:
         project_dir=recipe.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    if folder.finished:
+        if accelerator.is_main_process:
+            publish(recipe, folder.path)
+        return folder.path
     with accelerator.main_process_first():  # the others find its cached look at the images
         rows = load_rows(recipe)
     with Signals() as signals:
@@ -184,6 +189,15 @@ def train(recipe: Recipe) -> Path:
         run.fit()
         run.finish()
     return folder.path
+
+
+def publish(recipe: Recipe, folder: Path) -> None:
+    """What the recipe asks to be made of a finished run: merged adapters, an upload."""
+    if recipe.merge:
+        merge_adapters(folder, folder / "merged")
+    if recipe.push_to_hub:
+        url = push(folder, recipe.hub_model_id, private=not recipe.hub_public)
+        print(f"uploaded to {url}")
 
 
 class Run:
@@ -289,12 +303,8 @@ class Run:
             self.folder.note(
                 finished=True, best_epoch=self.progress.best_epoch, epochs=self.progress.epoch
             )
-            write_card(path)
-            if recipe.merge:
-                merge_adapters(path, path / "merged")
-            if recipe.push_to_hub:
-                url = push(path, recipe.hub_model_id, private=not recipe.hub_public)
-                self.say(f"uploaded to {url}")
+            write_card(path, recipe.hub_model_id)
+            publish(recipe, path)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 

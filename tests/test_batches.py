@@ -10,15 +10,21 @@ import torch
 from micrograph_data import write_dataset
 
 from mvaema.dataset import DatasetError, load_micrographs
+from mvaema.examples import ExampleDrawer
 from mvaema.folds import LeakError
 from mvaema.loading import Batch, BatchLoader, load_folds, load_rows, longest_answers
 from mvaema.recipe import Recipe
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("batches") / "data", 43)
+
+
 @pytest.fixture
-def recipe(tmp_path):
+def recipe(folder, tmp_path):
     return Recipe(
-        str(write_dataset(tmp_path / "data", 43)),
+        str(folder),
         str(tmp_path / "run"),
         folds=4,
         batch_size=8,
@@ -27,20 +33,17 @@ def recipe(tmp_path):
     )
 
 
+@pytest.fixture(scope="module")
+def rows(folder):
+    return load_rows(Recipe(str(folder), "", folds=4))
+
+
 @pytest.fixture
-def make_loader(recipe, processor):
+def make_loader(recipe, rows, processor):
     def make(training=True, rank=0, world_size=1, **changes):
+        part = rows.train if training else rows.validation
         changed = dataclasses.replace(recipe, **changes)
-        rows = load_rows(changed)
-        return BatchLoader(
-            rows.train if training else rows.validation,
-            processor,
-            "Which category?",
-            changed,
-            training,
-            rank,
-            world_size,
-        )
+        return BatchLoader(part, processor, "Which category?", changed, training, rank, world_size)
 
     return make
 
@@ -89,11 +92,11 @@ def test_two_ranks_see_together_what_one_process_sees(make_loader, processor, tr
             assert all(torch.equal(both[name], whole.inputs[name]) for name in both)
 
 
-def test_an_epoch_has_every_row_once_in_whole_batches(make_loader):
+def test_an_epoch_has_every_row_once_in_whole_batches(rows, make_loader):
     loader = make_loader()
-    rows = len(loader._shares.texts)
+    count = len(rows.train)
     first, second = ([i for b in loader.epoch(e) for i in b.image_ids] for e in range(2))
-    assert len(first) == rows // 8 * 8 == 8 * len(loader) and len(set(first)) == len(first)
+    assert len(first) == count // 8 * 8 == 8 * len(loader) and len(set(first)) == len(first)
     assert first != second
     halves = make_loader(gradient_accumulation_steps=2)
     assert len(halves) == 2 * len(loader)
@@ -103,17 +106,16 @@ def test_an_epoch_has_every_row_once_in_whole_batches(make_loader):
 @pytest.mark.parametrize(
     "batch_size, parts, sizes", [(48, 2, [24]), (48, 1, [32]), (48, 4, [12] * 2)]
 )
-def test_few_rows_make_what_batches_they_can(make_loader, batch_size, parts, sizes):
-    loader = make_loader(batch_size=batch_size, gradient_accumulation_steps=parts, folds=4)
-    rows = len(loader._shares.texts)
+def test_few_rows_make_what_batches_they_can(rows, make_loader, batch_size, parts, sizes):
+    loader = make_loader(batch_size=batch_size, gradient_accumulation_steps=parts)
     batches = [len(batch.image_ids) for batch in loader.epoch(0)]
-    assert batches == [min(size, rows) for size in sizes] and len(loader) == len(batches)
+    assert batches == [min(size, len(rows.train)) for size in sizes] and len(loader) == len(batches)
 
 
-def test_validation_has_every_row_once_and_is_filled_up_as_little_as_possible(make_loader):
+def test_validation_has_every_row_and_is_filled_up_as_little_as_possible(rows, make_loader):
     loader = make_loader(training=False)
     ids = [i for batch in loader.epoch(0) for i in batch.image_ids]
-    assert ids == loader._shares.texts["image_id"][:]
+    assert ids == rows.validation["image_id"][:]
     ranks = [make_loader(False, rank, 4) for rank in range(4)]
     shares = [[i for batch in rank.epoch(0) for i in batch.image_ids] for rank in ranks]
     assert len({len(share) for share in shares}) == 1
@@ -172,10 +174,15 @@ def test_bucketing_puts_like_lengths_together_and_loses_nothing(recipe, processo
     assert padding[True] < 0.8 * padding[False]
 
 
-def test_the_longest_answer_counts(processor):
-    answers = [["a film", "grains and wires of many kinds"], ["a"], ["of 5 nm", "b"]]
-    counted = [max(len(processor.tokenizer(a)["input_ids"]) for a in some) for some in answers]
-    assert longest_answers(processor.tokenizer, answers).tolist() == counted
+def test_the_longest_drawn_answer_counts(rows, processor):
+    drawer = ExampleDrawer("Which category?", 2)
+    numbered = list(enumerate(rows.texts))
+    lengths = longest_answers(processor.tokenizer, drawer, numbered, epoch=1)
+    counted = [
+        max(len(processor.tokenizer(a)["input_ids"]) for _, a in drawer.draw(row, i, 1).pairs)
+        for i, row in numbered
+    ]
+    assert lengths.tolist() == counted and len(set(counted)) > 1
 
 
 def test_uneven_shares_are_refused(make_loader):
@@ -199,10 +206,11 @@ def test_folds_test_validate_and_train_without_sharing_a_specimen(recipe):
         plain = folded.split((fold + 1) % 4)
         assert plain.test is None
         assert plain.validation["image_id"][:] == rows.validation["image_id"][:]
-    assert sorted(tested) == sorted(folded.dataset["image_id"])
+    assert sorted(tested) == sorted(folded.rows["image_id"])
 
 
-def test_one_unreadable_image_is_skipped_or_refused(recipe):
+def test_one_unreadable_image_is_skipped_or_refused(recipe, tmp_path):
+    recipe.dataset = str(write_dataset(tmp_path / "data", 43))
     image = Path(recipe.dataset) / "train" / "7.png"
     image.write_bytes(image.read_bytes()[:60])
     (Path(recipe.dataset) / "train" / "9.png").unlink()
@@ -218,8 +226,9 @@ def test_one_unreadable_image_is_skipped_or_refused(recipe):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_goes_bad_later_is_named(recipe, processor, workers):
-    changed = dataclasses.replace(recipe, workers=workers)
+def test_an_image_that_goes_bad_later_is_named(recipe, processor, tmp_path, workers):
+    dataset = str(write_dataset(tmp_path / "data"))
+    changed = dataclasses.replace(recipe, dataset=dataset, workers=workers)
     rows = load_rows(changed).train
     loader = BatchLoader(rows, processor, "Which?", changed, True)
     victim = rows[3]["image"]["path"]

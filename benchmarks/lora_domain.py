@@ -1,0 +1,200 @@
+"""LoRA and full tuning on a domain that the student has not seen: one source left out.
+
+    python benchmarks/lora_domain.py ../shared/micrographs runs/domain --source NAME
+
+Trains a base on all other sources, divides the left-out source into two halves that share no
+specimen, tunes the base on one half (adapters, then all weights) and scores all three on the other.
+The learning rates are those of --rates with the lowest validation loss, on a fold of the tuning
+half. Ends with a table, and `results.json`. Run the same command again to go on after an
+interruption. `--variants` compares targets and ranks of adapters instead, by held-out losses.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import datasets
+import numpy as np
+import torch
+from datasets import DatasetDict, concatenate_datasets
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from mvaema import adapters
+from mvaema.adapters import load_student
+from mvaema.dataset import load_micrographs
+from mvaema.evaluation import EvaluationArguments, evaluate
+from mvaema.folds import assign_folds
+from mvaema.loading import BatchLoader
+from mvaema.near_duplicates import near_duplicate_clusters
+from mvaema.recipe import Recipe
+from mvaema.training import LOSSES, train
+
+ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["fc1", "fc2"]
+VARIANTS = {
+    "q, v; rank 8": (["q_proj", "v_proj"], 8),
+    "attention; rank 8": (ATTENTION, 8),
+    "mlp; rank 8": (MLP, 8),
+    "attention, mlp; rank 4": (ATTENTION + MLP, 4),
+    "attention, mlp; rank 8": (ATTENTION + MLP, 8),
+    "attention, mlp; rank 16": (ATTENTION + MLP, 16),
+}
+SCORES = ("meteor", "bleu_2", "rouge_l")
+
+
+def leave_out(source: str, dataset: str, folder: Path) -> None:
+    """`others` (split train) and `domain` (train to tune on, validation to measure on)."""
+    if (folder / "domain" / "dataset_dict.json").is_file():
+        return
+    rows = concatenate_datasets([load_micrographs(dataset, s) for s in ("train", "validation")])
+    inside = np.array(rows["source"]) == source
+    if not inside.any():
+        sys.exit(f"error: no source {source!r}; there are {', '.join(sorted(set(rows['source'])))}")
+    # What shares a specimen or a picture with the domain is no longer unseen.
+    clusters, groups = near_duplicate_clusters(rows), np.array(rows["group"])
+    known = np.isin(clusters, clusters[inside]) | np.isin(groups, groups[inside])
+    DatasetDict(train=rows.select(np.flatnonzero(~known))).save_to_disk(folder / "others")
+    domain = rows.select(np.flatnonzero(inside))
+    half = np.array(assign_folds(domain, 2))
+    parts = {name: domain.select(np.flatnonzero(half == i)) for i, name in enumerate(("a", "b"))}
+    halves = DatasetDict(train=parts["a"], validation=parts["b"])
+    halves.save_to_disk(folder / "domain")
+
+
+@torch.no_grad()
+def held_out_losses(student: Path, domain: Path) -> dict[str, float]:
+    """Mean losses over the half that nothing was tuned on."""
+    model = load_student(student).eval()
+    rows = load_micrographs(domain, "validation")
+    recipe = Recipe(str(domain), "", batch_size=16, workers=0)
+    loader = BatchLoader(rows, model.processor, model.config.category_question, recipe, False)
+    sums = dict.fromkeys(LOSSES, 0.0)
+    for batch in loader.epoch(0):
+        output = model(**batch.inputs)
+        for name in LOSSES:
+            sums[name] += output[name].item() * len(batch.image_ids)
+    return {name: total / len(rows) for name, total in sums.items()}
+
+
+def tune(folder: Path, name: str, args: argparse.Namespace, **settings) -> Path:
+    """A run on the tuning half, from the base, with the best of `args.rates`."""
+    runs = []
+    for rate in args.rates:
+        recipe = Recipe(
+            str(folder / "domain"),
+            str(folder / f"{name}-{rate:g}"),
+            model=str(folder / "base"),
+            epochs=args.tuning_epochs,
+            stop_after=args.tuning_epochs,
+            batch_size=16,
+            folds=5,
+            warmup_steps=20,
+            learning_rate=rate,
+            sample_micrographs=0,
+            workers=0,
+            **settings,
+        )
+        runs.append(train(recipe))
+    return min(runs, key=lambda run: best_epoch(run)["validation"]["loss"])
+
+
+def best_epoch(run: Path) -> dict:
+    log = [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
+    return min(log, key=lambda record: record["validation"]["loss"])
+
+
+def facts(run: Path, folder: Path) -> dict:
+    """What a table says of a run, and where it took its figures from."""
+    about = json.loads((run / "run.json").read_text())
+    weights = [*run.glob("model.safetensors"), *run.glob("adapter_model.safetensors")]
+    return {
+        "run": run.name,
+        "best_epoch": best_epoch(run)["epoch"],
+        "trainable_parameters": about["trainable_parameters"],
+        "megabytes": sum(file.stat().st_size for file in weights) / 1e6,
+        "held_out_losses": held_out_losses(run, folder / "domain"),
+    }
+
+
+def answers(run: Path, folder: Path) -> dict:
+    """METEOR, BLEU-2, ROUGE-L and top-1 of an evaluation, with its baselines."""
+    results = evaluate(
+        EvaluationArguments(str(run), str(folder / "domain"), str(folder / f"{run.name}-report"))
+    )
+    of_name = {
+        name: {metric: summary["overall"]["scores"][metric]["mean"] for metric in SCORES}
+        for name, summary in results["answers"].items()
+    }
+    student = of_name.pop(run.name)
+    top_1 = {name: scores["top_1"] for name, scores in results["classification"].items()}
+    return {"answers": student, "top_1": top_1, "beside": of_name}
+
+
+def table(rows: dict[str, dict]) -> str:
+    """Markdown."""
+    lines = []
+    for name, row in rows.items():
+        cells = {
+            "trained": f"{row['trainable_parameters']:,}",
+            "MB": f"{row['megabytes']:.2f}",
+            **{n.removesuffix("_loss"): f"{v:.3f}" for n, v in row["held_out_losses"].items()},
+            **{metric: f"{v:.3f}" for metric, v in row.get("answers", {}).items()},
+            **{f"top-1 {m}": f"{v:.2f}" for m, v in row.get("top_1", {}).items()},
+        }
+        if not lines:
+            lines += [f"| | {' | '.join(cells)} |", f"|---|{'---|' * len(cells)}"]
+        lines.append(f"| {name} | {' | '.join(cells.values())} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", help="micrograph dataset with a column `source`")
+    parser.add_argument("output", type=Path, help="folder for datasets, runs and results")
+    parser.add_argument("--source", required=True, help="the source that is left out")
+    parser.add_argument("--epochs", type=int, default=40, help="of the base (40)")
+    parser.add_argument("--tuning_epochs", type=int, default=20, help="of each tuning (20)")
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
+    parser.add_argument("--variants", action="store_true", help="compare targets and ranks")
+    args = parser.parse_args()
+    datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)
+
+    folder = args.output
+    leave_out(args.source, args.dataset, folder)
+    recipe = Recipe(
+        str(folder / "others"),
+        str(folder / "base"),
+        epochs=args.epochs,
+        batch_size=16,
+        sample_micrographs=0,
+        workers=0,
+    )
+    rows = {"before": facts(base := train(recipe), folder)}
+    rows["before"]["trainable_parameters"] = 0
+    if args.variants:
+        for number, (name, (targets, rank)) in enumerate(VARIANTS.items()):
+            with patch.object(adapters, "TARGETS", targets):
+                run = tune(folder, f"variant-{number}", args, lora=True, lora_rank=rank)
+            rows[name] = facts(run, folder)
+    else:
+        tuned = {
+            "after LoRA": tune(folder, "lora", args, lora=True),
+            "after full tuning": tune(folder, "full", args),
+        }
+        for name, run in tuned.items():
+            rows[name] = facts(run, folder)
+        for name, run in {"before": base, **tuned}.items():
+            rows[name] |= answers(run, folder)
+    print("\n" + table(rows))
+    for name, scores in rows["before"].get("beside", {}).items():
+        print(f"{name}: " + ", ".join(f"{metric} {v:.3f}" for metric, v in scores.items()))
+    name = "variants.json" if args.variants else "results.json"
+    (folder / name).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
