@@ -65,7 +65,7 @@ class FoldedRows:
     Finding the folds takes a pass over all images (streamed: over the groups); `split` takes none.
     """
 
-    rows: Dataset | ParquetRows
+    dataset: Dataset | ParquetRows
     keys: Dataset  # image_id, group and category of each
     folds: np.ndarray  # int (rows,)
     skipped: list[str]
@@ -94,7 +94,7 @@ class FoldedRows:
         keys = {name: self.keys.select(places) for name, places in chosen.items()}
         for name in held_out:
             check_no_leak(keys["train"], keys[name])
-        parts = {name: self.rows.select(places) for name, places in chosen.items()}
+        parts = {name: self.dataset.select(places) for name, places in chosen.items()}
         texts = _texts(parts["train"], keys["train"])
         return Rows(**parts, texts=texts, skipped=self.skipped)
 

@@ -84,9 +84,9 @@ def test_what_is_streamed_is_what_would_be_loaded(recipe, shards):
     loaded = load_micrographs(shards)
     expected = [row["image_id"] for row in loaded if any(qa["outcome"] == "ok" for qa in row["qa"])]
     assert folded.keys["image_id"][:] == expected and len(expected) == ROWS * 8 / 9
-    assert folded.rows.rows.tolist() == [i for i in range(ROWS) if i % 9]
-    assert [row["image_id"] for row in folded.rows.take(5)] == expected[:5]
-    assert folded.rows.take(5)[3] == loaded[int(folded.rows.rows[3])]
+    assert folded.dataset.rows.tolist() == [i for i in range(ROWS) if i % 9]
+    assert [row["image_id"] for row in folded.dataset.take(5)] == expected[:5]
+    assert folded.dataset.take(5)[3] == loaded[int(folded.dataset.rows[3])]
 
 
 def test_folds_share_no_specimen_and_texts_are_those_of_the_rows(recipe, monkeypatch):
@@ -167,7 +167,7 @@ def test_each_row_group_is_read_once_and_never_whole(recipe, shards, monkeypatch
     opened = []
     original = RowReader._open
     monkeypatch.setattr(RowReader, "_open", lambda self, g: (opened.append(g), original(self, g)))
-    rows = load_folds(recipe).rows
+    rows = load_folds(recipe).dataset
     reader = RowReader(rows)
     numbers = rows.shuffled(np.random.default_rng(0))
     found = [
