@@ -152,8 +152,7 @@ def _load(recipe: Recipe, folds: Sequence[int]) -> FoldedRows:
     Micrographs(rows.rows, recipe.dataset)  # each has an id, and its own
     for fold in folds:
         parts = rows.split(fold, cross_validation=True)
-        keys = (p.select_columns(["group", "image_id"]) for p in (parts.validation, parts.test))
-        check_no_leak(*keys)
+        check_no_leak(parts.validation, parts.test)
         records_to_score(*_test_and_train(parts, recipe))
     earlier = _read_scores(Path(recipe.output_dir), recipe.folds)
     dataset_of = {fold: scores["dataset"] for fold, scores in earlier.items()}
