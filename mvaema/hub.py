@@ -61,7 +61,7 @@ def require_token() -> None:
 def push(folder: Path, repo_id: str, private: bool = True) -> str:
     """Upload a student, or its adapters, with its README.md, which is written if there is none.
 
-    The upload is one commit. Files of an earlier student in the repository go with it.
+    The upload is one commit; it removes what an earlier student has left in the repository.
 
     Args:
         folder: of a finished run.
