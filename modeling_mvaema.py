@@ -637,7 +637,7 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
         self.text_stack = MVaEMaTextStack(config)
         self.image_proj = nn.Linear(config.hidden_size, config.projection_dim)
         self.text_proj = nn.Linear(config.hidden_size, config.projection_dim)
-        self.log_temperature = nn.Parameter(torch.zeros(()))
+        self.log_temperature = nn.Parameter(torch.zeros(1))  # FSDP shards no scalars
         self.itm_head = nn.Linear(config.hidden_size, 1)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._processor = None
