@@ -43,6 +43,9 @@ logger = logging.get_logger(__name__)
 # Rows that make a group of texts of like length worth its while, and most such groups.
 MIN_GROUP, MAX_GROUPS = 16, 8
 
+# Words whose logits are computed at a time in training.
+LOGIT_ROWS = 256
+
 
 @dataclass
 class MVaEMaOutput(ModelOutput):
@@ -637,7 +640,7 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
         self.text_stack = MVaEMaTextStack(config)
         self.image_proj = nn.Linear(config.hidden_size, config.projection_dim)
         self.text_proj = nn.Linear(config.hidden_size, config.projection_dim)
-        self.log_temperature = nn.Parameter(torch.zeros(()))
+        self.log_temperature = nn.Parameter(torch.zeros(1))  # FSDP shards no scalars
         self.itm_head = nn.Linear(config.hidden_size, 1)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._processor = None
@@ -994,12 +997,11 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
         shifted = labels[:, :-1].masked_fill(labels[:, :-1] == -100, self.config.pad_token_id)
         return torch.cat([start, shifted], dim=1)
 
-    def _lm_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _lm_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         # The ids came right-shifted: logits and labels are aligned, nothing shifts here.
-        losses = nn.functional.cross_entropy(
+        return nn.functional.cross_entropy(
             logits.flatten(0, -2).float(), labels.flatten(), ignore_index=-100, reduction="none"
         )
-        return global_mean(losses, labels.flatten() != -100)
 
     def _pair_losses(
         self,
@@ -1151,14 +1153,17 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
                 decoder_input_ids, encoder_outputs, attention_mask, past_key_values, answer_mask
             )
             if labels is not None and self.training and not torch.compiler.is_compiling():
-                # Only what the loss needs: a third of the time goes into logits otherwise.
-                chosen = labels != -100
-                states, labels = states[chosen], labels[chosen]
-            logits = self.lm_head(states)
-            if labels is not None and self.config.lm_weight:
-                losses["lm_loss"] = self._lm_loss(logits, labels)
-            if labels is None or not self.training:
-                output.logits = logits
+                # Only what the loss needs, and in parts that fit a cache: with large vocabularies
+                # logits cost as much as the decoder.
+                labelled = labels != -100
+                states, labels = states[labelled], labels[labelled]
+                parts = zip(states.split(LOGIT_ROWS), labels.split(LOGIT_ROWS), strict=True)
+                lm_losses = torch.cat([self._lm_losses(self.lm_head(x), y) for x, y in parts])
+            else:
+                output.logits = self.lm_head(states)
+                lm_losses = None if labels is None else self._lm_losses(output.logits, labels)
+            if lm_losses is not None and self.config.lm_weight:
+                losses["lm_loss"] = global_mean(lm_losses, labels.flatten() != -100)
         for name, loss in losses.items():
             output[name] = loss
             weighted = getattr(self.config, name.replace("_loss", "_weight")) * loss

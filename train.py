@@ -7,19 +7,29 @@ A run that was killed goes on by the same command. On one CPU, `python train.py 
 
 import sys
 
-from mvaema.cross_validation import cross_validate
+from transformers.utils.logging import disable_progress_bar
+
 from mvaema.recipe import read_recipe
 from mvaema.training import Interrupted, TrainingFailed, train
 
 
 def main() -> None:
+    disable_progress_bar()  # of each saving, which would tear ours
     try:
         recipe = read_recipe(sys.argv[1:], description=__doc__)
-        folder = cross_validate(recipe) if recipe.cross_validation else train(recipe)
+        if recipe.cross_validation:
+            # Here: scoring needs the extra `eval`, which training does without.
+            from mvaema.cross_validation import cross_validate
+
+            folder = cross_validate(recipe)
+        else:
+            folder = train(recipe)
         print(f"saved to {folder}")
     except Interrupted as error:
         print(error, file=sys.stderr)
         sys.exit(128 + error.signal)
+    except ModuleNotFoundError as error:
+        sys.exit(f'error: {error}; try pip install -e ".[eval,tracking]"')
     except (OSError, ValueError, TrainingFailed) as error:
         sys.exit(f"error: {error}")
 

@@ -1,7 +1,7 @@
 """python .ci/check_readme.py
 
-Every command that the README prints exists: make targets, scripts and modules that answer --help
-and know the flags they are given.
+Every command that the README and docs/ print exists: make targets, scripts and modules that answer
+--help and know the flags they are given, and the configuration files they name.
 """
 
 import re
@@ -25,6 +25,9 @@ def problem(command: str) -> str | None:
     words = shlex.split(command)
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words.pop(0)
+    for word in words:
+        if word.endswith(".yaml") and not (ROOT / word).is_file():
+            return f"there is no {word}"
     if words[0] == "make":
         run = subprocess.run(["make", "-n", *words[1:]], capture_output=True, text=True, cwd=ROOT)
         return run.stderr.strip() or None
@@ -50,13 +53,17 @@ def problem(command: str) -> str | None:
 
 
 def main() -> None:
-    found = commands((ROOT / "README.md").read_text(encoding="utf-8"))
-    if not found:
-        sys.exit("README.md prints no command; has its form changed?")
-    problems = {command: message for command in found if (message := problem(command))}
-    for command, message in problems.items():
-        print(f"README: {command}\n    {message}")
-    sys.exit(bool(problems) or print(f"README: {len(found)} commands exist"))
+    failed = False
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        found = commands(page.read_text(encoding="utf-8"))
+        if not found and page.name == "README.md":
+            sys.exit("README.md prints no command; has its form changed?")
+        problems = {command: message for command in found if (message := problem(command))}
+        for command, message in problems.items():
+            print(f"{page.name}: {command}\n    {message}")
+        print(f"{page.name}: {len(found) - len(problems)} of {len(found)} commands exist")
+        failed |= bool(problems)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,11 @@ def cross_validate(recipe: Recipe) -> Path:
             "cross_validation trains a student per fold to measure the recipe, and push_to_hub "
             "uploads one: leave one of the two out."
         )
+    if recipe.streaming:
+        raise ValueError(
+            "folds of a stream are made without looking for near-duplicates, which would be tested "
+            "on after they were trained on: leave --streaming out of a cross-validation."
+        )
     process = PartialState(cpu=not torch.accelerator.is_available())
     group = None
     if process.num_processes > 1:
@@ -143,12 +148,11 @@ def _claim(folder: Path, recipe: Recipe) -> None:
 def _load(recipe: Recipe, folds: Sequence[int]) -> FoldedRows:
     """The rows, with everything about them that could stop the scoring of `folds` looked at."""
     rows = load_folds(recipe)
-    _check_groups(rows.dataset, recipe.dataset)
-    Micrographs(rows.dataset, recipe.dataset)  # each has an id, and its own
+    _check_groups(rows.keys, recipe.dataset)
+    Micrographs(rows.rows, recipe.dataset)  # each has an id, and its own
     for fold in folds:
         parts = rows.split(fold, cross_validation=True)
-        keys = (p.select_columns(["group", "image_id"]) for p in (parts.validation, parts.test))
-        check_no_leak(*keys)
+        check_no_leak(parts.validation, parts.test)
         records_to_score(*_test_and_train(parts, recipe))
     earlier = _read_scores(Path(recipe.output_dir), recipe.folds)
     dataset_of = {fold: scores["dataset"] for fold, scores in earlier.items()}
@@ -162,14 +166,14 @@ def _test_and_train(parts: Rows, recipe: Recipe) -> tuple[Micrographs, Micrograp
 
 def _fingerprint(rows: FoldedRows) -> str:
     """Of micrographs, answers and folds; the latter follow from groups and near-duplicates."""
-    text = f"{fingerprint(rows.dataset)} {rows.folds.tolist()}"
+    text = f"{fingerprint(rows.rows)} {rows.folds.tolist()}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _check_groups(rows: Dataset, name: str) -> None:
+def _check_groups(keys: Dataset, name: str) -> None:
     """Refuse a micrograph in several groups: what is one specimen cannot be known then."""
     groups = {}
-    for image_id, group in zip(rows["image_id"], rows["group"], strict=True):
+    for image_id, group in zip(keys["image_id"], keys["group"], strict=True):
         groups.setdefault(image_id, set()).add(group)
     crossing = sorted(i for i, of_image in groups.items() if i and len(of_image) > 1)
     if crossing:

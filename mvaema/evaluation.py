@@ -465,7 +465,7 @@ def _labels(answerer: Student | ChatModel, dataset: Dataset) -> list[str]:
         ValueError: the dataset has categories that the model does not know.
     """
     labels = list(answerer.categories)
-    found = set(dataset.unique("category")) - {None, OTHER}
+    found = set(dataset["category"]) - {None, OTHER}
     unknown = sorted(found - set(labels)) if labels else []
     if unknown:
         raise ValueError(

@@ -2,9 +2,11 @@
 
     python -m mvaema.folds DATASET --k 10
     python -m mvaema.folds DATASET --k 10 --output folds.csv
+    python -m mvaema.folds DATASET --k 5 --hold_out FOLDER
 
 DATASET is what `mvaema.dataset.load_micrographs` reads. The command prints how the categories
-spread over the folds, and how many near-duplicates would have leaked across ordinary folds.
+spread over the folds, and how many near-duplicates would have leaked across ordinary folds. With
+--hold_out it writes the dataset anew, the first fold as its split `validation`, for `eval.py`.
 
 What is special about it:
 - rows stay together when they share a specimen (`group`) or show the same picture
@@ -16,14 +18,16 @@ What is special about it:
 import argparse
 import csv
 import sys
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features, Image
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
+from mvaema.building import write_shards
 from mvaema.dataset import load_micrographs
 from mvaema.near_duplicates import components, near_duplicate_clusters
 
@@ -206,6 +210,34 @@ def _leaked(folds: np.ndarray, belongs: np.ndarray) -> int:
     return int(torn[belongs].sum())
 
 
+def hold_out(dataset: Dataset, folds: np.ndarray, folder: Path) -> None:
+    """Write the rows of fold 0 as the split `validation`, all others as `train`.
+
+    Args:
+        dataset: of `mvaema.dataset.load_micrographs`.
+        folds: int (rows,).
+        folder: of Parquet shards; appears complete or not at all.
+
+    Raises:
+        FileExistsError: there is something in `folder`.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; choose another folder for --hold_out.")
+    features = Features({**dataset.features, "image": Image()})
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        for split, chosen in (("train", folds != 0), ("validation", folds == 0)):
+            part = dataset.select(np.flatnonzero(chosen))
+            rows = ({**row, "image": {"bytes": _encoded(row["image"])}} for row in part)
+            write_shards(rows, Path(temporary) / "dataset", split, features, total=len(part))
+        (Path(temporary) / "dataset").replace(folder)
+
+
+def _encoded(image: dict) -> bytes:
+    """The image's file; its name stays behind."""
+    return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns its exit status."""
     parser = argparse.ArgumentParser(
@@ -218,10 +250,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="which assignment (0)")
     parser.add_argument("--num_proc", type=int, help="processes that decode images")
     parser.add_argument("--output", type=Path, help="CSV to write: image_id, fold")
+    parser.add_argument(
+        "--hold_out", type=Path, help="dataset to write, with fold 0 as its split `validation`"
+    )
     args = parser.parse_args(argv)
     try:
         dataset = load_micrographs(args.dataset, args.split)
         report = report_folds(dataset, args.k, args.seed, args.num_proc)
+        if args.hold_out:
+            hold_out(dataset, report.folds, args.hold_out)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -18,12 +18,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import yaml
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HTTPError
 
 from mvaema.adapters import base_of, merge_adapters
-from mvaema.model_card import SOURCES, hub_id, write_card
+from mvaema.model_card import SOURCES, hub_id, read_run, write_card
 
 CARD = "README.md"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -61,7 +60,7 @@ def require_token() -> None:
 def push(folder: Path, repo_id: str, private: bool = True) -> str:
     """Upload a student, or its adapters, with its README.md, which is written if there is none.
 
-    The upload is one commit. Files of an earlier student in the repository go with it.
+    The upload is one commit; it removes what an earlier student has left in the repository.
 
     Args:
         folder: of a finished run.
@@ -122,10 +121,11 @@ def push(folder: Path, repo_id: str, private: bool = True) -> str:
 
 def _check_places(files: list[Path], folder: Path) -> None:
     """Refuse files in which a place on this machine is named."""
-    recipe = folder / "recipe.yaml"
-    settings = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
-    sources = [settings.get(name) for name in SOURCES] + [base_of(folder)]
-    local = [Path(source) for source in sources if source and not hub_id(source)]
+    settings, run = read_run(folder)
+    published = run.get("hub_ids", {})
+    local = [Path(settings[n]) for n in SOURCES if settings.get(n) and n not in published]
+    if (base := base_of(folder)) is not None and hub_id(base) is None:
+        local.append(Path(base))
     places = [*local, folder, Path.home(), Path.cwd()]
     # "/data" or "runs" says nothing of a lab, and may well be a token of a tokenizer.
     names = {str(path.resolve()) for path in places if len(path.resolve().parts) > 2}

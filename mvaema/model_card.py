@@ -1,7 +1,8 @@
 """The model card of a trained student: README.md with figures in the Hub's model-index format.
 
 What is special about it: it is made from what a run has written down, and says nothing of where.
-A dataset or base is named only if it is a Hub repository; folders are "private".
+A dataset or checkpoint is named only if it was a Hub repository when the run started (a relative
+path looks the same from another folder); all else is "private".
 """
 
 import json
@@ -14,6 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from mvaema.adapters import base_of
+from mvaema.recipe import Recipe
 from mvaema.scoring import read_records
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
@@ -29,6 +31,11 @@ BASELINES = (
 )
 METRICS = ("bleu_2", "bleu_4", "rouge_l", "meteor", "meteor_no_synonyms")
 LOSSES = {"itc_loss": "ITC", "itm_loss": "ITM", "lm_loss": "LM"}
+
+
+def hub_ids(recipe: Recipe) -> dict[str, str]:
+    """Those of a recipe's `SOURCES` that are Hub repositories, seen from the current folder."""
+    return {name: found for name in SOURCES if (found := hub_id(getattr(recipe, name)))}
 
 
 def hub_id(source: str | None) -> str | None:
@@ -61,12 +68,12 @@ def write_card(
         FileNotFoundError: `report` holds no finished evaluation.
     """
     folder = Path(folder)
-    recipe = yaml.safe_load(_text(folder / "recipe.yaml") or "{}")
-    run = json.loads(_text(folder / "run.json") or "{}")
+    recipe, run = read_run(folder)
     log = folder / "training_log.jsonl"
     epochs = read_records(log) if log.is_file() else []
     kept = min(epochs, key=lambda record: record["validation"]["loss"], default=None)
-    dataset, base = hub_id(recipe.get("dataset")), hub_id(base_of(folder))
+    published = run.get("hub_ids", {})
+    dataset, base = published.get("dataset"), hub_id(base_of(folder))
     validation = kept["validation"] if kept else {}
     losses = [(name, validation[key]) for key, name in LOSSES.items() if key in validation]
     figures = [
@@ -110,7 +117,7 @@ def write_card(
         run=run,
         epoch=kept and kept["epoch"],
         losses=losses,
-        recipe=_public(recipe),
+        recipe=_public(recipe, published),
         **scores,
     )
     temporary = folder / ".README.md.tmp"
@@ -118,10 +125,19 @@ def write_card(
     temporary.replace(folder / "README.md")
 
 
-def _public(recipe: Mapping) -> str:
+def read_run(folder: Path) -> tuple[dict, dict]:
+    """`recipe.yaml` and `run.json` of a training run; empty where there are none."""
+    recipe, run = (folder / name for name in ("recipe.yaml", "run.json"))
+    return (
+        yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {},
+        json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {},
+    )
+
+
+def _public(recipe: Mapping, published: Mapping) -> str:
     """The settings as YAML, without places."""
     shown = {k: v for k, v in recipe.items() if v is not None and k not in LOCAL}
-    shown |= {k: hub_id(shown[k]) or "private" for k in SOURCES if k in shown}
+    shown |= {k: published.get(k, "private") for k in SOURCES if k in shown}
     return yaml.safe_dump(shown, sort_keys=False) if shown else ""
 
 
@@ -153,7 +169,3 @@ def _results(report: Path) -> dict:
     if not file.is_file():
         raise FileNotFoundError(f"{report} holds no finished evaluation (no results.json).")
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _text(file: Path) -> str | None:
-    return file.read_text(encoding="utf-8") if file.is_file() else None

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import yaml
 
+from mvaema.model_card import hub_ids
 from mvaema.recipe import Recipe, provenance, write_recipe
 
 # Settings that may change when a run is gone on with: they decide how long, how fast and what is
@@ -82,7 +83,8 @@ class RunFolder:
                 "micrographs or answers have changed): choose another --output_dir."
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        self.note(dataset_fingerprint=fingerprint, **provenance(), **facts, finished=False)
+        facts |= {"hub_ids": hub_ids(self.recipe), "finished": False}
+        self.note(dataset_fingerprint=fingerprint, **provenance(), **facts)
         write_recipe(self.recipe, self.path / "recipe.yaml")
 
     def note(self, **facts) -> None:

@@ -14,12 +14,14 @@ from datasets import Dataset
 
 from modeling_mvaema import MVaEMaModel
 from mvaema.dataset import decode_image
+from mvaema.streaming import ParquetRows
 
 QUESTIONS_PER_MICROGRAPH = 3
+STREAMED = 64  # rows of a stream to choose from
 
 
 @torch.no_grad()
-def sample_answers(model: MVaEMaModel, rows: Dataset, count: int) -> list[dict]:
+def sample_answers(model: MVaEMaModel, rows: Dataset | ParquetRows, count: int) -> list[dict]:
     """Answers to a few questions about `count` micrographs of as many categories as there are.
 
     Which ones depends on `rows` alone. The student sees the image and the scale, not the caption,
@@ -32,6 +34,8 @@ def sample_answers(model: MVaEMaModel, rows: Dataset, count: int) -> list[dict]:
     Returns:
         one dictionary per question: image_id, question_id, question, answer, teacher.
     """
+    if isinstance(rows, ParquetRows):
+        rows = rows.take(STREAMED)
     training = model.training
     model.eval()
     try:

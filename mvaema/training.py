@@ -11,6 +11,7 @@ What is special about it:
 """
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -162,6 +163,7 @@ def train(recipe: Recipe) -> Path:
     Raises:
         DatasetError: the dataset cannot be used.
         FileExistsError: `output_dir` holds something else.
+        ModuleNotFoundError: what `report_to` needs is not installed.
         ValueError: settings contradict each other or the checkpoint.
         TrainingFailed: the loss became useless.
         Interrupted: SIGTERM or SIGINT; a checkpoint was written first.
@@ -169,6 +171,11 @@ def train(recipe: Recipe) -> Path:
     folder = RunFolder(recipe)
     if recipe.push_to_hub:
         require_token()
+    if recipe.report_to:
+        # Read when trackio is imported; else it would write into the user's cache.
+        os.environ["TRACKIO_DIR"] = str((folder.path / "trackio").resolve())
+        # accelerate would do without and not say so.
+        importlib.import_module(recipe.report_to)
     accelerator = Accelerator(
         # Said explicitly: under torchrun on a machine without a GPU, accelerate would otherwise
         # run as many separate trainings as there are processes.
@@ -272,7 +279,6 @@ class Run:
         if self.is_main:
             self.folder.claim(self.fingerprint, **self.facts)
         if self.recipe.report_to:
-            os.environ.setdefault("TRACKIO_DIR", str((self.folder.path / "trackio").resolve()))
             self.accelerator.init_trackers("mvaema")
         facts = self.facts
         self.say(

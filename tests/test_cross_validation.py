@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +226,12 @@ def test_folds_may_be_shared_out_and_interrupted(whole, recipe, monkeypatch, cap
         assert (folder / name).read_text() == (whole / name).read_text()
 
 
+def flags(recipe: Recipe) -> list[str]:
+    """What to type for a recipe."""
+    values = {f.name: (getattr(recipe, f.name), f.default) for f in fields(recipe)}
+    return [f"--{name}={value}" for name, (value, default) in values.items() if value != default]
+
+
 KILLED = """
 import os, signal, sys
 import train
@@ -262,16 +268,10 @@ def test_killed_between_folds_and_within_them_it_ends_in_the_same_tables(whole, 
     script = tmp_path / "killed.py"
     script.write_text(KILLED.replace("FOLDS", str(FOLDS)))
     folder = Path(recipe.output_dir)
-    options = []
-    for name in ("dataset", "output_dir", "folds", "cross_validation", "epochs", "batch_size"):
-        options += [f"--{name}", str(getattr(recipe, name))]
-    for name in ("questions_per_image", "vocab_size", "warmup_steps", "workers", "learning_rate"):
-        options += [f"--{name}", str(getattr(recipe, name))]
-    options += ["--config_overrides", SHAPES]
 
     def run(moment: str) -> int:
         return subprocess.run(
-            [sys.executable, str(script), moment, *options],
+            [sys.executable, str(script), moment, *flags(recipe)],
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
         ).returncode
@@ -292,6 +292,50 @@ def test_killed_between_folds_and_within_them_it_ends_in_the_same_tables(whole, 
     for fold in range(FOLDS):
         weights = (f / f"fold-{fold}" / "model.safetensors" for f in (folder, whole))
         assert next(weights).read_bytes() == next(weights).read_bytes()
+
+
+PATIENT = """
+import datetime, os, sys, time
+import torch.distributed as dist
+import train
+from mvaema import cross_validation, evaluation
+
+# The timeout of the training's own group, which is much longer in earnest.
+
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=20))
+score = cross_validation._score
+
+def slow_score(*arguments):
+    time.sleep(25)
+    score(*arguments)
+
+cross_validation._score = slow_score
+evaluation.write_report = lambda *_: None
+cross_validation.has_wordnet = lambda: False
+train.main()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_and_the_second_waits_for_the_scores(whole, recipe, tmp_path):
+    script = tmp_path / "patient.py"
+    script.write_text(PATIENT)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    run = subprocess.run(
+        [sys.executable, *launcher, str(script), *flags(recipe)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    found, expected = results_of(Path(recipe.output_dir)), results_of(whole)
+    assert found["training"]["micrographs"] == expected["training"]["micrographs"]
+    for name in ("itc_loss", "lm_loss"):
+        losses = (r["training"]["validation"][name]["folds"] for r in (found, expected))
+        assert next(losses) == pytest.approx(next(losses), abs=1e-3)
+    references = ("typical answer", "random answer")
+    for name in references:
+        assert found["answers"][name] == expected["answers"][name]
 
 
 def test_several_that_finish_at_once_write_the_same(whole):
@@ -375,3 +419,5 @@ def test_another_run_is_not_overwritten(recipe, untrained):
         cross_validate(replace(recipe, output_dir=recipe.dataset))
     with pytest.raises(ValueError, match="leave one of the two out"):
         cross_validate(replace(recipe, push_to_hub=True, hub_model_id="lab/student"))
+    with pytest.raises(ValueError, match="without looking for near-duplicates"):
+        cross_validate(replace(recipe, streaming=True))

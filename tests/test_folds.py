@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset, Image
+from micrograph_data import write_dataset
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageEnhance
 from sklearn.model_selection import StratifiedKFold
 
 from mvaema.building import write_shards
+from mvaema.dataset import decode_image, load_micrographs
 from mvaema.folds import LeakError, assign_folds, check_no_leak, main, report_folds
 from mvaema.near_duplicates import cluster, describe, near_duplicate_clusters
 from mvaema.schema import pixel_hash
@@ -207,3 +209,29 @@ def test_shared_groups_are_named(study):
     # Rows that state no group share none.
     nameless = [study.select(r).remove_columns("group") for r in (range(3), range(3, 6))]
     check_no_leak(*(part.add_column("group", [None] * 3) for part in nameless))
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "parquet"])
+def test_the_first_fold_is_held_out_as_a_split(kind, study, tmp_path, capsys):
+    source, own = tmp_path / "source", tmp_path / "own"
+    if kind == "imagefolder":
+        write_dataset(source)  # its images are files with names
+    else:
+        write_shards(({**row} for row in study), source)
+    command = [str(source), "--k", "5", "--hold_out", str(own)]
+    assert main(command) == 0
+    before = load_micrographs(source)
+    parts = {split: load_micrographs(own, split) for split in ("train", "validation")}
+    check_no_leak(parts["train"], parts["validation"])
+    held_out = [i for i, fold in enumerate(assign_folds(before, 5)) if fold == 0]
+    assert parts["validation"]["image_id"][:] == before.select(held_out)["image_id"][:]
+    after = {row["image_id"]: row for part in parts.values() for row in part}
+    assert len(after) == len(before) == sum(map(len, parts.values()))
+    for row in before:
+        kept = after[row["image_id"]]
+        assert np.array_equal(decode_image(kept), decode_image(row))
+        assert kept["image"]["path"] is None
+        assert {n: v for n, v in kept.items() if n != "image"}.items() <= row.items()
+    assert {file.name for file in own.parent.iterdir()} == {"source", "own"}
+    assert main(command) == 1
+    assert "own is not empty" in capsys.readouterr().err

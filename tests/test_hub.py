@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, constants
 from mvaema import hub as hub_module
 from mvaema.adapters import add_adapters, load_student, save_adapters
 from mvaema.hub import push, require_token
-from mvaema.model_card import hub_id, write_card
+from mvaema.model_card import hub_id, hub_ids, write_card
 from mvaema.recipe import Recipe, write_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +73,7 @@ def finish_run(folder: Path, **settings) -> None:
         "parameters": 98765,
         "trainable_parameters": 98765 if not recipe.lora else 4321,
         "best_epoch": 2,
-        "base": recipe.model,
+        "hub_ids": hub_ids(recipe),
     }
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "training_log.jsonl").write_text("\n".join(map(json.dumps, EPOCHS)))
@@ -293,6 +293,19 @@ def test_a_card_of_a_bare_repository(model, tmp_path):
     assert "Not measured." in card.text and "## Recipe" not in card.text
     with pytest.raises(FileNotFoundError, match=r"no finished evaluation"):
         write_card(tmp_path, report=tmp_path)
+
+
+def test_a_relative_path_is_no_hub_id_from_another_folder(hub, student, lab, monkeypatch):
+    """Where the run started, wafers/SECRETLOT was a folder."""
+    (lab / "wafers" / "SECRETLOT").mkdir()
+    finish_run(student, dataset="wafers/SECRETLOT")
+    (lab / "elsewhere").mkdir()
+    monkeypatch.chdir(lab / "elsewhere")
+    push(student, "lab/student")
+    assert not leaks(hub, "SECRET")
+    (student / "README.md").write_text("Trained on wafers/SECRETLOT.")
+    with pytest.raises(ValueError, match=r"names a place .*wafers/SECRETLOT"):
+        push(student, "lab/student")
 
 
 def test_only_what_can_be_nothing_else_is_a_hub_id(lab):

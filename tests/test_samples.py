@@ -10,6 +10,7 @@ from micrograph_data import write_dataset
 from configuration_mvaema import CATEGORY_CAPTIONS, QUESTIONS
 from mvaema.dataset import decode_image, load_micrographs
 from mvaema.samples import format_samples, sample_answers
+from mvaema.streaming import open_shards
 from processing_mvaema import MVaEMaProcessor, train_tokenizer
 
 
@@ -54,6 +55,13 @@ def test_categories_come_in_turn(student, rows):
     found = list(dict.fromkeys(s["image_id"] for s in samples))
     assert found == ["image0", "image1", "image2", "image3", "image4"]
     assert len(sample_answers(student, rows, 99)) == 6 * 3
+
+
+def test_a_stream_gives_the_same_samples(student, rows, tmp_path):
+    (tmp_path / "shards").mkdir()
+    rows.to_parquet(tmp_path / "shards" / "train-00000.parquet")
+    streamed, _ = open_shards(str(tmp_path / "shards"), "train")
+    assert sample_answers(student, streamed, 3) == sample_answers(student, rows, 3)
 
 
 def test_each_micrograph_is_asked_other_questions(student, tmp_path):

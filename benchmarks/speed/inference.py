@@ -13,7 +13,7 @@ from configuration_mvaema import CATEGORY_CAPTIONS, QUESTIONS, MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
 
 
-def _ours(workload: Workload) -> MVaEMaModel:
+def our_model(workload: Workload) -> MVaEMaModel:
     config = workload.config()
     torch.manual_seed(0)
     model = MVaEMaModel(config).eval()
@@ -42,7 +42,7 @@ def answering(who: str, workload: Workload) -> tuple[nn.Module, Callable[[], lis
     if workload.compile:
         length["cache_implementation"] = "static"  # `generate` compiles the step then
     if who == "ours":
-        model = _ours(workload)
+        model = our_model(workload)
 
         def call():
             rows = model.answer(pictures, texts, batch_size=workload.batch, **length)
@@ -104,7 +104,7 @@ def classifying(who: str, workload: Workload, by: str) -> tuple[nn.Module, Calla
     """
     pictures, categories = images(workload.batch), list(CATEGORY_CAPTIONS)
     if who == "ours":
-        model = _ours(workload)
+        model = our_model(workload)
 
         def call():
             ranked = model.classify(pictures, by=by, batch_size=workload.batch)
@@ -119,7 +119,7 @@ def classifying(who: str, workload: Workload, by: str) -> tuple[nn.Module, Calla
     def call():
         pixels = image_processor(pictures, return_tensors="pt").to(model.device, model.dtype)
         text = text_processor(text=list(CATEGORY_CAPTIONS.values())).to(model.device)
-        pixel_values, rows = pixels["pixel_values"], {k: v for k, v in text.items()}
+        pixel_values, rows = pixels["pixel_values"], dict(text)
         if by == "itc":
             scores = model(pixel_values=pixel_values, use_itm_head=False, **rows).itm_score
         else:

@@ -4,7 +4,10 @@ from dataclasses import asdict, dataclass, field
 
 from benchmarks.speed.measure import Ratio
 
-HEADER = f"{'case':34}{'preset':8}{'unit':16}{'ours':>9}{'peer':>9}  {'ratio (quartiles)':22}{'target':9}"
+HEADER = (
+    f"{'case':28}{'peer':16}{'preset':8}{'unit':15}{'ours':>7}{'peer':>8}  "
+    f"{'ratio (quartiles)':20}target"
+)
 
 
 @dataclass
@@ -48,11 +51,11 @@ class Comparison:
             sign = "≤" if self.at_most else "≥"
             target = f"{sign} {self.target:g} {'met' if self.met else 'NOT met'}"
         ratio = f"{self.ratio.median:.2f} ({self.ratio.low:.2f}–{self.ratio.high:.2f})"
-        name = self.case + ("" if self.peer_name == "BLIP" else f" / {self.peer_name}")
-        return (
-            f"{name:34}{self.preset:8}{self.unit:16}{number(self.ours):>9}{number(self.peer):>9}"
-            f"  {ratio:22}{target:9}"
+        line = (
+            f"{self.case:28}{self.peer_name:16}{self.preset:8}{self.unit:15}"
+            f"{number(self.ours):>7}{number(self.peer):>8}  {ratio:20}{target}"
         )
+        return line.rstrip()
 
 
 def number(value: float) -> str:
