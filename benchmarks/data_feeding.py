@@ -118,20 +118,21 @@ def stage_epoch_worker(folder: Path, batches: int) -> str:
 
 
 def stream(args: argparse.Namespace) -> None:
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+    with tempfile.TemporaryDirectory() as name:
         os.environ["HF_DATASETS_CACHE"] = f"{name}/cache"
-        print(f"{'stage':14}{'seconds':>9}{'own GiB':>9}{'resident':>10}")
-        for stage, count in (
-            (stage_write, args.rows),
+        folder = args.folder or Path(name) / "data"
+        stages = [
             (stage_folds, args.rows),
             (stage_epoch, args.batches),
             (stage_epoch_worker, args.batches),
-        ):
+        ]
+        if not folder.exists():
+            stages.insert(0, (stage_write, args.rows))
+        print(f"{'stage':14}{'seconds':>9}{'own GiB':>9}{'resident':>10}")
+        context = multiprocessing.get_context("spawn")
+        for stage, count in stages:
             results = context.Queue()
-            process = context.Process(
-                target=measured, args=(stage, Path(name) / "data", count, results)
-            )
+            process = context.Process(target=measured, args=(stage, folder, count, results))
             process.start()
             process.join()
             if process.exitcode:
@@ -270,7 +271,9 @@ def main() -> None:
     parser.add_argument("command", choices=commands)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--batches", type=int, default=0, help="of a streamed epoch (all)")
-    parser.add_argument("--folder", type=Path, help="where to write shards (a temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="where shards are kept and found again (a temporary folder)"
+    )
     parser.add_argument("--micrographs", type=Path, help="a real micrograph dataset")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=3)

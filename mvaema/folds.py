@@ -79,7 +79,7 @@ def assign_folds(
 
 def _labels(dataset: Dataset) -> np.ndarray:
     """int (rows,): categories as numbers; unknown is one of them."""
-    names = [name or "" for name in dataset["category"]]
+    names = [name or "" for name in dataset["category"][:]]
     return np.unique(names, return_inverse=True)[1]
 
 
@@ -94,7 +94,7 @@ def _independent(dataset: Dataset, clusters: np.ndarray) -> np.ndarray:
 
 def _groups(dataset: Dataset) -> np.ndarray:
     """int (rows,): groups as numbers; a row without one is its own."""
-    names = [name or f" row {row}" for row, name in enumerate(dataset["group"])]
+    names = [name or f" row {row}" for row, name in enumerate(dataset["group"][:])]
     return np.unique(names, return_inverse=True)[1]
 
 

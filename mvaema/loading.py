@@ -35,7 +35,7 @@ ORDER = 0  # a stream of random numbers beside those of mvaema.examples
 WINDOW = 16  # batches that are sorted by length together
 BLOCK_ROWS, BLOCK_BYTES = 1024, 256 * 2**20  # streamed rows that are shuffled together, at most
 TEXT_COLUMNS = ["image_id", "category", "caption", "scale_bar", "qa"]
-TEXT_ROWS = 20_000  # of a stream, for the tokenizer
+TEXT_RUNS, TEXT_RUN = 100, 200  # rows of a stream for the tokenizer: so many, so long
 
 
 @dataclass
@@ -65,7 +65,7 @@ class FoldedRows:
     Finding the folds takes a pass over all images (streamed: over the groups); `split` takes none.
     """
 
-    dataset: Dataset | ParquetRows
+    rows: Dataset | ParquetRows
     keys: Dataset  # image_id, group and category of each
     folds: np.ndarray  # int (rows,)
     skipped: list[str]
@@ -94,7 +94,7 @@ class FoldedRows:
         keys = {name: self.keys.select(places) for name, places in chosen.items()}
         for name in held_out:
             check_no_leak(keys["train"], keys[name])
-        parts = {name: self.dataset.select(places) for name, places in chosen.items()}
+        parts = {name: self.rows.select(places) for name, places in chosen.items()}
         texts = _texts(parts["train"], keys["train"])
         return Rows(**parts, texts=texts, skipped=self.skipped)
 
@@ -111,7 +111,7 @@ def load_folds(recipe: Recipe) -> FoldedRows:
     """
     if recipe.streaming:
         rows, keys = open_shards(recipe.dataset, recipe.split)
-        names = [name or f" row {row}" for row, name in enumerate(keys["image_id"])]
+        names = [name or f" row {row}" for row, name in enumerate(keys["image_id"][:])]
         _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
         folds = assign_folds(keys, recipe.folds, clusters=first[inverse])
         return FoldedRows(rows, keys, np.array(folds), [])
@@ -151,9 +151,10 @@ def load_rows(recipe: Recipe) -> Rows:
 def _texts(rows: Dataset | ParquetRows, keys: Dataset) -> Dataset:
     if isinstance(rows, Dataset):
         return rows.select_columns(TEXT_COLUMNS)
-    _, of_each = np.unique([name or "" for name in keys["category"]], return_index=True)
-    spread = np.linspace(0, len(rows) - 1, min(TEXT_ROWS, len(rows))).astype(int)
-    return rows.read(rows.rows[np.union1d(of_each, spread)], TEXT_COLUMNS)
+    _, of_each = np.unique([name or "" for name in keys["category"][:]], return_index=True)
+    starts = np.linspace(0, max(0, len(rows) - TEXT_RUN), TEXT_RUNS).astype(int)
+    runs = np.unique(starts[:, None] + np.arange(min(TEXT_RUN, len(rows))))
+    return rows.read(rows.rows[np.union1d(of_each, runs)], TEXT_COLUMNS)
 
 
 class Batch(NamedTuple):

@@ -35,7 +35,7 @@ def sample_answers(model: MVaEMaModel, rows: Dataset | ParquetRows, count: int) 
         one dictionary per question: image_id, question_id, question, answer, teacher.
     """
     if isinstance(rows, ParquetRows):
-        rows = rows.take(STREAMED)
+        rows = rows.sample(STREAMED)
     training = model.training
     model.eval()
     try:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from mvaema.dataset import DatasetError
 from mvaema.schema import FEATURES
 
-BATCH_ROWS = 64  # read at once
+BATCH_ROWS, BATCH_TEXTS = 64, 8192  # rows read at once, with and without their images
 KEY_COLUMNS = ("image_id", "group", "category")
 
 
@@ -109,7 +109,7 @@ class RowReader:
         parquet = _open(self.rows.files[file])
         names = set(parquet.schema_arrow.names)
         self._batches = parquet.iter_batches(
-            BATCH_ROWS,
+            BATCH_ROWS if "image" in self._schema.names else BATCH_TEXTS,
             row_groups=[number],
             columns=[name for name in self._schema.names if name in names],
             use_threads=False,  # beside training and other workers
