@@ -9,9 +9,10 @@
 
 `stream` writes `--rows` small micrographs with answers as Parquet shards, finds their folds, and
 reads `--batches` of an epoch (all without the flag) in a fresh process, without and with a worker.
-`waiting` trains the `paper` preset for a few steps with 0, 1 and 2 workers; `padding` with and
-without length bucketing. `views` counts how often answers name what limits a view. `decoding`
-compares JPEGs read whole with Pillow's draft mode, which decodes at a reduced size.
+`waiting` trains the `paper` preset for a few steps with 0, 1 and 2 workers; `padding` counts the
+tokens of a few epochs with and without length bucketing. `views` counts how often answers name
+what limits a view. `decoding` compares JPEGs read whole with Pillow's draft mode, which decodes at
+a reduced size.
 """
 
 import argparse
@@ -43,11 +44,11 @@ from mvaema.schema import pixel_hash
 from processing_mvaema import MVaEMaProcessor, train_tokenizer
 
 
-def student(rows: Rows, image_size: int = 224) -> MVaEMaModel:
+def student(rows: Rows) -> MVaEMaModel:
     """A new `paper` student with a tokenizer for these rows."""
     texts = [text for qa in rows.texts["qa"] for pair in good_answers(qa) for text in pair]
     tokenizer = train_tokenizer(texts)
-    processor = MVaEMaProcessor.from_tokenizer(tokenizer, image_size)
+    processor = MVaEMaProcessor.from_tokenizer(tokenizer)
     torch.manual_seed(0)
     model = MVaEMaModel(MVaEMaConfig.from_preset("paper", **processor.token_fields()))
     model.processor = processor
@@ -143,34 +144,8 @@ def stream(args: argparse.Namespace) -> None:
 # ---------------------------------------------------------------------------- steps
 
 
-def steps(recipe: Recipe, rows: Rows, count: int) -> collections.Counter:
-    """Seconds spent waiting and computing in `count` steps after the first, and their tokens."""
-    model = student(rows)
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
-    question = model.config.category_question
-    loader = BatchLoader(rows.train, model.processor, question, recipe, True)
-    batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
-    spent = collections.Counter()
-    for step in range(count + 1):
-        start = time.perf_counter()
-        batch = next(batches)
-        arrived = time.perf_counter()
-        model(**batch.inputs).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if step:  # the first waits for the workers to start
-            spent["waiting"] += arrived - start
-            spent["computing"] += time.perf_counter() - arrived
-            for name in ("input_ids", "labels", "statement_ids"):
-                spent[name] += batch.inputs[name].numel()
-            for name in ("attention_mask", "statement_mask"):
-                spent["words"] += int(batch.inputs[name].sum())
-            spent["words"] += int((batch.inputs["labels"] != -100).sum())
-    return spent
-
-
 def micrographs(args: argparse.Namespace) -> tuple[Recipe, Rows]:
-    recipe = Recipe(str(args.micrographs), "", seed=args.seed)
+    recipe = Recipe(str(args.micrographs), "", seed=args.seed, workers=args.workers)
     return recipe, load_rows(recipe)
 
 
@@ -178,25 +153,54 @@ def waiting(args: argparse.Namespace) -> None:
     recipe, rows = micrographs(args)
     print(f"{'workers':>8}{'step s':>9}{'waiting':>9}")
     for workers in (0, 1, 2):
-        spent = steps(dataclasses.replace(recipe, workers=workers), rows, args.steps)
-        total = spent["waiting"] + spent["computing"]
-        print(f"{workers:8}{total / args.steps:9.2f}{spent['waiting'] / total:9.1%}", flush=True)
+        model = student(rows)
+        optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
+        loader = BatchLoader(
+            rows.train,
+            model.processor,
+            model.config.category_question,
+            dataclasses.replace(recipe, workers=workers),
+            training=True,
+        )
+        batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
+        waited = computed = 0.0
+        for step in range(args.steps + 1):
+            start = time.perf_counter()
+            batch = next(batches)
+            arrived = time.perf_counter()
+            model(**batch.inputs).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step:  # the first waits for the workers to start
+                waited += arrived - start
+                computed += time.perf_counter() - arrived
+        total = waited + computed
+        print(f"{workers:8}{total / args.steps:9.2f}{waited / total:9.1%}", flush=True)
 
 
 def padding(args: argparse.Namespace) -> None:
     recipe, rows = micrographs(args)
-    names = ("input_ids", "labels", "statement_ids")
+    model = student(rows)
+    names = {"input_ids": "questions", "labels": "answers", "statement_ids": "statements"}
     print(
-        f"{'bucketing':10}{'step s':>8}{'tokens':>10}{'padding':>9}"
-        + "".join(f"{n:>15}" for n in names)
+        f"{'bucketing':10}{'seconds':>8}{'tokens':>10}{'padding':>9}"
+        + "".join(f"{name:>12}" for name in names.values())
     )
     for bucketing in (False, True):
-        changed = dataclasses.replace(recipe, length_bucketing=bucketing, workers=1)
-        spent = steps(changed, rows, args.steps)
-        tokens = sum(spent[name] for name in names)
+        changed = dataclasses.replace(recipe, length_bucketing=bucketing)
+        question = model.config.category_question
+        loader = BatchLoader(rows.train, model.processor, question, changed, True)
+        tokens, words, start = collections.Counter(), 0, time.perf_counter()
+        for batch in itertools.chain.from_iterable(map(loader.epoch, range(args.epochs))):
+            for name in names:
+                tokens[name] += batch.inputs[name].numel()
+            words += int(batch.inputs["attention_mask"].sum())
+            words += int(batch.inputs["statement_mask"].sum())
+            words += int((batch.inputs["labels"] != -100).sum())
+        spent = time.perf_counter() - start
         print(
-            f"{bucketing!s:10}{spent['computing'] / args.steps:8.2f}{tokens:10,}"
-            f"{1 - spent['words'] / tokens:9.1%}" + "".join(f"{spent[n]:15,}" for n in names),
+            f"{bucketing!s:10}{spent:8.1f}{tokens.total():10,}{1 - words / tokens.total():9.1%}"
+            + "".join(f"{tokens[name]:12,}" for name in names),
             flush=True,
         )
 
@@ -269,6 +273,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to write shards (a temporary folder)")
     parser.add_argument("--micrographs", type=Path, help="a real micrograph dataset")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1, help="of `padding`")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     commands[args.command](args)

@@ -1,9 +1,10 @@
 """Other views of a micrograph under which what is said about it stays true.
 
 What is special about it:
-- what the texts of a micrograph name decides how it may be shown. Of 7,000 answers about real
-  micrographs 17 % name a side or a direction ("a white databar at the lower right"): a view that
-  would make a text of the example false is not taken (`benchmarks/data_feeding.py views` counts);
+- what the texts of a micrograph name decides how it may be shown. Of the answers about real
+  micrographs 23 % name a side, a direction or an axis ("a white databar at the lower right"), and
+  12 % say nothing that a close-up could make false (`benchmarks/data_feeding.py views` counts). A
+  view that would make a text of the example false is not taken;
 - mirrored left to right, a text has its "left" and "right" exchanged. What names up or down is
   not turned upside down, for "top" and "below" have other meanings too ("top view", "below 1 µm");
 - a close-up may cut off a scale bar, a label or one of "seven particles", and changes what "a tenth

@@ -63,9 +63,10 @@ class ParquetRows:
         table = RowReader(self, columns).read(np.sort(numbers))
         return Dataset(datasets.table.InMemoryTable(table))
 
-    def take(self, count: int) -> Dataset:
-        """The first rows, in memory."""
-        return self.read(self.rows[:count])
+    def sample(self, count: int) -> Dataset:
+        """So many of the rows, evenly spread, in memory; all where there are no more."""
+        places = np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)
+        return self.read(self.rows[places])
 
 
 class RowReader:

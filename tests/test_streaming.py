@@ -85,8 +85,10 @@ def test_what_is_streamed_is_what_would_be_loaded(recipe, shards):
     expected = [row["image_id"] for row in loaded if any(qa["outcome"] == "ok" for qa in row["qa"])]
     assert folded.keys["image_id"][:] == expected and len(expected) == ROWS * 8 / 9
     assert folded.dataset.rows.tolist() == [i for i in range(ROWS) if i % 9]
-    assert [row["image_id"] for row in folded.dataset.take(5)] == expected[:5]
-    assert folded.dataset.take(5)[3] == loaded[int(folded.dataset.rows[3])]
+    sample = folded.dataset.sample(5)
+    assert sample["image_id"][:] == [expected[i] for i in (0, 19, 39, 59, 79)]
+    assert sample[1] == loaded[int(folded.dataset.rows[19])]
+    assert folded.dataset.sample(999)["image_id"][:] == expected
 
 
 def test_folds_share_no_specimen_and_texts_are_those_of_the_rows(recipe, monkeypatch):
@@ -177,6 +179,12 @@ def test_each_row_group_is_read_once_and_never_whole(recipe, shards, monkeypatch
     assert len(opened) == len(set(opened)) == len(rows.groups)
 
 
+def test_shards_may_be_behind_a_url(recipe):
+    rows = load_folds(recipe).dataset
+    urls = dataclasses.replace(rows, files=tuple(f"file://{file}" for file in rows.files))
+    assert urls.read(rows.rows[5:50])[:] == rows.read(rows.rows[5:50])[:]
+
+
 def broken(shards, folder, ids):
     """A copy in which some images cannot be read."""
     folder.mkdir()
@@ -253,4 +261,4 @@ def test_columns_that_the_shards_lack_are_null(recipe, shards, tmp_path):
     pq.write_table(few, tmp_path / "few" / "train-00000.parquet")
     rows, keys = open_shards(str(tmp_path / "few"), "train")
     assert keys["group"][:] == [None] * len(rows)
-    assert rows.take(1)[0]["caption"] is None
+    assert rows.sample(1)[0]["caption"] is None
