@@ -18,6 +18,11 @@ def text(length: int, seed: int) -> str:
     return " ".join(WORDS[(seed * 7 + i * i) % len(WORDS)] for i in range(length))
 
 
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch):
+    monkeypatch.setattr(modeling_mvaema, "GROUP_SIZE", 2**13)
+
+
 @pytest.fixture
 def ragged(processor):
     """32 micrographs with `questions` prompts and one statement each, of all lengths."""
@@ -36,7 +41,7 @@ def ragged(processor):
 
 
 def take_the_plain_path(monkeypatch):
-    monkeypatch.setattr(modeling_mvaema, "_length_groups", lambda mask: None)
+    monkeypatch.setattr(modeling_mvaema, "_length_groups", lambda *args: None)
 
 
 def gradients(model, loss) -> dict[str, torch.Tensor]:
@@ -50,7 +55,7 @@ def test_training_equals_the_plain_path(make_model, ragged, monkeypatch, questio
     batch = ragged(questions)
     model = make_model().train()
     for mask in (batch["attention_mask"], batch["labels"] != -100, batch["statement_mask"]):
-        longest = [length for _, length in modeling_mvaema._length_groups(mask)]
+        longest = [length for _, length in modeling_mvaema._length_groups(mask, 32)]
         assert longest == sorted(longest) and longest[0] < longest[-1] == mask.shape[1]
     if checkpointing:
         model.activation_checkpointing_enable()
