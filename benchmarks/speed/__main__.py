@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: --device cuda, but torch sees no GPU.")
-    machine = Machine.measure(args.device, args.dtype)
+    machine = Machine.measure(args.device, args.dtype, args.clock)
     facts = machine_facts(args) | {"matmul_flops": machine.matmul, "bandwidth": machine.bandwidth}
     print(
         f"{facts['device']}, {facts['cores']} cores, {facts['threads']} threads, load "

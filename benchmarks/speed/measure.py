@@ -113,13 +113,13 @@ class Machine:
     bandwidth: float
 
     @classmethod
-    def measure(cls, device: str, dtype: str, side: int | None = None) -> "Machine":
-        side = side or (8192 if device == "cuda" else 1024)
+    def measure(cls, device: str, dtype: str, clock: str = "wall") -> "Machine":
+        side = 8192 if device == "cuda" else 1024
         left, right = torch.randn(2, side, side, device=device, dtype=getattr(torch, dtype))
-        product = min(seconds(lambda: left @ right) for _ in range(12))
+        product = min(seconds(lambda: left @ right, clock) for _ in range(12))
         source = torch.ones(64 * side * side // 4, device=device)  # 64 MiB, or 4 GiB
         target = torch.empty_like(source)
-        copy = min(seconds(lambda: target.copy_(source)) for _ in range(8))
+        copy = min(seconds(lambda: target.copy_(source), clock) for _ in range(8))
         return cls(2 * side**3 / product, 2 * source.nbytes / copy)
 
 
