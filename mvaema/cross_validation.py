@@ -40,9 +40,8 @@ from mvaema.evaluation import (
     Micrographs,
     evaluate_rows,
     records_to_score,
-    write_json,
-    write_text,
 )
+from mvaema.files import write_json, write_text
 from mvaema.folds import LeakError, check_no_leak
 from mvaema.loading import FoldedRows, Rows, load_folds
 from mvaema.recipe import Recipe, fingerprint

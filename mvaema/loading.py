@@ -46,6 +46,7 @@ class Rows:
         train, validation: rows of the micrograph schema; they share no specimen.
         texts: the columns of `train` that hold no images; of a stream, of some of its rows,
             evenly spread and with all categories.
+        captions: category to caption, of all folds: labels are the dataset's, not a fold's.
         skipped: ids of micrographs left out since their image cannot be read. Of a stream it turns
             out later (`Batch.skipped`).
         test: in cross-validation, the rows to test on.
@@ -54,6 +55,7 @@ class Rows:
     train: Dataset | ParquetRows
     validation: Dataset | ParquetRows
     texts: Dataset
+    captions: dict[str, str]
     skipped: list[str]
     test: Dataset | ParquetRows | None = None
 
@@ -96,7 +98,8 @@ class FoldedRows:
             check_no_leak(keys["train"], keys[name])
         parts = {name: self.dataset.select(places) for name, places in chosen.items()}
         texts = _texts(parts["train"], keys["train"])
-        return Rows(**parts, texts=texts, skipped=self.skipped)
+        captions = _captions(self.dataset, self.keys)
+        return Rows(**parts, texts=texts, captions=captions, skipped=self.skipped)
 
 
 def load_folds(recipe: Recipe) -> FoldedRows:
@@ -151,9 +154,22 @@ def load_rows(recipe: Recipe) -> Rows:
 def _texts(rows: Dataset | ParquetRows, keys: Dataset) -> Dataset:
     if isinstance(rows, Dataset):
         return rows.select_columns(TEXT_COLUMNS)
-    _, of_each = np.unique([name or "" for name in keys["category"]], return_index=True)
     spread = np.linspace(0, len(rows) - 1, min(TEXT_ROWS, len(rows))).astype(int)
-    return rows.read(rows.rows[np.union1d(of_each, spread)], TEXT_COLUMNS)
+    return rows.read(rows.rows[np.union1d(_of_each_category(keys), spread)], TEXT_COLUMNS)
+
+
+def _captions(rows: Dataset | ParquetRows, keys: Dataset) -> dict[str, str]:
+    columns = ["category", "caption"]
+    if isinstance(rows, Dataset):
+        found = rows.select_columns(columns)
+    else:
+        found = rows.read(rows.rows[_of_each_category(keys)], columns)
+    return {row["category"]: row["caption"] for row in found if row["category"] and row["caption"]}
+
+
+def _of_each_category(keys: Dataset) -> np.ndarray:
+    """The first row of each category."""
+    return np.unique([name or "" for name in keys["category"]], return_index=True)[1]
 
 
 class Batch(NamedTuple):
