@@ -18,6 +18,7 @@ scale bar stays right, being scaled along), an object at the very border of a cl
 off, and the words are English. With answers in another language, train with augmentation off.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ def _named(pattern: re.Pattern, texts: Iterable[str]) -> bool:
     return any(pattern.search(text) for text in texts)
 
 
+@functools.lru_cache(2**16)  # the same answers come again each epoch
 def survives_close_up(text: str) -> bool:
     """Whether what a text says does not depend on where the image ends."""
     return not any(pattern.search(text) for pattern in CUT_OFF)
