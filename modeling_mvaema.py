@@ -11,7 +11,8 @@ What is special about it:
   processes compute what one would;
 - losses depend on nothing but the batch and the weights (the noise that draws negatives is a hash
   of the pair), so a resumed run repeats itself and validation losses can be compared;
-- n questions about each image are n consecutive rows of text: images are encoded once.
+- n questions about each image are n consecutive rows of text: images are encoded once, and the
+  keys and values that texts attend to are computed once per image, for all rows and modes.
 
 This file stands alone: `save_pretrained` and `push_to_hub` copy it into the model repository.
 """
@@ -57,7 +58,8 @@ class MVaEMaOutput(ModelOutput):
         loss (`Tensor` of shape `()`): weighted sum of the losses that were computed.
         itc_loss, itm_loss, lm_loss (`Tensor` of shape `()`): contrastive, matching and
             language-modelling loss, each a mean over the global batch, unweighted.
-        logits (`Tensor` of shape `(batch, answer_length, vocab_size)`): decoder logits.
+        logits (`Tensor` of shape `(batch, answer_length, vocab_size)`): decoder logits; `None` in
+            training mode with labels, where the loss needs but a part of them.
         past_key_values (`EncoderDecoderCache`): keys and values of the decoder.
         encoder_last_hidden_state (`Tensor` of shape `(batch, memory_length, hidden_size)`): the
             decoder's memory, image states followed by grounded question states.
@@ -1152,8 +1154,8 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
                 decoder_input_ids, encoder_outputs, attention_mask, past_key_values, answer_mask
             )
             if labels is not None and self.training and not torch.compiler.is_compiling():
-                # Only what the loss needs, and in parts that fit a cache: with large vocabularies
-                # logits cost as much as the decoder.
+                # Only what the loss needs, and in parts that fit a cache: all logits would take
+                # as long as the decoder does. (A compiled graph wants fixed shapes.)
                 labelled = labels != -100
                 states, labels = states[labelled], labels[labelled]
                 parts = zip(states.split(LOGIT_ROWS), labels.split(LOGIT_ROWS), strict=True)
