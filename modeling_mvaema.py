@@ -11,7 +11,8 @@ What is special about it:
   processes compute what one would;
 - losses depend on nothing but the batch and the weights (the noise that draws negatives is a hash
   of the pair), so a resumed run repeats itself and validation losses can be compared;
-- n questions about each image are n consecutive rows of text: images are encoded once.
+- n questions about each image are n consecutive rows of text: images are encoded once, and the
+  keys and values that texts attend to are computed once per image, for all rows and modes.
 
 This file stands alone: `save_pretrained` and `push_to_hub` copy it into the model repository.
 """
@@ -29,7 +30,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, ModelOutput
+from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
@@ -40,8 +41,9 @@ except ImportError:  # from the project's root
 
 logger = logging.get_logger(__name__)
 
-# Rows that make a group of texts of like length worth its while, and most such groups.
-MIN_GROUP, MAX_GROUPS = 16, 8
+# Hidden states (texts x longest x hidden_size) below which a group of texts costs more than the
+# padding it saves, and most groups.
+GROUP_SIZE, MAX_GROUPS = 2**16, 8
 
 # Words whose logits are computed at a time in training.
 LOGIT_ROWS = 256
@@ -56,7 +58,8 @@ class MVaEMaOutput(ModelOutput):
         loss (`Tensor` of shape `()`): weighted sum of the losses that were computed.
         itc_loss, itm_loss, lm_loss (`Tensor` of shape `()`): contrastive, matching and
             language-modelling loss, each a mean over the global batch, unweighted.
-        logits (`Tensor` of shape `(batch, answer_length, vocab_size)`): decoder logits.
+        logits (`Tensor` of shape `(batch, answer_length, vocab_size)`): decoder logits; `None` in
+            training mode with labels, where the loss needs but a part of them.
         past_key_values (`EncoderDecoderCache`): keys and values of the decoder.
         encoder_last_hidden_state (`Tensor` of shape `(batch, memory_length, hidden_size)`): the
             decoder's memory, image states followed by grounded question states.
@@ -204,14 +207,14 @@ def _until_last(mask: Tensor) -> Tensor:
     return mask.flip(1).cumsum(1).flip(1) > 0
 
 
-def _length_groups(attention_mask: Tensor) -> list[tuple[Tensor, int]] | None:
+def _length_groups(attention_mask: Tensor, hidden_size: int) -> list[tuple[Tensor, int]] | None:
     """Groups of texts of like length, (rows, longest) each, or None where they gain nothing.
 
     On a CPU time goes with the tokens, and nearly half of a batch may be padding; a GPU would
     rather have few large kernels, and a compiled graph fixed shapes.
     """
-    batch, length = attention_mask.shape
-    count = min(batch // MIN_GROUP, MAX_GROUPS)
+    length = attention_mask.shape[1]
+    count = min(attention_mask.numel() * hidden_size // GROUP_SIZE, MAX_GROUPS)
     if count < 2 or attention_mask.device.type != "cpu" or torch.compiler.is_compiling():
         return None
     ends = attention_mask.bool() * torch.arange(1, length + 1)
@@ -525,7 +528,7 @@ class MVaEMaTextStack(nn.Module):
         rows = (input_ids, attention_mask, memory, memory_mask, image_index)
         groups = None
         if attention_mask is not None and past_key_values is None:
-            groups = _length_groups(attention_mask)
+            groups = _length_groups(attention_mask, self.config.hidden_size)
         if groups is None:
             return self._run(*rows, images, causal, past_key_values, past)
         states = []
@@ -735,10 +738,11 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
     def match(
         self, image_states: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """ITM logits (batch,): whether text i describes the image of `image_states[i]`.
+        """ITM logits (batch,): whether each text describes its image.
 
         Args:
-            image_states: (batch, 1 + patches, hidden_size), from `model.image_encoder`.
+            image_states: (images, 1 + patches, hidden_size), from `model.image_encoder`. With
+                fewer images than texts, consecutive texts share an image.
             input_ids: (batch, length) and `attention_mask` of the same shape.
         """
         images = self.text_stack.project_images(image_states)
@@ -965,11 +969,7 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
 
     def _scores_itm(self, states, pixel_values, captions, categories) -> Tensor:
         ids, mask = captions["statement_ids"], captions["statement_mask"]
-        logits = self.match(
-            states.repeat_interleave(len(ids), dim=0),
-            ids.repeat(len(states), 1),
-            mask.repeat(len(states), 1),
-        )
+        logits = self.match(states, ids.repeat(len(states), 1), mask.repeat(len(states), 1))
         return logits.view(len(states), len(ids)).sigmoid()
 
     def _scores_lm(self, states, pixel_values, captions, categories) -> Tensor:
@@ -978,9 +978,10 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             answers=[*categories.values()] * len(states),
         ).to(self.device)
         mask, labels = inputs["attention_mask"], inputs["labels"]
-        memory = self.encode_prompt(pixel_values, inputs["input_ids"], mask, states)
+        memory = self._encode_prompt(pixel_values, inputs["input_ids"], mask, states)
+        rows = memory.last_hidden_state.repeat_interleave(len(categories), dim=0)
         logits = self(
-            encoder_outputs=BaseModelOutput(memory.repeat_interleave(len(categories), dim=0)),
+            encoder_outputs=MVaEMaMemory(rows, memory.images),
             attention_mask=mask.repeat_interleave(len(categories), dim=0),
             decoder_input_ids=self._shift_right(labels),
         ).logits
@@ -1085,7 +1086,7 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
         statement_mask: Tensor | None = None,
         image_ids: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
-        encoder_outputs: BaseModelOutput | None = None,
+        encoder_outputs: ModelOutput | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
@@ -1153,8 +1154,8 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
                 decoder_input_ids, encoder_outputs, attention_mask, past_key_values, answer_mask
             )
             if labels is not None and self.training and not torch.compiler.is_compiling():
-                # Only what the loss needs, and in parts that fit a cache: with large vocabularies
-                # logits cost as much as the decoder.
+                # Only what the loss needs, and in parts that fit a cache: all logits would take
+                # as long as the decoder does. (A compiled graph wants fixed shapes.)
                 labelled = labels != -100
                 states, labels = states[labelled], labels[labelled]
                 parts = zip(states.split(LOGIT_ROWS), labels.split(LOGIT_ROWS), strict=True)

@@ -7,6 +7,7 @@ A run that was killed goes on by the same command. On one CPU, `python train.py 
 
 import sys
 
+import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
 from mvaema.recipe import read_recipe
@@ -32,6 +33,8 @@ def main() -> None:
         sys.exit(f'error: {error}; try pip install -e ".[eval,tracking]"')
     except (OSError, ValueError, TrainingFailed) as error:
         sys.exit(f"error: {error}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -91,9 +91,10 @@ def load_student(source: str | os.PathLike) -> MVaEMaModel:
         )
     try:
         model = MVaEMaModel.from_pretrained(complete)
-    except RuntimeError as error:  # of a shape
+    except RuntimeError as error:  # of a shape; transformers has logged which
         raise ValueError(
-            f"the weights in {complete} belong to another preset than its config.json: {error}"
+            f"the weights in {complete} have other shapes than its config.json asks for (listed "
+            "above): they belong to another preset, or to another version of this project."
         ) from error
     model = merge_adapters_into(model, source)
     model.processor = MVaEMaProcessor.from_pretrained(complete)

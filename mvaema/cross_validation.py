@@ -40,9 +40,8 @@ from mvaema.evaluation import (
     Micrographs,
     evaluate_rows,
     records_to_score,
-    write_json,
-    write_text,
 )
+from mvaema.files import write_json, write_text
 from mvaema.folds import LeakError, check_no_leak
 from mvaema.loading import FoldedRows, Rows, load_folds
 from mvaema.recipe import Recipe, fingerprint
@@ -149,7 +148,7 @@ def _load(recipe: Recipe, folds: Sequence[int]) -> FoldedRows:
     """The rows, with everything about them that could stop the scoring of `folds` looked at."""
     rows = load_folds(recipe)
     _check_groups(rows.keys, recipe.dataset)
-    Micrographs(rows.rows, recipe.dataset)  # each has an id, and its own
+    Micrographs(rows.dataset, recipe.dataset)  # each has an id, and its own
     for fold in folds:
         parts = rows.split(fold, cross_validation=True)
         check_no_leak(parts.validation, parts.test)
@@ -166,7 +165,7 @@ def _test_and_train(parts: Rows, recipe: Recipe) -> tuple[Micrographs, Micrograp
 
 def _fingerprint(rows: FoldedRows) -> str:
     """Of micrographs, answers and folds; the latter follow from groups and near-duplicates."""
-    text = f"{fingerprint(rows.rows)} {rows.folds.tolist()}"
+    text = f"{fingerprint(rows.dataset)} {rows.folds.tolist()}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -17,8 +17,6 @@ The folder of an evaluation holds the report (`mvaema/report.py`) and
 import datetime
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +35,7 @@ from mvaema.baselines import (
 )
 from mvaema.classification import chance_probabilities, score_categories
 from mvaema.dataset import DatasetError, decode_image, load_micrographs
+from mvaema.files import write_json
 from mvaema.folds import check_no_leak
 from mvaema.report import write_report
 from mvaema.schema import OTHER
@@ -505,17 +504,3 @@ def _batches(items: list, size: int) -> Iterator[list]:
 
 def _hash(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def write_json(path: Path, value: dict) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """The whole file or none of it, also when another process writes the same one."""
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

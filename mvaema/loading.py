@@ -46,6 +46,7 @@ class Rows:
         train, validation: rows of the micrograph schema; they share no specimen.
         texts: the columns of `train` that hold no images; of a stream, of some of its rows,
             evenly spread and with all categories.
+        captions: category to caption, of all folds: labels are the dataset's, not a fold's.
         skipped: ids of micrographs left out since their image cannot be read. Of a stream it turns
             out later (`Batch.skipped`).
         test: in cross-validation, the rows to test on.
@@ -54,6 +55,7 @@ class Rows:
     train: Dataset | ParquetRows
     validation: Dataset | ParquetRows
     texts: Dataset
+    captions: dict[str, str]
     skipped: list[str]
     test: Dataset | ParquetRows | None = None
 
@@ -65,7 +67,7 @@ class FoldedRows:
     Finding the folds takes a pass over all images (streamed: over the groups); `split` takes none.
     """
 
-    rows: Dataset | ParquetRows
+    dataset: Dataset | ParquetRows
     keys: Dataset  # image_id, group and category of each
     folds: np.ndarray  # int (rows,)
     skipped: list[str]
@@ -94,9 +96,10 @@ class FoldedRows:
         keys = {name: self.keys.select(places) for name, places in chosen.items()}
         for name in held_out:
             check_no_leak(keys["train"], keys[name])
-        parts = {name: self.rows.select(places) for name, places in chosen.items()}
+        parts = {name: self.dataset.select(places) for name, places in chosen.items()}
         texts = _texts(parts["train"], keys["train"])
-        return Rows(**parts, texts=texts, skipped=self.skipped)
+        captions = _captions(self.dataset, self.keys)
+        return Rows(**parts, texts=texts, captions=captions, skipped=self.skipped)
 
 
 def load_folds(recipe: Recipe) -> FoldedRows:
@@ -151,10 +154,23 @@ def load_rows(recipe: Recipe) -> Rows:
 def _texts(rows: Dataset | ParquetRows, keys: Dataset) -> Dataset:
     if isinstance(rows, Dataset):
         return rows.select_columns(TEXT_COLUMNS)
-    _, of_each = np.unique([name or "" for name in keys["category"][:]], return_index=True)
     starts = np.linspace(0, max(0, len(rows) - TEXT_RUN), TEXT_RUNS).astype(int)
     runs = np.unique(starts[:, None] + np.arange(min(TEXT_RUN, len(rows))))
-    return rows.read(rows.rows[np.union1d(of_each, runs)], TEXT_COLUMNS)
+    return rows.read(rows.rows[np.union1d(_of_each_category(keys), runs)], TEXT_COLUMNS)
+
+
+def _captions(rows: Dataset | ParquetRows, keys: Dataset) -> dict[str, str]:
+    columns = ["category", "caption"]
+    if isinstance(rows, Dataset):
+        found = rows.select_columns(columns)
+    else:
+        found = rows.read(rows.rows[_of_each_category(keys)], columns)
+    return {row["category"]: row["caption"] for row in found if row["category"] and row["caption"]}
+
+
+def _of_each_category(keys: Dataset) -> np.ndarray:
+    """The first row of each category."""
+    return np.unique([name or "" for name in keys["category"][:]], return_index=True)[1]
 
 
 class Batch(NamedTuple):

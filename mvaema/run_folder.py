@@ -17,10 +17,14 @@ in it is overwritten by another run.
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 
+from mvaema.files import write_json, write_text
 from mvaema.model_card import hub_ids
 from mvaema.recipe import Recipe, provenance, write_recipe
 
@@ -46,7 +50,7 @@ class RunFolder:
         self.run: dict = {}
         file = self.path / "recipe.yaml"
         if not file.is_file():
-            if self.path.exists() and any(self.path.iterdir()):
+            if self.path.exists() and any(f.name[0] != "." for f in self.path.iterdir()):
                 raise FileExistsError(
                     f"{self.path} is not empty and holds no training run (no recipe.yaml); choose "
                     "another --output_dir."
@@ -70,6 +74,27 @@ class RunFolder:
 
     finished = False
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep the folder for this process meanwhile.
+
+        Raises:
+            FileExistsError: another one is training in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise FileExistsError(
+                f"another process is training in {self.path}; wait for it, or choose another "
+                "--output_dir."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def claim(self, fingerprint: str, **facts) -> None:
         """Make it this run's; `facts` go into run.json.
 
@@ -90,7 +115,7 @@ class RunFolder:
     def note(self, **facts) -> None:
         """Add to run.json."""
         self.run |= facts
-        replace_text(self.path / "run.json", json.dumps(self.run, indent=2) + "\n")
+        write_json(self.path / "run.json", self.run)
 
     def append(self, name: str, *records: dict) -> None:
         """Add records to `name`.jsonl."""
@@ -107,14 +132,7 @@ class RunFolder:
             if file.is_file():
                 lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
                 kept = [s for s in lines if s.endswith("\n") and json.loads(s)[key] <= last]
-                replace_text(file, "".join(kept))
-
-
-def replace_text(file: Path, text: str) -> None:
-    """Write `text` to `file`, which is whole at any moment."""
-    temporary = file.with_name(f".{file.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+                write_text(file, "".join(kept))
 
 
 def _read_json(file: Path) -> dict:

@@ -12,13 +12,11 @@ What is special about it:
 
 import dataclasses
 import importlib
-import json
 import os
 import signal
 import statistics
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -33,12 +31,13 @@ from modeling_mvaema import MVaEMaModel
 from mvaema.adapters import add_adapters, load_student, merge_adapters, save_adapters
 from mvaema.checkpoints import Checkpoints
 from mvaema.figures import loss_curves
+from mvaema.files import write_json
 from mvaema.hub import push, require_token
 from mvaema.loading import Batch, BatchLoader, Rows, load_rows
 from mvaema.model_card import write_card
 from mvaema.recipe import Recipe, fingerprint
 from mvaema.repository import save_repository
-from mvaema.run_folder import RunFolder, replace_text
+from mvaema.run_folder import RunFolder
 from mvaema.samples import format_samples, sample_answers
 from mvaema.warm_start import from_encoders
 from processing_mvaema import MVaEMaProcessor, train_tokenizer
@@ -94,11 +93,8 @@ class Progress:
     scheduler: dict | None = None
 
 
-def build_model(recipe: Recipe, train: Iterable[dict]) -> MVaEMaModel:
+def build_model(recipe: Recipe, rows: Rows) -> MVaEMaModel:
     """The student a run starts from: a given one, or a new one from scratch or from encoders.
-
-    Args:
-        train: rows to train on; images are not looked at.
 
     Raises:
         ValueError: checkpoints and preset do not fit together.
@@ -113,12 +109,10 @@ def build_model(recipe: Recipe, train: Iterable[dict]) -> MVaEMaModel:
                 f"{', '.join(differing)}): leave --preset out, or name another --model."
             )
         return model
-    questions, captions, bars, answers = {}, {}, set(), []
-    for row in train:
+    questions, captions, bars, answers = {}, rows.captions, set(), []
+    for row in rows.texts:
         questions |= {qa["question_id"]: qa["question"] for qa in row["qa"]}
         answers += [qa["answer"] for qa in row["qa"] if qa["outcome"] == "ok"]
-        if row["category"] and row["caption"]:
-            captions[row["category"]] = row["caption"]
         if row["scale_bar"]:
             bars.add(row["scale_bar"])
     fields = {**PRESETS[recipe.preset or "paper"], "questions": questions}
@@ -190,8 +184,10 @@ def train(recipe: Recipe) -> Path:
         return folder.path
     with accelerator.main_process_first():  # the others find its cached look at the images
         rows = load_rows(recipe)
-    with Signals() as signals:
+    with Signals() as signals, ExitStack() as stack:
         run = Run(recipe, rows, folder, accelerator, signals)
+        if accelerator.is_main_process:
+            stack.enter_context(folder.locked())
         run.start()
         run.fit()
         run.finish()
@@ -224,7 +220,7 @@ class Run:
         self.is_main = accelerator.is_main_process
 
         set_seed(recipe.seed)
-        student = build_model(recipe, rows.texts)
+        student = build_model(recipe, rows)
         self.config, self.processor = student.config, student.processor
         if recipe.gradient_checkpointing:
             student.activation_checkpointing_enable({"use_reentrant": False})
@@ -312,7 +308,9 @@ class Run:
             write_card(path, recipe.hub_model_id)
             publish(recipe, path)
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        # Not `end_training`, which ends the processes' group: another fold may follow.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def say(self, text: str) -> None:
         if self.is_main:
@@ -477,10 +475,10 @@ class Run:
                 "epoch": self.progress.epoch + 1,
                 "step": self.progress.step + 1,
                 "losses": {n: str(values[n]) for n in LOSSES if n in values},
-                "median_loss": usual,
+                "median_loss": str(usual),
                 "image_ids": ids,
             }
-            replace_text(file, json.dumps(failure, indent=2))
+            write_json(file, failure)
         raise TrainingFailed(
             f"the loss is {loss} in step {self.progress.step + 1} of epoch "
             f"{self.progress.epoch + 1}; the ids of its micrographs are in {file}. The weights are "

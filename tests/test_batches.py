@@ -206,7 +206,7 @@ def test_folds_test_validate_and_train_without_sharing_a_specimen(recipe):
         plain = folded.split((fold + 1) % 4)
         assert plain.test is None
         assert plain.validation["image_id"][:] == rows.validation["image_id"][:]
-    assert sorted(tested) == sorted(folded.rows["image_id"])
+    assert sorted(tested) == sorted(folded.dataset["image_id"])
 
 
 def test_one_unreadable_image_is_skipped_or_refused(recipe, tmp_path):

@@ -258,7 +258,7 @@ elif moment == "scoring":
 elif moment == "scored":
     cross_validation.write_json = kill_after(cross_validation.write_json, 1)
 elif moment == "tables":  # one of the two is there
-    cross_validation.write_json = kill_after(cross_validation.write_json, FOLDS - 1 + 1)
+    cross_validation.write_json = kill_after(cross_validation.write_json, FOLDS)
 train.main()
 """
 

@@ -156,15 +156,16 @@ def test_paper_run_is_ten_folds_of_fifty_epochs(monkeypatch):
     assert cases.paper_run_hours(1.0) == pytest.approx(500 * (0.9 + 0.1 / 3))
 
 
-def run(tmp_path, *cases: str) -> SimpleNamespace:
+def run(tmp_path, batch: int, *cases: str) -> SimpleNamespace:
     output = tmp_path / "results.json"
-    options = ["--preset", "paper", "--repeats", "1", "--batch", "2", "--output", str(output)]
+    options = ["--preset", "paper", "--repeats", "1", "--batch", str(batch)]
+    options += ["--output", str(output)]
     command.main([*options, "--overrides", json.dumps(TINY), "--cases", *cases])
     return SimpleNamespace(**json.loads(output.read_text()))
 
 
 def test_command_prints_a_table_and_writes_json(tmp_path, capsys):
-    results = run(tmp_path, "classify", "parts")
+    results = run(tmp_path, 2, "classify", "parts")
     assert results.machine["matmul_flops"] > 0 and results.machine["threads"] >= 1
     assert results.options["overrides"] == TINY
     found = {(c["case"], c["peer_name"]): c for c in results.comparisons}
@@ -203,7 +204,7 @@ def test_answers_and_classes_are_what_was_asked_for():
 
 @pytest.mark.slow
 def test_every_case_runs(tmp_path):
-    results = run(tmp_path, *command.CASES)
+    results = run(tmp_path, 4, *command.CASES)
     by_case = {c["case"]: c for c in results.comparisons}
     assert by_case["cold start to first answer"]["ours"] > 0
     assert by_case["train ITC + ITM + LM"]["details"]["paper_run_hours"] > 0

@@ -84,11 +84,11 @@ def test_what_is_streamed_is_what_would_be_loaded(recipe, shards):
     loaded = load_micrographs(shards)
     expected = [row["image_id"] for row in loaded if any(qa["outcome"] == "ok" for qa in row["qa"])]
     assert folded.keys["image_id"][:] == expected and len(expected) == ROWS * 8 / 9
-    assert folded.rows.rows.tolist() == [i for i in range(ROWS) if i % 9]
-    sample = folded.rows.sample(5)
+    assert folded.dataset.rows.tolist() == [i for i in range(ROWS) if i % 9]
+    sample = folded.dataset.sample(5)
     assert sample["image_id"][:] == [expected[i] for i in (0, 19, 39, 59, 79)]
-    assert sample[1] == loaded[int(folded.rows.rows[19])]
-    assert folded.rows.sample(999)["image_id"][:] == expected
+    assert sample[1] == loaded[int(folded.dataset.rows[19])]
+    assert folded.dataset.sample(999)["image_id"][:] == expected
 
 
 def test_folds_share_no_specimen_and_texts_are_those_of_the_rows(recipe, monkeypatch):
@@ -170,7 +170,7 @@ def test_each_row_group_is_read_once_and_never_whole(recipe, shards, monkeypatch
     opened = []
     original = RowReader._open
     monkeypatch.setattr(RowReader, "_open", lambda self, g: (opened.append(g), original(self, g)))
-    rows = load_folds(recipe).rows
+    rows = load_folds(recipe).dataset
     reader = RowReader(rows)
     numbers = rows.shuffled(np.random.default_rng(0))
     found = [
@@ -181,7 +181,7 @@ def test_each_row_group_is_read_once_and_never_whole(recipe, shards, monkeypatch
 
 
 def test_shards_may_be_behind_a_url(recipe):
-    rows = load_folds(recipe).rows
+    rows = load_folds(recipe).dataset
     urls = dataclasses.replace(rows, files=tuple(f"file://{file}" for file in rows.files))
     assert urls.read(rows.rows[5:50])[:] == rows.read(rows.rows[5:50])[:]
 

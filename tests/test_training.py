@@ -20,6 +20,7 @@ from mvaema import training
 from mvaema.checkpoints import Checkpoints
 from mvaema.dataset import DatasetError
 from mvaema.recipe import Recipe
+from mvaema.run_folder import RunFolder
 from mvaema.training import Interrupted, Run, TrainingFailed, train
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +99,7 @@ def test_a_run_ends_in_a_model_repository_and_a_log(recipe):
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     image = Image.open(Path(recipe.dataset) / "train" / "0.png")
     assert set(model.answer(image, max_new_tokens=3)) == {"basics", "morphology", "surface"}
-    assert not list(folder.glob(".*"))
+    assert [file.name for file in folder.glob(".*")] in ([], [".lock"])
 
 
 def test_the_same_seed_gives_the_same_run_whatever_the_number_of_workers(recipe, tmp_path):
@@ -258,6 +259,12 @@ def test_another_run_is_not_overwritten(recipe, tmp_path):
         train(replace(recipe, output_dir=str(tmp_path / "full")))
     with pytest.raises(FileNotFoundError, match="no run to resume"):
         train(replace(recipe, output_dir=str(tmp_path / "none"), resume=True))
+
+
+def test_two_processes_never_train_in_one_folder(recipe):
+    with RunFolder(recipe).locked(), pytest.raises(FileExistsError, match="another process"):
+        train(recipe)
+    assert train(recipe)
 
 
 def test_gradient_accumulation_computes_the_batch_in_parts(recipe, tmp_path):

@@ -4,7 +4,10 @@
     python -m benchmarks.speed --preset paper --cases train-lm train-all answer --repeats 9
     python -m benchmarks.speed --device cuda --dtype bfloat16 --compile
 
-Prints a table, and writes JSON with what is behind it.
+Prints a table, and writes JSON with what is behind it: seconds of each turn, floors, operators. A
+ratio is ours over the peer's, of the same turn. Threads are as torch finds them (OMP_NUM_THREADS).
+What each case does is said in `cases.py`, what BLIP is given in `peers.py`. The options for a GPU
+were written without one at hand: bfloat16 and --compile have run on a CPU only.
 """
 
 import argparse
@@ -23,9 +26,10 @@ import torch
 import transformers
 from datasets import disable_progress_bars
 
-from benchmarks.speed.cases import CASES, ONCE, Settings
+from benchmarks.speed.cases import CASES, ONCE, PAPER_MICROGRAPHS
 from benchmarks.speed.measure import CLOCKS, Machine
 from benchmarks.speed.report import HEADER, Comparison, number
+from benchmarks.speed.settings import Settings
 from benchmarks.speed.workload import micrograph_folder
 from configuration_mvaema import PRESETS
 
@@ -39,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("--preset", nargs="+", choices=PRESETS, default=["paper", "small"], help="shapes")
     add("--cases", nargs="+", choices=CASES, default=list(CASES), help="what to compare (all)")
-    add("--repeats", type=int, default=5, help="turns; medians and quartiles are over them (5)")
+    add("--repeats", type=int, default=3, help="turns; medians and quartiles are over them (3)")
     add("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine, with one thread")
     add("--batch", type=int, help="micrographs per step (48; on a CPU 4 for small, 2 for base)")
     add("--device", choices=("cpu", "cuda"), default="cpu")
@@ -68,7 +72,10 @@ def print_details(comparison: Comparison, before: Comparison | None) -> None:
     """How far from the floor, and where the time goes; ours once per case."""
     for who, about in comparison.details.items():
         if who == "paper_run_hours":
-            print(f"    the paper's 10 folds x 50 epochs on 21,283 micrographs: {about:,.1f} h")
+            print(
+                f"    the paper's 10 folds x 50 epochs on {PAPER_MICROGRAPHS:,} micrographs would "
+                f"take {about:,.1f} h"
+            )
         if who not in ("ours", "peer") or "floor" not in about:
             continue
         if who == "ours" and before and before.case == comparison.case:
@@ -91,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: --device cuda, but torch sees no GPU.")
-    machine = Machine.measure(args.device, args.dtype)
+    machine = Machine.measure(args.device, args.dtype, args.clock)
     facts = machine_facts(args) | {"matmul_flops": machine.matmul, "bandwidth": machine.bandwidth}
     print(
         f"{facts['device']}, {facts['cores']} cores, {facts['threads']} threads, load "

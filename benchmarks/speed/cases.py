@@ -1,7 +1,7 @@
 """The cases of the benchmark; each yields `Comparison`s."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from statistics import median
 
@@ -12,39 +12,12 @@ from benchmarks.speed.cold_start import cold_start
 from benchmarks.speed.data import read, wait
 from benchmarks.speed.report import Comparison
 from benchmarks.speed.scaling import scaling
+from benchmarks.speed.settings import Settings
 from benchmarks.speed.training import encoding, training_step
 from benchmarks.speed.workload import Workload
 
-# Micrographs per step or call: the recipe's 48 where that is a matter of seconds.
-BATCHES = {"cpu": {"paper": 48, "small": 4, "base": 2}, "cuda": {}}
+# What the paper trained on, and how often.
 PAPER_MICROGRAPHS, PAPER_FOLDS, PAPER_EPOCHS = 21_283, 10, 50
-
-
-@dataclass
-class Settings:
-    """What the command's options say, for one preset."""
-
-    preset: str
-    device: str
-    dtype: str
-    compile: bool
-    repeats: int
-    clock: str
-    batch: int | None
-    machine: measure.Machine
-    overrides: dict
-
-    def workload(self, **fields) -> Workload:
-        batch = self.batch or BATCHES[self.device].get(self.preset, 48)
-        common = {
-            "preset": self.preset,
-            "batch": batch,
-            "device": self.device,
-            "dtype": self.dtype,
-            "compile": self.compile,
-            "overrides": self.overrides,
-        }
-        return Workload(**common | fields)
 
 
 def compare(
@@ -97,7 +70,7 @@ def compare_memory(
     """Peak memory of training in processes of their own; `details` has that of the step alone."""
     turns = [
         {who: memory.peak(who, workload) for who in ("ours", *peers)}
-        for _ in range(min(settings.repeats, 3))
+        for _ in range(min(settings.repeats, 2))  # it hardly varies
     ]
     for who, target in peers.items():
         ours, theirs = ([turn[name]["training"] for turn in turns] for name in ("ours", who))
@@ -224,5 +197,5 @@ CASES = {
     "read": read,
     "scaling": scaling,
 }
-# Say little new for a second preset: they are run for the first one named.
-ONCE = ("read", "scaling")
+# Say little new of a second preset: they are run for the first one named.
+ONCE = ("wait", "read", "scaling")

@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
+from transformers import BlipProcessor
+
 from benchmarks.speed import inference, measure, peers
 from benchmarks.speed.report import Comparison
-from benchmarks.speed.workload import images, processor
+from benchmarks.speed.settings import Settings
+from benchmarks.speed.workload import Workload, images, processor
 from configuration_mvaema import QUESTIONS
 
 IMPORTS = """
@@ -70,21 +73,19 @@ def first_line(script: str, folder: Path) -> float:
     return elapsed
 
 
-def write_checkpoints(folder: Path, workload) -> None:
+def write_checkpoints(folder: Path, workload: Workload) -> None:
     """`ours` and `blip`, complete, and `image.png`."""
     config = workload.config()
     ours = inference.our_model(workload)
     ours.save_pretrained(folder / "ours")
     peers.answering(config).save_pretrained(folder / "blip")
-    from transformers import BlipProcessor
-
     BlipProcessor(
         inference.image_processor_of_blip(config), processor(config).tokenizer
     ).save_pretrained(folder / "blip")
     images(1)[0].save(folder / "image.png")
 
 
-def cold_start(settings) -> Iterator[Comparison]:
+def cold_start(settings: Settings) -> Iterator[Comparison]:
     """Ours against the imports alone, and against BLIP; a CPU process, whatever the device."""
     workload = settings.workload(device="cpu", dtype="float32", compile=False)
     count = inference.new_tokens(workload)

@@ -19,8 +19,10 @@ from transformers.utils import is_torchvision_available
 
 from benchmarks.speed import inference, measure
 from benchmarks.speed.report import Comparison
+from benchmarks.speed.settings import Settings
 from benchmarks.speed.training import training_step
 from benchmarks.speed.workload import processor
+from configuration_mvaema import MVaEMaConfig
 from mvaema.building import write_shards
 from mvaema.dataset import decode_image, load_micrographs
 from mvaema.loading import BatchLoader
@@ -49,7 +51,7 @@ def write_micrographs(folder: Path, count: int) -> Dataset:
     return load_micrographs(folder / "Parquet")
 
 
-def blip_processors(config) -> dict[str, Callable]:
+def blip_processors(config: MVaEMaConfig) -> dict[str, Callable]:
     """The image processors of BLIP that can run here, at our image size."""
     found = {"BLIP": inference.image_processor_of_blip(config)}
     if is_torchvision_available():
@@ -60,7 +62,7 @@ def blip_processors(config) -> dict[str, Callable]:
     return found
 
 
-def read(settings) -> Iterator[Comparison]:
+def read(settings: Settings) -> Iterator[Comparison]:
     """Micrographs per second, one process, from each format to `pixel_values`."""
     config, count = settings.workload().config(), settings.batch or 24
     ours = processor(config).image_processor
@@ -117,7 +119,7 @@ def read(settings) -> Iterator[Comparison]:
                 )
 
 
-def wait(settings) -> Iterator[Comparison]:
+def wait(settings: Settings) -> Iterator[Comparison]:
     """Share of training with all losses that is spent waiting for the next batch.
 
     "Ours" is with one worker, as the recipe has it; "no worker" prepares batches in between.

@@ -39,10 +39,10 @@ def answering(who: str, workload: Workload) -> tuple[nn.Module, Callable[[], lis
     """
     pictures, texts = images(workload.batch), list(QUESTIONS.values())[: workload.questions]
     length = {"min_new_tokens": new_tokens(workload), "max_new_tokens": new_tokens(workload)}
-    if workload.compile:
-        length["cache_implementation"] = "static"  # `generate` compiles the step then
     if who == "ours":
         model = our_model(workload)
+        if workload.compile:
+            length["cache_implementation"] = "static"  # `generate` compiles the step then
 
         def call():
             rows = model.answer(pictures, texts, batch_size=workload.batch, **length)
@@ -50,6 +50,10 @@ def answering(who: str, workload: Workload) -> tuple[nn.Module, Callable[[], lis
 
         return model, call
     model = _peer(peers.answering, workload)
+    if workload.compile:
+        # It cannot take a static cache, whose self- and cross-attention it would mix up.
+        for part in (model.vision_model, model.text_encoder, model.text_decoder):
+            part.compile(dynamic=True)
     ask = blip_answers if who == "BLIP" else blip_answers_by_parts
     config = workload.config()
     image_processor, text_processor = image_processor_of_blip(config), processor(config)

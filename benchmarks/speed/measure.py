@@ -6,10 +6,12 @@ What is special about it:
 - a floor is a count over a measured rate: FLOPs of matrix products (attention written out, so that
   a fused kernel's are counted too, the masked half of a causal one included) over the best rate of
   a large matrix product, and the bytes that matrix products and attention read and write once,
-  over the bandwidth of a copy. What stays in a cache costs less than the second says.
+  over the bandwidth of a copy. What stays in a cache costs less than the second says, and what the
+  optimizer and everything between the products read and write is not in it.
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -76,29 +78,28 @@ def ratio(numerators: list[float], denominators: list[float]) -> Ratio:
 # Memory
 
 
-def _status(field: str) -> int | None:
-    """A field of /proc/self/status, in bytes; `None` where there is none (not Linux)."""
-    path = Path("/proc/self/status")
-    if not path.exists():
-        return None
-    return int(path.read_text().split(f"{field}:")[1].split()[0]) * 1024
+def _memory(field: str) -> int:
+    """A field of Linux's /proc/self/status, bytes; elsewhere the peak so far stands in.
+
+    `ru_maxrss` would not do on Linux, where it starts at the parent's.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split(f"{field}:")[1].split()[0]) * 1024
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def resident() -> int:
     """Bytes of the resident set now."""
-    import psutil
-
-    return psutil.Process().memory_info().rss
+    return _memory("VmRSS")
 
 
 def peak_resident() -> int:
-    """Largest resident set of this process so far, bytes.
-
-    Not `ru_maxrss` where it can be helped: on Linux that starts at the parent's.
-    """
-    import resource
-
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Largest resident set of this process so far, bytes."""
+    return _memory("VmHWM")
 
 
 # --------------------------------------------------------------------------------------------
@@ -113,13 +114,13 @@ class Machine:
     bandwidth: float
 
     @classmethod
-    def measure(cls, device: str, dtype: str, side: int | None = None) -> "Machine":
-        side = side or (8192 if device == "cuda" else 1024)
+    def measure(cls, device: str, dtype: str, clock: str = "wall") -> "Machine":
+        side = 8192 if device == "cuda" else 1024
         left, right = torch.randn(2, side, side, device=device, dtype=getattr(torch, dtype))
-        product = min(seconds(lambda: left @ right) for _ in range(12))
+        product = min(seconds(lambda: left @ right, clock) for _ in range(12))
         source = torch.ones(64 * side * side // 4, device=device)  # 64 MiB, or 4 GiB
         target = torch.empty_like(source)
-        copy = min(seconds(lambda: target.copy_(source)) for _ in range(8))
+        copy = min(seconds(lambda: target.copy_(source), clock) for _ in range(8))
         return cls(2 * side**3 / product, 2 * source.nbytes / copy)
 
 
@@ -159,7 +160,7 @@ class Work:
         return cls(counter.get_total_flops(), traffic.bytes)
 
     def floor(self, machine: Machine, took: float) -> dict:
-        """Least seconds by either count, and how many times the larger one `took` is."""
+        """Least seconds by either count, and how many times the first `took` is."""
         compute, memory = self.flops / machine.matmul, self.bytes / machine.bandwidth
         return asdict(self) | {
             "compute_seconds": compute,

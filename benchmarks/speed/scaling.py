@@ -9,6 +9,7 @@ from statistics import median
 
 from benchmarks.speed import inference, measure
 from benchmarks.speed.report import Comparison
+from benchmarks.speed.settings import Settings
 from benchmarks.speed.training import training_step
 from benchmarks.speed.workload import Workload
 
@@ -19,7 +20,7 @@ IMAGE_SIZES, WIDTHS, BATCHES = (1, 2, 3), (1, 2, 4), (1, 0.5, 0.25)
 PROCESSES = (1, 2)
 
 
-def scaling(settings) -> Iterator[Comparison]:
+def scaling(settings: Settings) -> Iterator[Comparison]:
     """One quantity at a time, from a training step with all losses and a third of the batch."""
     base = settings.workload(losses="all")
     base.batch = max(2, base.batch // 3)
@@ -62,7 +63,7 @@ def _changed(base: Workload, **changes) -> Workload:
     return Workload(**vars(base) | fields | {"overrides": overrides})
 
 
-def _trained(settings, case: str, base: Workload, **changes) -> Comparison:
+def _trained(settings: Settings, case: str, base: Workload, **changes) -> Comparison:
     workload = _changed(base, **changes)
     return _compared(
         settings,
@@ -75,14 +76,16 @@ def _trained(settings, case: str, base: Workload, **changes) -> Comparison:
 
 
 def _compared(
-    settings, case: str, unit: str, amount: int, build: Callable, peer: str
+    settings: Settings, case: str, unit: str, amount: int, build: Callable, peer: str
 ) -> Comparison:
     calls = {who: build(who)[1] for who in ("ours", peer)}
     times = measure.alternate(calls, min(settings.repeats, TURNS), settings.clock)
     return _comparison(settings, case, unit, amount, times, peer)
 
 
-def _comparison(settings, case, unit, amount, times, peer) -> Comparison:
+def _comparison(
+    settings: Settings, case: str, unit: str, amount: int, times: dict[str, list[float]], peer: str
+) -> Comparison:
     return Comparison(
         case,
         settings.preset,
@@ -95,17 +98,14 @@ def _comparison(settings, case, unit, amount, times, peer) -> Comparison:
     )
 
 
-def _processes(settings) -> Iterator[Comparison]:
+def _processes(settings: Settings) -> Iterator[Comparison]:
     """The same global batch on one process and on two, one thread each, gloo between them.
 
     The assembled BLIP gathers no negatives from the other process; ours does.
     """
     workload = settings.workload(losses="all")
     for count in PROCESSES:
-        times = {"ours": [], "BLIP, parts": []}
-        for _ in range(min(settings.repeats, TURNS)):
-            for who in times:
-                times[who].append(median(run_ranks(who, workload, count)))
+        times = {who: run_ranks(who, workload, count) for who in ("ours", "BLIP, parts")}
         yield _comparison(
             settings,
             f"train, {count} process{'es' * (count > 1)}",

@@ -8,7 +8,6 @@ What is special about it:
 
 import hashlib
 import io
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema.building import Reading, ReadOptions, read_entry
+from mvaema.files import write_bytes
 from mvaema.sources import DatasetSource, Entry, FolderSource, Problem, TableSource
 from mvaema.teacher.journal import Journal, JournalError, PreparedImage
 
@@ -167,7 +167,9 @@ class Preparer:
         suffix = FORMATS[self.preparation.image_format]
         file = Path("images") / reading.image_id[:2] / f"{reading.image_id}{suffix}"
         try:
-            _write_atomically(self.journal.folder / file, data)
+            path = self.journal.folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, data)  # before the journal knows it
         except OSError as error:
             raise JournalError(
                 f"{self.journal.folder / file}: cannot be written ({error.strerror}). All replies "
@@ -194,14 +196,3 @@ def source_key(entry: Entry) -> str:
     """A hash that changes with the entry's name, content or labels, and shows none of them."""
     labels = sorted((name, repr(value)) for name, value in entry.fields.items())
     return hashlib.sha256(repr([entry.name, entry.version, labels]).encode()).hexdigest()[:32]
-
-
-def _write_atomically(path: Path, data: bytes):
-    """A file that is there whole or not at all, and on the disk before the journal knows it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -1,0 +1,127 @@
+"""What is skipped or shared to save time changes no loss, no gradient and no answer.
+
+The plain path: each image repeated for each of its questions, each text padded to the longest,
+every logit computed. The fast one: an image's keys and values once, texts in groups of like
+length, logits where there is a label.
+"""
+
+import pytest
+import torch
+from transformers.modeling_outputs import BaseModelOutput
+
+import modeling_mvaema
+
+WORDS = "wires films tips pores of about 5 nm in a rather dense and cracked network".split()
+
+
+def text(length: int, seed: int) -> str:
+    return " ".join(WORDS[(seed * 7 + i * i) % len(WORDS)] for i in range(length))
+
+
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch):
+    monkeypatch.setattr(modeling_mvaema, "GROUP_SIZE", 2**13)
+
+
+@pytest.fixture
+def ragged(processor):
+    """32 micrographs with `questions` prompts and one statement each, of all lengths."""
+
+    def make(questions: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        rows = 32 * questions
+        inputs = processor(
+            text=[text(1 + i * 5 % 15, i) for i in range(rows)],
+            answers=[text(1 + i * 3 % 13, i + 1) for i in range(rows)],
+            statements=[f"{i} {text(1 + i * 11 % 15, i)}" for i in range(32)],
+        )
+        return {"pixel_values": torch.rand(32, 3, 32, 32) * 2 - 1, **inputs}
+
+    return make
+
+
+def take_the_plain_path(monkeypatch):
+    monkeypatch.setattr(modeling_mvaema, "_length_groups", lambda *args: None)
+
+
+def gradients(model, loss) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("questions", "checkpointing"), [(1, False), (3, False), (3, True)])
+def test_training_equals_the_plain_path(make_model, ragged, monkeypatch, questions, checkpointing):
+    batch = ragged(questions)
+    model = make_model().train()
+    for mask in (batch["attention_mask"], batch["labels"] != -100, batch["statement_mask"]):
+        longest = [length for _, length in modeling_mvaema._length_groups(mask, 32)]
+        assert longest == sorted(longest) and longest[0] < longest[-1] == mask.shape[1]
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    output = model(**batch)
+    assert output.logits is None
+    fast = gradients(model, output.loss)
+
+    take_the_plain_path(monkeypatch)
+    model.activation_checkpointing_disable()
+    model.eval()
+    pairs = {name: batch[name] for name in ("pixel_values", "statement_ids", "statement_mask")}
+    answers = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    repeated = batch["pixel_values"].repeat_interleave(questions, dim=0)
+    compared, answered = model(**pairs), model(pixel_values=repeated, **answers)
+    everywhere = torch.nn.functional.cross_entropy(
+        answered.logits.transpose(1, 2), batch["labels"], reduction="none", ignore_index=-100
+    )
+    lm_loss = everywhere.sum() / (batch["labels"] != -100).sum()
+    plain = gradients(model, compared.itc_loss + compared.itm_loss + lm_loss)
+    torch.testing.assert_close(output.itc_loss, compared.itc_loss)
+    torch.testing.assert_close(output.itm_loss, compared.itm_loss)
+    torch.testing.assert_close(output.lm_loss, lm_loss)
+    for name, gradient in plain.items():
+        scale = max(gradient.abs().max(), 1e-3)  # of biases of keys it is 0 but for rounding
+        torch.testing.assert_close(fast[name] / scale, gradient / scale, atol=1e-4, rtol=0)
+
+
+def test_labels_may_be_missing_anywhere(make_model, ragged):
+    """Also before a word that has one, and from a whole answer."""
+    batch = ragged(1)
+    batch["labels"][:, :2] = -100
+    batch["labels"][5] = -100
+    model = make_model(itc_weight=0, itm_weight=0)
+    expected = model(**batch).lm_loss
+    torch.testing.assert_close(model.train()(**batch).lm_loss, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
+def test_answers_equal_the_plain_path(make_model, ragged, monkeypatch, options):
+    """Greedy and with beams; the memory given as one tensor [V ; M], as a user may."""
+    model = make_model()
+    batch = ragged(2)
+    inputs = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, **options}
+    fast = model.generate(**inputs, **options)
+    take_the_plain_path(monkeypatch)
+    memory = model.encode_prompt(
+        inputs["pixel_values"].repeat_interleave(2, 0),
+        *[inputs[name] for name in ("input_ids", "attention_mask")],
+    )
+    plain = model.generate(
+        encoder_outputs=BaseModelOutput(memory),
+        attention_mask=inputs["attention_mask"],
+        **options,
+    )
+    assert torch.equal(fast, plain)
+    assert len({tuple(row) for row in fast.tolist()}) > 16
+
+
+def test_padding_on_the_left_is_padding_too(make_model, ragged):
+    """Whatever side it is on, groups cut no word off."""
+    model = make_model()
+    batch = ragged(1)
+    ids, mask = batch["statement_ids"], batch["statement_mask"].flip(1)
+    grouped = model.text_stack(ids, mask)
+    for row in (0, 7, 20):
+        alone = model.text_stack(ids[row : row + 1], mask[row : row + 1])
+        words = mask[row].bool()
+        torch.testing.assert_close(grouped[row][words], alone[0][words], atol=1e-5, rtol=1e-5)
