@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from configuration_mvaema import CATEGORY_CAPTIONS, QUESTIONS
 from mvaema.schema import FEATURES, pixel_hash
-from mvaema.synthetic import CATEGORIES, render, rows
+from mvaema.synthetic import CATEGORIES, canvas, render, rows
 from mvaema.synthetic.__main__ import main
 from mvaema.synthetic.canvas import Canvas
 from mvaema.synthetic.optics import Microscope, count_electrons, emission, scan
@@ -461,3 +461,10 @@ def test_the_command_writes_resumes_and_refuses(tmp_path, capsys):
 def test_no_two_of_many_images_are_the_same():
     made = [row["image_id"] for row in rows(3000, 5, size=96)]
     assert len(set(made)) == 3000
+
+
+@pytest.mark.parametrize("side", [1022, 1023, 1024, 1050, 1403, 2048])
+def test_noise_fills_pictures_of_any_size(side):
+    """Also where rounding would ask for one row more than the tile has."""
+    for shape in ((side, side), (side, side // 2 + 1)):
+        assert canvas.noise(np.random.default_rng(0), shape, canvas.WHITE).shape == shape

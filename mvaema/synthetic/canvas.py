@@ -42,7 +42,7 @@ def noise(rng: np.random.Generator, shape: tuple[int, int], exponent: float, sca
     """
     # A field too large for the tile is stretched to it.
     scale = max(scale, max(shape) / (_TILE - 2))
-    height, width = (int(np.ceil(n / scale)) + 1 for n in shape)
+    height, width = (min(int(np.ceil(n / scale)) + 1, _TILE - 1) for n in shape)
     y, x = rng.integers(_TILE - height), rng.integers(_TILE - width)
     window = _noise_tile(exponent)[y : y + height, x : x + width]
     window = window[:: int(rng.choice([-1, 1])), :: int(rng.choice([-1, 1]))]
