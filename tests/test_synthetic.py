@@ -463,7 +463,7 @@ def test_no_two_of_many_images_are_the_same():
     assert len(set(made)) == 3000
 
 
-@pytest.mark.parametrize("side", [1022, 1023, 1024, 1050, 1403, 2048])
+@pytest.mark.parametrize("side", [1022, 1023, 1025, 1049, 2048])
 def test_noise_fills_pictures_of_any_size(side):
     """Also where rounding would ask for one row more than the tile has."""
     for shape in ((side, side), (side, side // 2 + 1)):
