@@ -120,17 +120,28 @@ def facts(run: Path, folder: Path) -> dict:
 
 
 def answers(run: Path, folder: Path) -> dict:
-    """METEOR, BLEU-2, ROUGE-L and top-1 of an evaluation, with its baselines."""
+    """METEOR, BLEU-2, ROUGE-L and top-1 of an evaluation, with its baselines and the base."""
     results = evaluate(
-        EvaluationArguments(str(run), str(folder / "domain"), str(folder / f"{run.name}-report"))
+        EvaluationArguments(
+            str(run),
+            str(folder / "domain"),
+            str(folder / f"{run.name}-report"),
+            compare=None if run.name == "base" else str(folder / "base-report"),
+        )
     )
+    gain = results["comparisons"].get(f"base → {run.name}", {}).get("scores", {})
     of_name = {
         name: {metric: summary["overall"]["scores"][metric]["mean"] for metric in SCORES}
         for name, summary in results["answers"].items()
     }
     student = of_name.pop(run.name)
     top_1 = {name: scores["top_1"] for name, scores in results["classification"].items()}
-    return {"answers": student, "top_1": top_1, "beside": of_name}
+    return {
+        "answers": student,
+        "top_1": top_1,
+        "beside": of_name,
+        "gain": {metric: gain[metric] for metric in SCORES if metric in gain},
+    }
 
 
 def table(rows: dict[str, dict]) -> str:
@@ -192,6 +203,10 @@ def main() -> None:
     print("\n" + table(rows))
     for name, scores in rows["before"].get("beside", {}).items():
         print(f"{name}: " + ", ".join(f"{metric} {v:.3f}" for metric, v in scores.items()))
+    for name, row in rows.items():
+        for metric, gain in row.get("gain", {}).items():
+            interval = f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
+            print(f"{name}: {metric} {gain['difference']:+.3f} {interval}, p = {gain['p_value']}")
     name = "variants.json" if args.variants else "results.json"
     (folder / name).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
