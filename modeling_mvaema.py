@@ -86,8 +86,8 @@ class MVaEMaMemory(ModelOutput):
 
     Args:
         last_hidden_state (`Tensor` of shape `(batch, memory_length, hidden_size)`): [V ; M].
-        images (`tuple` of pairs of `Tensor` of shape `(images, image tokens, hidden_size)`): for
-            each layer keys and values of V, once for the consecutive rows that share an image.
+        images (`tuple` of pairs of `Tensor` of shape `(images, heads, image tokens, head_dim)`):
+            for each layer keys and values of V, once for the rows that share an image.
     """
 
     last_hidden_state: Tensor | None = None
@@ -258,8 +258,8 @@ class MVaEMaAttention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Projected, (batch, length, hidden_size) each."""
-        return self.k_proj(states), self.v_proj(states)
+        """Projected, (batch, heads, length, head_dim) each."""
+        return self.heads(self.k_proj(states)), self.heads(self.v_proj(states))
 
     def heads(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -289,6 +289,43 @@ class MVaEMaAttention(nn.Module):
         )
         return self.o_proj(output.flatten(2))
 
+    def attend_shared(
+        self,
+        hidden_states: Tensor,
+        shared: tuple[Tensor, Tensor],
+        own: tuple[Tensor, Tensor],
+        own_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`forward` over keys that consecutive rows share, followed by keys of each row's own.
+
+        One softmax over both, but the shared keys and values are read once for all their rows.
+
+        Args:
+            shared: keys and values, (images, heads, image tokens, head_dim).
+            own: keys and values, (batch, heads, length, head_dim).
+            own_mask: (batch, 1, 1, length), added to the scores.
+        """
+        images, length = len(shared[0]), hidden_states.shape[1]
+
+        def by_image(x: Tensor) -> Tensor:
+            return x.unflatten(0, (images, -1)).transpose(1, 2).flatten(2, 3)
+
+        def by_row(x: Tensor) -> Tensor:
+            return x.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
+
+        query = self.heads(self.q_proj(hidden_states)) * self.head_dim**-0.5
+        own_scores = query @ own[0].transpose(2, 3)
+        if own_mask is not None:
+            own_scores = own_scores + own_mask
+        shared_scores = by_image(query) @ shared[0].transpose(2, 3)
+        scores = torch.cat([shared_scores, by_image(own_scores)], dim=-1)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        dropout = self.config.attention_probs_dropout_prob
+        weights = nn.functional.dropout(weights, dropout, training=self.training)
+        shared_weights, own_weights = weights.tensor_split([shared_scores.shape[-1]], dim=-1)
+        output = by_row(shared_weights @ shared[1]) + by_row(own_weights) @ own[1]
+        return self.o_proj(output.transpose(1, 2).flatten(2))
+
 
 class MVaEMaMLP(nn.Module):
     def __init__(self, config: MVaEMaConfig):
@@ -314,7 +351,7 @@ class MVaEMaImageLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         normed = self.self_attn_norm(hidden_states)
-        key, value = map(self.self_attn.heads, self.self_attn.keys_and_values(normed))
+        key, value = self.self_attn.keys_and_values(normed)
         hidden_states = hidden_states + self.dropout(self.self_attn(normed, key, value))
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
 
@@ -421,18 +458,20 @@ class MVaEMaTextLayer(GradientCheckpointingLayer):
         cache: EncoderDecoderCache | None,
     ) -> tuple[Tensor, Tensor] | None:
         """What cross-attention reads for each row of text: its image, then its own memory."""
-        attention = self.cross_attn
         if cache is not None and cache.is_updated.get(self.layer_idx):
             layer = cache.cross_attention_cache.layers[self.layer_idx]
-            return layer.keys, layer.values
+            # A static cache is as long as [V ; M].
+            return tuple(x[:, :, : memory.shape[1]] for x in (layer.keys, layer.values))
         parts = []
         if image_keys is not None:
             parts.append((image_keys[image_index], image_values[image_index]))
         if memory is not None:
-            parts.append(attention.keys_and_values(memory))
-        key, value = (attention.heads(torch.cat(x, dim=1)) for x in zip(*parts, strict=True))
+            parts.append(self.cross_attn.keys_and_values(memory))
+        key, value = parts[0]
+        if len(parts) == 2:
+            key, value = (torch.cat(x, dim=2) for x in zip(*parts, strict=True))
         if cache is not None:
-            key, value = cache.cross_attention_cache.update(key, value, self.layer_idx)
+            cache.cross_attention_cache.update(key, value, self.layer_idx)
             cache.is_updated[self.layer_idx] = True
         return key, value
 
@@ -451,17 +490,23 @@ class MVaEMaTextLayer(GradientCheckpointingLayer):
         if causal or self.config.use_self_attention:
             attention = self.causal_attn if causal else self.self_attn
             norm = self.causal_attn_norm if causal else self.self_attn_norm
-            key, value = map(attention.heads, attention.keys_and_values(hidden_states))
+            key, value = attention.keys_and_values(hidden_states)
             if past_key_values is not None:
                 cache = past_key_values.self_attention_cache
                 key, value = cache.update(key, value, self.layer_idx)
             attended = attention(hidden_states, key, value, attention_mask)
             hidden_states = norm(hidden_states + self.dropout(attended))
         if self.config.use_cross_attention and (image_keys is not None or memory is not None):
-            key, value = self._memory(
-                image_keys, image_values, image_index, memory, past_key_values
-            )
-            attended = self.cross_attn(hidden_states, key, value, memory_mask)
+            if past_key_values is not None and image_keys is not None:
+                own = self._memory(None, None, None, memory, past_key_values)
+                attended = self.cross_attn.attend_shared(
+                    hidden_states, (image_keys, image_values), own, memory_mask
+                )
+            else:
+                key, value = self._memory(
+                    image_keys, image_values, image_index, memory, past_key_values
+                )
+                attended = self.cross_attn(hidden_states, key, value, memory_mask)
             hidden_states = self.cross_attn_norm(hidden_states + self.dropout(attended))
         return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
 
@@ -483,13 +528,15 @@ class MVaEMaTextStack(nn.Module):
         )
 
     def project_images(self, states: Tensor) -> tuple[tuple[Tensor, Tensor], ...] | None:
-        """Keys and values of images for each layer, (images, image tokens, hidden_size) each.
+        """Keys and values of images for each layer, (images, heads, image tokens, head_dim) each.
 
         Computed once, however many texts are about an image and in whatever mode.
         """
         if not self.config.use_cross_attention:
             return None
-        return tuple(layer.cross_attn.keys_and_values(states) for layer in self.layers)
+        projected = (layer.cross_attn.keys_and_values(states) for layer in self.layers)
+        # Contiguous: when answers are generated, every word reads them.
+        return tuple((key.contiguous(), value.contiguous()) for key, value in projected)
 
     def forward(
         self,
@@ -565,7 +612,10 @@ class MVaEMaTextStack(nn.Module):
             mask = create_bidirectional_mask(
                 config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
             )
-        if memory_mask is not None:
+        if memory_mask is not None and past_key_values is not None and images is not None:
+            padding = memory_mask[:, None, None, -memory.shape[1] :] == 0
+            memory_mask = padding.to(memory.dtype) * torch.finfo(memory.dtype).min
+        elif memory_mask is not None:
             memory_mask = create_bidirectional_mask(
                 config=self.config,
                 inputs_embeds=hidden_states,
@@ -824,11 +874,15 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
         if attention_mask is not None:
             image_tokens = states.shape[1] - attention_mask.shape[1]
             attention_mask = nn.functional.pad(attention_mask, (image_tokens, 0), value=1)
-        if past_key_values is not None and past_key_values.is_updated.get(0):
-            images = None  # the cache has them, and the rest of the memory
+        if past_key_values is not None:
+            # The cache keeps keys and values of M for each row, and of V for each image: the
+            # rows of an image may change places (beams do), never their image.
+            if not past_key_values.is_updated.get(0):
+                past_key_values.images = images
+            images = getattr(past_key_values, "images", None)
         if images is not None:
             index = self._share(ids, images[0][0])
-            states = states[:, images[0][0].shape[1] :]
+            states = states[:, images[0][0].shape[2] :]
         return self.text_stack(
             ids,
             answer_mask,

@@ -2,7 +2,7 @@
 
 The plain path: each image repeated for each of its questions, each text padded to the longest,
 every logit computed. The fast one: an image's keys and values once, texts in groups of like
-length, logits where there is a label.
+length, logits where there is a label, a word's attention to its image for all rows of the image.
 """
 
 import pytest
@@ -93,10 +93,18 @@ def test_labels_may_be_missing_anywhere(make_model, ragged):
     torch.testing.assert_close(model.train()(**batch).lm_loss, expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
-def test_answers_equal_the_plain_path(make_model, ragged, monkeypatch, options):
+@pytest.mark.parametrize("overrides", [{}, {"instruction_aware": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"cache_implementation": "static", "disable_compile": True},
+    ],
+)
+def test_answers_equal_the_plain_path(make_model, ragged, monkeypatch, options, overrides):
     """Greedy and with beams; the memory given as one tensor [V ; M], as a user may."""
-    model = make_model()
+    model = make_model(**overrides)
     batch = ragged(2)
     inputs = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
     options = {"max_new_tokens": 8, "min_new_tokens": 8, **options}
@@ -113,6 +121,29 @@ def test_answers_equal_the_plain_path(make_model, ragged, monkeypatch, options):
     )
     assert torch.equal(fast, plain)
     assert len({tuple(row) for row in fast.tolist()}) > 16
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_several_words_at_a_time_continue_a_cache(make_model, ragged, attention):
+    """A loop of one's own: the later calls get the memory as the first one returned it."""
+    model = make_model(attn_implementation=attention)
+    batch = ragged(3)
+    ids = torch.randint(5, 400, (96, 7))
+    inputs = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+    expected = model(decoder_input_ids=ids, **inputs).logits
+    output = model(decoder_input_ids=ids[:, :2], use_cache=True, **inputs)
+    cached = output.past_key_values.cross_attention_cache.layers[0].keys
+    assert cached.shape == (96, 4, inputs["input_ids"].shape[1], 8)  # no copies of the image
+    parts = [output.logits]
+    for words in ids[:, 2:].split(3, dim=1):
+        rest = model(
+            decoder_input_ids=words,
+            encoder_outputs=BaseModelOutput(output.encoder_last_hidden_state),
+            attention_mask=inputs["attention_mask"],
+            past_key_values=output.past_key_values,
+        )
+        parts.append(rest.logits)
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_padding_on_the_left_is_padding_too(make_model, ragged):

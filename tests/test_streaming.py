@@ -15,6 +15,7 @@ from mvaema import loading
 from mvaema.dataset import DatasetError, load_micrographs
 from mvaema.loading import BatchLoader, load_folds, load_rows
 from mvaema.recipe import Recipe
+from mvaema.samples import sample_answers
 from mvaema.streaming import RowReader, open_shards
 
 ROWS = 90
@@ -178,6 +179,13 @@ def test_each_row_group_is_read_once_and_never_whole(recipe, shards, monkeypatch
     ]
     assert found == [f"image{i}" for i in numbers]
     assert len(opened) == len(set(opened)) == len(rows.groups)
+
+
+def test_samples_are_answered_about_streamed_rows(recipe, model):
+    rows = load_rows(recipe).validation
+    samples = sample_answers(model, rows, 2)
+    ids = {sample["image_id"] for sample in samples}
+    assert len(ids) == 2 and ids <= set(rows.read(rows.rows)["image_id"])
 
 
 def test_shards_may_be_behind_a_url(recipe):

@@ -25,7 +25,10 @@ def peak(who: str, workload: Workload) -> dict[str, int]:
     command = [sys.executable, "-m", "benchmarks.speed.memory", who, workload.to_json()]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"measuring the memory of {who} failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"measuring the memory of {who} failed, exit status {done.returncode}:\n"
+            f"{done.stderr[-2000:]}"
+        )
     return json.loads(done.stdout)
 
 
