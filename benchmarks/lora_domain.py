@@ -6,7 +6,7 @@ Trains a base on all other sources, divides the left-out source into two halves 
 specimen, tunes the base on one half (adapters, then all weights) and scores all three on the other.
 The learning rates are those of --rates with the lowest validation loss, on a fold of the tuning
 half. Ends with a table, and `results.json`. Run the same command again to go on after an
-interruption. `--variants` compares targets and ranks of adapters instead, by held-out losses.
+interruption. `--variants` compares targets and ranks of adapters instead, on that same fold.
 """
 
 import argparse
@@ -40,7 +40,6 @@ VARIANTS = {
     "mlp; rank 8": (MLP, 8),
     "attention, mlp; rank 4": (ATTENTION + MLP, 4),
     "attention, mlp; rank 8": (ATTENTION + MLP, 8),
-    "attention, mlp; rank 16": (ATTENTION + MLP, 16),
 }
 SCORES = ("meteor", "bleu_2", "rouge_l")
 
@@ -106,7 +105,7 @@ def best_epoch(run: Path) -> dict:
     return min(log, key=lambda record: record["validation"]["loss"])
 
 
-def facts(run: Path, folder: Path) -> dict:
+def facts(run: Path) -> dict:
     """What a table says of a run, and where it took its figures from."""
     about = json.loads((run / "run.json").read_text())
     weights = [*run.glob("model.safetensors"), *run.glob("adapter_model.safetensors")]
@@ -115,22 +114,33 @@ def facts(run: Path, folder: Path) -> dict:
         "best_epoch": best_epoch(run)["epoch"],
         "trainable_parameters": about["trainable_parameters"],
         "megabytes": sum(file.stat().st_size for file in weights) / 1e6,
-        "held_out_losses": held_out_losses(run, folder / "domain"),
+        "losses": best_epoch(run)["validation"],
     }
 
 
 def answers(run: Path, folder: Path) -> dict:
-    """METEOR, BLEU-2, ROUGE-L and top-1 of an evaluation, with its baselines."""
+    """METEOR, BLEU-2, ROUGE-L and top-1 of an evaluation, with its baselines and the base."""
     results = evaluate(
-        EvaluationArguments(str(run), str(folder / "domain"), str(folder / f"{run.name}-report"))
+        EvaluationArguments(
+            str(run),
+            str(folder / "domain"),
+            str(folder / f"{run.name}-report"),
+            compare=None if run.name == "base" else str(folder / "base-report"),
+        )
     )
+    gain = results["comparisons"].get(f"base → {run.name}", {}).get("scores", {})
     of_name = {
         name: {metric: summary["overall"]["scores"][metric]["mean"] for metric in SCORES}
         for name, summary in results["answers"].items()
     }
     student = of_name.pop(run.name)
     top_1 = {name: scores["top_1"] for name, scores in results["classification"].items()}
-    return {"answers": student, "top_1": top_1, "beside": of_name}
+    return {
+        "answers": student,
+        "top_1": top_1,
+        "beside": of_name,
+        "gain": {metric: gain[metric] for metric in SCORES if metric in gain},
+    }
 
 
 def table(rows: dict[str, dict]) -> str:
@@ -140,7 +150,7 @@ def table(rows: dict[str, dict]) -> str:
         cells = {
             "trained": f"{row['trainable_parameters']:,}",
             "MB": f"{row['megabytes']:.2f}",
-            **{n.removesuffix("_loss"): f"{v:.3f}" for n, v in row["held_out_losses"].items()},
+            **{n.removesuffix("_loss"): f"{v:.3f}" for n, v in row["losses"].items()},
             **{metric: f"{v:.3f}" for metric, v in row.get("answers", {}).items()},
             **{f"top-1 {m}": f"{v:.2f}" for m, v in row.get("top_1", {}).items()},
         }
@@ -173,25 +183,25 @@ def main() -> None:
         sample_micrographs=0,
         workers=0,
     )
-    rows = {"before": facts(base := train(recipe), folder)}
-    rows["before"]["trainable_parameters"] = 0
+    base, rows = train(recipe), {}
     if args.variants:
         for number, (name, (targets, rank)) in enumerate(VARIANTS.items()):
             with patch.object(adapters, "TARGETS", targets):
                 run = tune(folder, f"variant-{number}", args, lora=True, lora_rank=rank)
-            rows[name] = facts(run, folder)
+            rows[name] = facts(run)
     else:
-        tuned = {
-            "after LoRA": tune(folder, "lora", args, lora=True),
-            "after full tuning": tune(folder, "full", args),
-        }
-        for name, run in tuned.items():
-            rows[name] = facts(run, folder)
-        for name, run in {"before": base, **tuned}.items():
-            rows[name] |= answers(run, folder)
+        lora, full = tune(folder, "lora", args, lora=True), tune(folder, "full", args)
+        for name, run in (("before", base), ("after LoRA", lora), ("after full tuning", full)):
+            rows[name] = facts(run) | answers(run, folder)
+            rows[name]["losses"] = held_out_losses(run, folder / "domain")
+        rows["before"]["trainable_parameters"] = 0
     print("\n" + table(rows))
-    for name, scores in rows["before"].get("beside", {}).items():
+    for name, scores in next(iter(rows.values())).get("beside", {}).items():
         print(f"{name}: " + ", ".join(f"{metric} {v:.3f}" for metric, v in scores.items()))
+    for name, row in rows.items():
+        for metric, gain in row.get("gain", {}).items():
+            interval = f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
+            print(f"{name}: {metric} {gain['difference']:+.3f} {interval}, p = {gain['p_value']}")
     name = "variants.json" if args.variants else "results.json"
     (folder / name).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

@@ -1,13 +1,13 @@
 """LoRA adapters: a trained student learns a new domain by a few percent of its weights.
 
 What is special about it:
-- one list of targets for every preset: all linear layers of the image encoder and of the text
-  stack. The three modes of the text stack share their modules, so each is wrapped once, what one
-  mode learns the others have, and merging is exact;
-- the heads that the losses end in (`itm_head`, `image_proj`, `text_proj`) are trained whole: they
-  are small, and their ranks are too low for adapters. Everything else, the ITC temperature and the
-  embeddings among it, stays the base's (the temperature is no module, which is all that peft can
-  save whole);
+- one list of targets for every preset: the attentions and mlps of the image encoder and of the text
+  stack (docs/own_images.md has what other choices came to). The three modes of the text stack share
+  their modules, so each is wrapped once, what one mode learns the others have, and merging is
+  exact;
+- the heads that the losses end in (`itm_head`, `image_proj`, `text_proj`) are small and trained
+  whole. Everything else, the ITC temperature and the embeddings among it, stays the base's (the
+  temperature is no module, which is all that peft can save whole);
 - a student is loaded here and nowhere else, adapters merged, and by this project's own classes:
   no code of a Hub repository is run.
 """
