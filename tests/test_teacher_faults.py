@@ -237,8 +237,9 @@ def test_rate_caps_hold(server, images, output, monkeypatch):
     hurry(monkeypatch)
     ask(images, output, server.url, requests_per_minute=60, concurrency=20)
     times = [e.time * SPEED for e in server.exchanges]
-    # One a second, after a burst of five seconds' worth at most.
-    assert times[-1] - times[0] >= (ALL - 1 - 6) * 1.0 - 1
+    # One a second, after a burst of five seconds' worth at most; milliseconds on the way to the
+    # server are seconds here.
+    assert times[-1] - times[0] >= (ALL - 1 - 6) * 1.0 - 4
     assert outcomes(output) == {"ok": ALL}
 
 
