@@ -33,6 +33,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
+from transformers.utils.versions import require_version
+
+# Older versions give the decoder's cache another name, and every word would be the first.
+require_version("transformers>=5.24", "Upgrade it: pip install -U transformers")
 
 try:  # inside a model repository, where transformers loads this file as part of a package
     from .configuration_mvaema import MVaEMaConfig
@@ -60,7 +64,7 @@ class MVaEMaOutput(ModelOutput):
             language-modelling loss, each a mean over the global batch, unweighted.
         logits (`Tensor` of shape `(batch, answer_length, vocab_size)`): decoder logits; `None` in
             training mode with labels, where the loss needs but a part of them.
-        past_key_values (`EncoderDecoderCache`): keys and values of the decoder.
+        cache (`EncoderDecoderCache`): keys and values of the decoder.
         encoder_last_hidden_state (`Tensor` of shape `(batch, memory_length, hidden_size)`): the
             decoder's memory, image states followed by grounded question states.
         image_embeds (`Tensor` of shape `(images, projection_dim)`): normalised image embeddings.
@@ -73,7 +77,7 @@ class MVaEMaOutput(ModelOutput):
     itm_loss: Tensor | None = None
     lm_loss: Tensor | None = None
     logits: Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     encoder_last_hidden_state: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
@@ -485,26 +489,26 @@ class MVaEMaTextLayer(GradientCheckpointingLayer):
         image_index: Tensor | None = None,
         attention_mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
     ) -> Tensor:
         if causal or self.config.use_self_attention:
             attention = self.causal_attn if causal else self.self_attn
             norm = self.causal_attn_norm if causal else self.self_attn_norm
             key, value = attention.keys_and_values(hidden_states)
-            if past_key_values is not None:
-                cache = past_key_values.self_attention_cache
-                key, value = cache.update(key, value, self.layer_idx)
+            if cache is not None:
+                past = cache.self_attention_cache
+                key, value = past.update(key, value, self.layer_idx)
             attended = attention(hidden_states, key, value, attention_mask)
             hidden_states = norm(hidden_states + self.dropout(attended))
         if self.config.use_cross_attention and (image_keys is not None or memory is not None):
-            if past_key_values is not None and image_keys is not None:
-                own = self._memory(None, None, None, memory, past_key_values)
+            if cache is not None and image_keys is not None:
+                own = self._memory(None, None, None, memory, cache)
                 attended = self.cross_attn.attend_shared(
                     hidden_states, (image_keys, image_values), own, memory_mask
                 )
             else:
                 key, value = self._memory(
-                    image_keys, image_values, image_index, memory, past_key_values
+                    image_keys, image_values, image_index, memory, cache
                 )
                 attended = self.cross_attn(hidden_states, key, value, memory_mask)
             hidden_states = self.cross_attn_norm(hidden_states + self.dropout(attended))
@@ -545,7 +549,7 @@ class MVaEMaTextStack(nn.Module):
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
         causal: bool = False,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         images: tuple[tuple[Tensor, Tensor], ...] | None = None,
         image_index: Tensor | None = None,
     ) -> Tensor:
@@ -557,14 +561,14 @@ class MVaEMaTextStack(nn.Module):
             memory: (batch, memory_length, hidden_size), states of each row's own to attend to.
             memory_mask: (batch, image tokens + memory_length).
             causal: decoder instead of encoder.
-            past_key_values: the decoder's cache.
+            cache: the decoder's cache.
             images: from `project_images`, to attend to.
             image_index: (batch,), the image of each row.
 
         Raises:
             ValueError: the text is longer than `max_position_embeddings`.
         """
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past = 0 if cache is None else cache.get_seq_length()
         length = input_ids.shape[1]
         if not isinstance(past, Tensor) and past + length > self.config.max_position_embeddings:
             raise ValueError(
@@ -574,10 +578,10 @@ class MVaEMaTextStack(nn.Module):
             )
         rows = (input_ids, attention_mask, memory, memory_mask, image_index)
         groups = None
-        if attention_mask is not None and past_key_values is None:
+        if attention_mask is not None and cache is None:
             groups = _length_groups(attention_mask, self.config.hidden_size)
         if groups is None:
-            return self._run(*rows, images, causal, past_key_values, past)
+            return self._run(*rows, images, causal, cache, past)
         states = []
         for group, longest in groups:
             ids, mask, *rest = (x if x is None else x.index_select(0, group) for x in rows)
@@ -595,7 +599,7 @@ class MVaEMaTextStack(nn.Module):
         image_index: Tensor | None,
         images: tuple[tuple[Tensor, Tensor], ...] | None,
         causal: bool,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         past: int | Tensor = 0,
     ) -> Tensor:
         positions = torch.arange(input_ids.shape[1], device=input_ids.device) + past
@@ -606,13 +610,13 @@ class MVaEMaTextStack(nn.Module):
                 config=self.config,
                 inputs_embeds=hidden_states,
                 attention_mask=None,
-                past_key_values=past_key_values,
+                cache=cache,
             )
         else:
             mask = create_bidirectional_mask(
                 config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
             )
-        if memory_mask is not None and past_key_values is not None and images is not None:
+        if memory_mask is not None and cache is not None and images is not None:
             padding = memory_mask[:, None, None, -memory.shape[1] :] == 0
             memory_mask = padding.to(memory.dtype) * torch.finfo(memory.dtype).min
         elif memory_mask is not None:
@@ -632,7 +636,7 @@ class MVaEMaTextStack(nn.Module):
                 image_index=image_index,
                 attention_mask=mask,
                 memory_mask=memory_mask,
-                past_key_values=past_key_values,
+                cache=cache,
             )
         return hidden_states
 
@@ -854,7 +858,7 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
         decoder_input_ids: Tensor,
         memory: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
     ) -> Tensor:
         """Decoder logits (batch, length, vocab_size) for ids that start with [DEC].
 
@@ -864,22 +868,22 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
         """
         memory = MVaEMaMemory(memory)
         return self.lm_head(
-            self._decode(decoder_input_ids, memory, attention_mask, past_key_values)
+            self._decode(decoder_input_ids, memory, attention_mask, cache)
         )
 
     def _decode(
-        self, ids, memory: ModelOutput, attention_mask, past_key_values, answer_mask=None
+        self, ids, memory: ModelOutput, attention_mask, cache, answer_mask=None
     ) -> Tensor:
         states, images, index = memory[0], getattr(memory, "images", None), None
         if attention_mask is not None:
             image_tokens = states.shape[1] - attention_mask.shape[1]
             attention_mask = nn.functional.pad(attention_mask, (image_tokens, 0), value=1)
-        if past_key_values is not None:
+        if cache is not None:
             # The cache keeps keys and values of M for each row, and of V for each image: the
             # rows of an image may change places (beams do), never their image.
-            if not past_key_values.is_updated.get(0):
-                past_key_values.images = images
-            images = getattr(past_key_values, "images", None)
+            if not cache.is_updated.get(0):
+                cache.images = images
+            images = getattr(cache, "images", None)
         if images is not None:
             index = self._share(ids, images[0][0])
             states = states[:, images[0][0].shape[2] :]
@@ -889,7 +893,7 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             memory=states,
             memory_mask=attention_mask,
             causal=True,
-            past_key_values=past_key_values,
+            cache=cache,
             images=images,
             image_index=index,
         )
@@ -1141,7 +1145,7 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
         image_ids: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         encoder_outputs: ModelOutput | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
         **kwargs,
@@ -1163,7 +1167,7 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             image_ids: (images,), equal for rows that show the same image, on whatever process.
             decoder_input_ids: (batch, answer_length), instead of `labels`; starts with [DEC].
             encoder_outputs: the memory, when it is at hand already (as in `generate`).
-            past_key_values, use_cache: the decoder's cache.
+            cache, use_cache: the decoder's cache.
 
         Returns:
             [`MVaEMaOutput`], or a tuple of its fields when `return_dict=False`.
@@ -1197,15 +1201,15 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
                 encoder_outputs = self._encode_prompt(
                     pixel_values, input_ids, attention_mask, image_states, images
                 )
-            if use_cache and past_key_values is None and not self.training:
-                past_key_values = EncoderDecoderCache(
+            if use_cache and cache is None and not self.training:
+                cache = EncoderDecoderCache(
                     DynamicCache(config=self.config), DynamicCache(config=self.config)
                 )
             output.encoder_last_hidden_state = encoder_outputs[0]
-            output.past_key_values = past_key_values
+            output.cache = cache
             answer_mask = None if labels is None else _until_last(labels != -100)
             states = self._decode(
-                decoder_input_ids, encoder_outputs, attention_mask, past_key_values, answer_mask
+                decoder_input_ids, encoder_outputs, attention_mask, cache, answer_mask
             )
             if labels is not None and self.training and not torch.compiler.is_compiling():
                 # Only what the loss needs, and in parts that fit a cache: all logits would take

@@ -132,7 +132,7 @@ def test_several_words_at_a_time_continue_a_cache(make_model, ragged, attention)
     inputs = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
     expected = model(decoder_input_ids=ids, **inputs).logits
     output = model(decoder_input_ids=ids[:, :2], use_cache=True, **inputs)
-    cached = output.past_key_values.cross_attention_cache.layers[0].keys
+    cached = output.cache.cross_attention_cache.layers[0].keys
     assert cached.shape == (96, 4, inputs["input_ids"].shape[1], 8)  # no copies of the image
     parts = [output.logits]
     for words in ids[:, 2:].split(3, dim=1):
@@ -140,7 +140,7 @@ def test_several_words_at_a_time_continue_a_cache(make_model, ragged, attention)
             decoder_input_ids=words,
             encoder_outputs=BaseModelOutput(output.encoder_last_hidden_state),
             attention_mask=inputs["attention_mask"],
-            past_key_values=output.past_key_values,
+            cache=output.cache,
         )
         parts.append(rest.logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-4, rtol=1e-4)

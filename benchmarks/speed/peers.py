@@ -8,7 +8,7 @@ What is special about it:
 - three losses need two BLIPs (retrieval, question answering). They share the vision model and the
   text encoder here, ITM is one packed pass, and negatives are mined as ours are.
 
-BLIP has no SDPA attention (transformers 5.23): both of its encoders and its decoder write the
+BLIP has no SDPA attention (transformers 5.24): both of its encoders and its decoder write the
 attention out. Its decoder attends to the question states only, ours to image and question; it
 has weights of its own, ours shares them. Both have no dropout.
 """
