@@ -12,7 +12,9 @@ What is special about it:
 - losses depend on nothing but the batch and the weights (the noise that draws negatives is a hash
   of the pair), so a resumed run repeats itself and validation losses can be compared;
 - n questions about each image are n consecutive rows of text: images are encoded once, and the
-  keys and values that texts attend to are computed once per image, for all rows and modes.
+  keys and values that texts attend to are computed once per image, for all rows and modes;
+- texts are packed: what is done token by token is done on one (tokens, hidden_size) for the whole
+  batch, and only attention sees rows, in groups of like length, so that little of it is padding.
 
 This file stands alone: `save_pretrained` and `push_to_hub` copy it into the model repository.
 """
@@ -45,9 +47,8 @@ except ImportError:  # from the project's root
 
 logger = logging.get_logger(__name__)
 
-# Hidden states (texts x longest x hidden_size) below which a group of texts costs more than the
-# padding it saves, and most groups.
-GROUP_SIZE, MAX_GROUPS = 2**16, 8
+# Padding (tokens x hidden_size) that a group of texts may have before another group costs less.
+GROUP_PADDING = 2**11
 
 # Words whose logits are computed at a time in training.
 LOGIT_ROWS = 256
@@ -211,22 +212,53 @@ def _until_last(mask: Tensor) -> Tensor:
     return mask.flip(1).cumsum(1).flip(1) > 0
 
 
-def _length_groups(attention_mask: Tensor, hidden_size: int) -> list[tuple[Tensor, int]] | None:
-    """Groups of texts of like length, (rows, longest) each, or None where they gain nothing.
+@dataclass
+class TextGroup:
+    """Consecutive texts of a packed batch, of one length, padding included.
 
-    On a CPU time goes with the tokens, and nearly half of a batch may be padding; a GPU would
-    rather have few large kernels, and a compiled graph fixed shapes.
+    Args:
+        rows: number of texts.
+        length: their tokens.
+        mask: what self-attention is given, (rows, 1, 1 or length, length).
+        memory_mask: what cross-attention is given, (rows, 1, 1 or length, memory_length).
     """
-    length = attention_mask.shape[1]
-    count = min(attention_mask.numel() * hidden_size // GROUP_SIZE, MAX_GROUPS)
-    if count < 2 or attention_mask.device.type != "cpu" or torch.compiler.is_compiling():
-        return None
-    ends = attention_mask.bool() * torch.arange(1, length + 1)
-    lengths, order = ends.amax(dim=1).clamp(min=1).sort()
-    if lengths.sum() > 0.9 * attention_mask.numel():
-        return None
-    groups = zip(order.chunk(count), lengths.chunk(count), strict=True)
-    return [(rows, int(longest[-1])) for rows, longest in groups]
+
+    rows: int
+    length: int
+    mask: Tensor | None = None
+    memory_mask: Tensor | None = None
+
+
+def _length_groups(attention_mask: Tensor, hidden_size: int) -> tuple[Tensor, list[TextGroup]]:
+    """Texts sorted by length, longest first, (rows,), in groups that have little padding.
+
+    Each group is a kernel launch more in every attention, so they are fewer for a narrow model.
+    """
+    ends = attention_mask.bool() * torch.arange(1, attention_mask.shape[1] + 1)
+    ends, order = ends.amax(dim=1).clamp(min=1).sort(descending=True, stable=True)
+    lengths, counts = (x.tolist() for x in ends.unique_consecutive(return_counts=True))
+    groups, padding = [TextGroup(0, lengths[0])], 0
+    for length, count in zip(lengths, counts, strict=True):
+        padding += (groups[-1].length - length) * count * hidden_size
+        if padding > GROUP_PADDING:
+            groups.append(TextGroup(0, length))
+            padding = 0
+        groups[-1].rows += count
+    return order, groups
+
+
+def _by_group(states: Tensor, groups: list[TextGroup]) -> list[Tensor]:
+    """Packed (tokens, width) -> (rows, length, width) for each group; views."""
+    if len(groups) == 1:
+        return [states.unflatten(0, (groups[0].rows, groups[0].length))]
+    parts = states.split([group.rows * group.length for group in groups])
+    return [x.unflatten(0, (g.rows, g.length)) for x, g in zip(parts, groups, strict=True)]
+
+
+def _packed(states: list[Tensor]) -> Tensor:
+    """(rows, length, width) of each group -> (tokens, width)."""
+    states = [part.flatten(0, 1) for part in states]
+    return states[0] if len(states) == 1 else torch.cat(states)
 
 
 def eager_attention_forward(
@@ -270,12 +302,17 @@ class MVaEMaAttention(nn.Module):
 
     def forward(
         self,
-        hidden_states: Tensor,
+        query: Tensor,
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """`key` and `value` are (batch, heads, length, head_dim)."""
+        """Attention alone, of projected states; `o_proj` is left to the caller.
+
+        Args:
+            query: (batch, length, hidden_size).
+            key, value: (batch, heads, key length, head_dim).
+        """
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -283,7 +320,7 @@ class MVaEMaAttention(nn.Module):
         # would make every attention causal, or none.
         output, _ = attend(
             self,
-            self.heads(self.q_proj(hidden_states)),
+            self.heads(query),
             key,
             value,
             attention_mask,
@@ -291,11 +328,11 @@ class MVaEMaAttention(nn.Module):
             scaling=self.head_dim**-0.5,
             is_causal=self.is_causal,
         )
-        return self.o_proj(output.flatten(2))
+        return output.flatten(2)
 
     def attend_shared(
         self,
-        hidden_states: Tensor,
+        query: Tensor,
         shared: tuple[Tensor, Tensor],
         own: tuple[Tensor, Tensor],
         own_mask: Tensor | None = None,
@@ -306,10 +343,10 @@ class MVaEMaAttention(nn.Module):
 
         Args:
             shared: keys and values, (images, heads, image tokens, head_dim).
-            own: keys and values, (batch, heads, length, head_dim).
-            own_mask: (batch, 1, 1, length), added to the scores.
+            own: keys and values, (batch, heads, key length, head_dim).
+            own_mask: (batch, 1, 1, key length), added to the scores.
         """
-        images, length = len(shared[0]), hidden_states.shape[1]
+        images, length = len(shared[0]), query.shape[1]
 
         def by_image(x: Tensor) -> Tensor:
             return x.unflatten(0, (images, -1)).transpose(1, 2).flatten(2, 3)
@@ -317,18 +354,18 @@ class MVaEMaAttention(nn.Module):
         def by_row(x: Tensor) -> Tensor:
             return x.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
 
-        query = self.heads(self.q_proj(hidden_states)) * self.head_dim**-0.5
+        query = self.heads(query) * self.head_dim**-0.5
         own_scores = query @ own[0].transpose(2, 3)
         if own_mask is not None:
             own_scores = own_scores + own_mask
-        shared_scores = by_image(query) @ shared[0].transpose(2, 3)
-        scores = torch.cat([shared_scores, by_image(own_scores)], dim=-1)
+        shared_scores = by_row(by_image(query) @ shared[0].transpose(2, 3))
+        scores = torch.cat([shared_scores, own_scores], dim=-1)
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
         dropout = self.config.attention_probs_dropout_prob
         weights = nn.functional.dropout(weights, dropout, training=self.training)
         shared_weights, own_weights = weights.tensor_split([shared_scores.shape[-1]], dim=-1)
-        output = by_row(shared_weights @ shared[1]) + by_row(own_weights) @ own[1]
-        return self.o_proj(output.transpose(1, 2).flatten(2))
+        output = by_row(by_image(shared_weights) @ shared[1]) + own_weights @ own[1]
+        return output.transpose(1, 2).flatten(2)
 
 
 class MVaEMaMLP(nn.Module):
@@ -354,9 +391,9 @@ class MVaEMaImageLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        normed = self.self_attn_norm(hidden_states)
-        key, value = self.self_attn.keys_and_values(normed)
-        hidden_states = hidden_states + self.dropout(self.self_attn(normed, key, value))
+        normed, attention = self.self_attn_norm(hidden_states), self.self_attn
+        attended = attention(attention.q_proj(normed), *attention.keys_and_values(normed))
+        hidden_states = hidden_states + self.dropout(attention.o_proj(attended))
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
 
 
@@ -453,64 +490,77 @@ class MVaEMaTextLayer(GradientCheckpointingLayer):
         self.mlp_norm = norm()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def _memory(
+    def _attend_to_self(
         self,
-        image_keys: Tensor | None,
-        image_values: Tensor | None,
+        attention: MVaEMaAttention,
+        hidden_states: Tensor,
+        groups: list[TextGroup],
+        cache: EncoderDecoderCache | None,
+    ) -> Tensor:
+        projected = (attention.q_proj, attention.k_proj, attention.v_proj)
+        parts = zip(groups, *(_by_group(p(hidden_states), groups) for p in projected), strict=True)
+        attended = []
+        for group, query, key, value in parts:
+            key, value = attention.heads(key), attention.heads(value)
+            if cache is not None:
+                key, value = cache.self_attention_cache.update(key, value, self.layer_idx)
+            attended.append(attention(query, key, value, group.mask))
+        return attention.o_proj(_packed(attended))
+
+    def _attend_to_memory(
+        self,
+        hidden_states: Tensor,
+        groups: list[TextGroup],
+        image: tuple[Tensor, Tensor] | None,
         image_index: Tensor | None,
         memory: Tensor | None,
         cache: EncoderDecoderCache | None,
-    ) -> tuple[Tensor, Tensor] | None:
-        """What cross-attention reads for each row of text: its image, then its own memory."""
+    ) -> Tensor:
+        attention, own = self.cross_attn, None
+        query = attention.q_proj(hidden_states)
         if cache is not None and cache.is_updated.get(self.layer_idx):
             layer = cache.cross_attention_cache.layers[self.layer_idx]
             # A static cache is as long as [V ; M].
-            return tuple(x[:, :, : memory.shape[1]] for x in (layer.keys, layer.values))
-        parts = []
-        if image_keys is not None:
-            parts.append((image_keys[image_index], image_values[image_index]))
-        if memory is not None:
-            parts.append(self.cross_attn.keys_and_values(memory))
-        key, value = parts[0]
-        if len(parts) == 2:
-            key, value = (torch.cat(x, dim=2) for x in zip(*parts, strict=True))
-        if cache is not None:
-            cache.cross_attention_cache.update(key, value, self.layer_idx)
-            cache.is_updated[self.layer_idx] = True
-        return key, value
+            own = tuple(x[:, :, : memory.shape[1]] for x in (layer.keys, layer.values))
+        elif memory is not None:
+            own = attention.keys_and_values(memory)
+            if cache is not None:
+                cache.cross_attention_cache.update(*own, self.layer_idx)
+                cache.is_updated[self.layer_idx] = True
+        if cache is not None and image is not None:
+            (group,), (query,) = groups, _by_group(query, groups)
+            attended = [attention.attend_shared(query, image, own, group.memory_mask)]
+        else:
+            keys, values = own if image is None else (x.index_select(0, image_index) for x in image)
+            if image is not None and own is not None:
+                keys, values = (torch.cat(x, dim=2) for x in zip((keys, values), own, strict=True))
+            rows = [group.rows for group in groups]
+            parts = zip(
+                groups, _by_group(query, groups), keys.split(rows), values.split(rows), strict=True
+            )
+            attended = [attention(q, k, v, group.memory_mask) for group, q, k, v in parts]
+        return attention.o_proj(_packed(attended))
 
     def forward(
         self,
         hidden_states: Tensor,
-        image_keys: Tensor | None,
-        image_values: Tensor | None,
+        groups: list[TextGroup],
+        image: tuple[Tensor, Tensor] | None,
+        image_index: Tensor | None,
         memory: Tensor | None,
         causal: bool,
-        image_index: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        memory_mask: Tensor | None = None,
         cache: EncoderDecoderCache | None = None,
     ) -> Tensor:
+        """Packed states (tokens, hidden_size) of `groups` -> as many."""
         if causal or self.config.use_self_attention:
             attention = self.causal_attn if causal else self.self_attn
             norm = self.causal_attn_norm if causal else self.self_attn_norm
-            key, value = attention.keys_and_values(hidden_states)
-            if cache is not None:
-                past = cache.self_attention_cache
-                key, value = past.update(key, value, self.layer_idx)
-            attended = attention(hidden_states, key, value, attention_mask)
+            attended = self._attend_to_self(attention, hidden_states, groups, cache)
             hidden_states = norm(hidden_states + self.dropout(attended))
-        if self.config.use_cross_attention and (image_keys is not None or memory is not None):
-            if cache is not None and image_keys is not None:
-                own = self._memory(None, None, None, memory, cache)
-                attended = self.cross_attn.attend_shared(
-                    hidden_states, (image_keys, image_values), own, memory_mask
-                )
-            else:
-                key, value = self._memory(
-                    image_keys, image_values, image_index, memory, cache
-                )
-                attended = self.cross_attn(hidden_states, key, value, memory_mask)
+        if self.config.use_cross_attention and (image is not None or memory is not None):
+            attended = self._attend_to_memory(
+                hidden_states, groups, image, image_index, memory, cache
+            )
             hidden_states = self.cross_attn_norm(hidden_states + self.dropout(attended))
         return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
 
@@ -569,76 +619,78 @@ class MVaEMaTextStack(nn.Module):
             ValueError: the text is longer than `max_position_embeddings`.
         """
         past = 0 if cache is None else cache.get_seq_length()
-        length = input_ids.shape[1]
+        batch, length = input_ids.shape
         if not isinstance(past, Tensor) and past + length > self.config.max_position_embeddings:
             raise ValueError(
                 f"a text of {past + length} tokens is longer than the model's "
                 f"max_position_embeddings ({self.config.max_position_embeddings}); shorten it, or "
                 "let the processor cut it."
             )
-        rows = (input_ids, attention_mask, memory, memory_mask, image_index)
-        groups = None
-        if attention_mask is not None and cache is None:
-            groups = _length_groups(attention_mask, self.config.hidden_size)
-        if groups is None:
-            return self._run(*rows, images, causal, cache, past)
-        states = []
-        for group, longest in groups:
-            ids, mask, *rest = (x if x is None else x.index_select(0, group) for x in rows)
-            part = self._run(ids[:, :longest], mask[:, :longest], *rest, images, causal)
-            states.append(nn.functional.pad(part, (0, 0, 0, length - longest)))
-        order = torch.cat([group for group, _ in groups])
+        order, groups = None, [TextGroup(batch, length)]
+        # A GPU would rather have few large kernels, and a compiled graph fixed shapes.
+        on_cpu = input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_cpu and cache is None and attention_mask is not None:
+            order, groups = _length_groups(attention_mask, self.config.hidden_size)
+        if order is not None:
+            rows = (input_ids, attention_mask, memory, memory_mask, image_index)
+            input_ids, attention_mask, memory, memory_mask, image_index = (
+                x if x is None else x.index_select(0, order) for x in rows
+            )
+        self._add_masks(groups, attention_mask, memory, memory_mask, causal, cache, images)
+        hidden_states = self._embed(input_ids, groups, past)
+        for i, layer in enumerate(self.layers):
+            image = None if images is None else images[i]
+            hidden_states = layer(hidden_states, groups, image, image_index, memory, causal, cache)
+        states = _by_group(hidden_states, groups)
+        if order is None:
+            return states[0]
+        states = [nn.functional.pad(x, (0, 0, 0, length - x.shape[1])) for x in states]
         return torch.cat(states).index_select(0, order.argsort())
 
-    def _run(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        memory: Tensor | None,
-        memory_mask: Tensor | None,
-        image_index: Tensor | None,
-        images: tuple[tuple[Tensor, Tensor], ...] | None,
-        causal: bool,
-        cache: EncoderDecoderCache | None = None,
-        past: int | Tensor = 0,
-    ) -> Tensor:
+    def _embed(self, input_ids: Tensor, groups: list[TextGroup], past: int | Tensor) -> Tensor:
+        """(batch, length) -> packed states (tokens, hidden_size)."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device) + past
-        hidden_states = self.word_embeddings(input_ids) + self.position_embeddings(positions)
-        hidden_states = self.dropout(self.embedding_norm(hidden_states))
-        if causal and self.config.use_causal_mask:
-            mask = create_causal_mask(
-                config=self.config,
-                inputs_embeds=hidden_states,
-                attention_mask=None,
-                cache=cache,
-            )
-        else:
-            mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-            )
-        if memory_mask is not None and cache is not None and images is not None:
-            padding = memory_mask[:, None, None, -memory.shape[1] :] == 0
-            memory_mask = padding.to(memory.dtype) * torch.finfo(memory.dtype).min
-        elif memory_mask is not None:
-            memory_mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=hidden_states,
-                attention_mask=memory_mask,
-                # Only its shape and type are read; there is no tensor of all that is attended to.
-                encoder_hidden_states=hidden_states.new_empty(0).expand(*memory_mask.shape, 0),
-            )
-        for i, layer in enumerate(self.layers):
-            hidden_states = layer(
-                hidden_states,
-                *((None, None) if images is None else images[i]),
-                memory,
-                causal,
-                image_index=image_index,
-                attention_mask=mask,
-                memory_mask=memory_mask,
-                cache=cache,
-            )
-        return hidden_states
+        ids = zip(groups, input_ids.split([group.rows for group in groups]), strict=True)
+        embedded = [
+            self.word_embeddings(x[:, : g.length]) + self.position_embeddings(positions[: g.length])
+            for g, x in ids
+        ]
+        return self.dropout(self.embedding_norm(_packed(embedded)))
+
+    def _add_masks(
+        self, groups, attention_mask, memory, memory_mask, causal, cache, images
+    ) -> None:
+        """Give each group the masks of its rows."""
+        weight, start = self.word_embeddings.weight, 0
+        for group in groups:
+            rows = slice(start, start + group.rows)
+            start += group.rows
+            # Only its shape and type are read.
+            states = weight.new_empty(0).expand(group.rows, group.length, 0)
+            if causal and self.config.use_causal_mask:
+                group.mask = create_causal_mask(
+                    config=self.config, inputs_embeds=states, attention_mask=None, cache=cache
+                )
+            else:
+                group.mask = create_bidirectional_mask(
+                    config=self.config,
+                    inputs_embeds=states,
+                    attention_mask=(
+                        None if attention_mask is None else attention_mask[rows, : group.length]
+                    ),
+                )
+            if memory_mask is None:
+                continue
+            if cache is not None and images is not None:
+                padding = memory_mask[rows, None, None, -memory.shape[1] :] == 0
+                group.memory_mask = padding.to(memory.dtype) * torch.finfo(memory.dtype).min
+            else:
+                group.memory_mask = create_bidirectional_mask(
+                    config=self.config,
+                    inputs_embeds=states,
+                    attention_mask=memory_mask[rows],
+                    encoder_hidden_states=weight.new_empty(0).expand(*memory_mask[rows].shape, 0),
+                )
 
 
 class MVaEMaPromptEncoder(nn.Module):
@@ -867,13 +919,9 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             attention_mask: (batch, prompt length), of the prompt inside the memory.
         """
         memory = MVaEMaMemory(memory)
-        return self.lm_head(
-            self._decode(decoder_input_ids, memory, attention_mask, cache)
-        )
+        return self.lm_head(self._decode(decoder_input_ids, memory, attention_mask, cache))
 
-    def _decode(
-        self, ids, memory: ModelOutput, attention_mask, cache, answer_mask=None
-    ) -> Tensor:
+    def _decode(self, ids, memory: ModelOutput, attention_mask, cache, answer_mask=None) -> Tensor:
         states, images, index = memory[0], getattr(memory, "images", None), None
         if attention_mask is not None:
             image_tokens = states.shape[1] - attention_mask.shape[1]

@@ -20,7 +20,7 @@ def text(length: int, seed: int) -> str:
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch):
-    monkeypatch.setattr(modeling_mvaema, "GROUP_SIZE", 2**13)
+    monkeypatch.setattr(modeling_mvaema, "GROUP_PADDING", 2**7)
 
 
 @pytest.fixture
@@ -41,7 +41,10 @@ def ragged(processor):
 
 
 def take_the_plain_path(monkeypatch):
-    monkeypatch.setattr(modeling_mvaema, "_length_groups", lambda *args: None)
+    def whole(mask, hidden_size):
+        return None, [modeling_mvaema.TextGroup(*mask.shape)]
+
+    monkeypatch.setattr(modeling_mvaema, "_length_groups", whole)
 
 
 def gradients(model, loss) -> dict[str, torch.Tensor]:
@@ -55,8 +58,8 @@ def test_training_equals_the_plain_path(make_model, ragged, monkeypatch, questio
     batch = ragged(questions)
     model = make_model().train()
     for mask in (batch["attention_mask"], batch["labels"] != -100, batch["statement_mask"]):
-        longest = [length for _, length in modeling_mvaema._length_groups(mask, 32)]
-        assert longest == sorted(longest) and longest[0] < longest[-1] == mask.shape[1]
+        _, groups = modeling_mvaema._length_groups(mask, 32)
+        assert groups[0].length == mask.shape[1] and 2 < len(groups) < len(mask)
     if checkpointing:
         model.activation_checkpointing_enable()
     output = model(**batch)
