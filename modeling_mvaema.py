@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
@@ -346,26 +346,30 @@ class MVaEMaAttention(nn.Module):
             own: keys and values, (batch, heads, key length, head_dim).
             own_mask: (batch, 1, 1, key length), added to the scores.
         """
-        images, length = len(shared[0]), query.shape[1]
+        (batch, length), images = query.shape[:2], len(shared[0])
 
-        def by_image(x: Tensor) -> Tensor:
+        def by_image(x: Tensor) -> Tensor:  # (batch, heads, length, *) -> (images, heads, rows, *)
             return x.unflatten(0, (images, -1)).transpose(1, 2).flatten(2, 3)
 
-        def by_row(x: Tensor) -> Tensor:
-            return x.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
+        def by_row(x: Tensor) -> Tensor:  # and back, (batch * heads, length, *)
+            return x.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 2)
 
         query = self.heads(query) * self.head_dim**-0.5
-        own_scores = query @ own[0].transpose(2, 3)
+        own_keys, own_values = (x.flatten(0, 1) for x in own)
+        own_scores = query.flatten(0, 1) @ own_keys.mT
         if own_mask is not None:
-            own_scores = own_scores + own_mask
-        shared_scores = by_row(by_image(query) @ shared[0].transpose(2, 3))
+            own_scores.unflatten(0, (batch, -1)).add_(own_mask)
+        shared_scores = by_row(by_image(query) @ shared[0].mT)
         scores = torch.cat([shared_scores, own_scores], dim=-1)
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
         dropout = self.config.attention_probs_dropout_prob
         weights = nn.functional.dropout(weights, dropout, training=self.training)
-        shared_weights, own_weights = weights.tensor_split([shared_scores.shape[-1]], dim=-1)
-        output = by_row(by_image(shared_weights) @ shared[1]) + own_weights @ own[1]
-        return output.transpose(1, 2).flatten(2)
+        shared_weights, own_weights = weights.split(
+            [s.shape[-1] for s in (shared_scores, own_scores)], -1
+        )
+        output = by_row(by_image(shared_weights.unflatten(0, (batch, -1))) @ shared[1])
+        output = torch.baddbmm(output, own_weights, own_values)
+        return output.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
 
 
 class MVaEMaMLP(nn.Module):
@@ -527,6 +531,9 @@ class MVaEMaTextLayer(GradientCheckpointingLayer):
             if cache is not None:
                 cache.cross_attention_cache.update(*own, self.layer_idx)
                 cache.is_updated[self.layer_idx] = True
+                # As products want them, once for all words.
+                layer = cache.cross_attention_cache.layers[self.layer_idx]
+                layer.keys = layer.keys.mT.contiguous().mT
         if cache is not None and image is not None:
             (group,), (query,) = groups, _by_group(query, groups)
             attended = [attention.attend_shared(query, image, own, group.memory_mask)]
@@ -691,6 +698,26 @@ class MVaEMaTextStack(nn.Module):
                     attention_mask=memory_mask[rows],
                     encoder_hidden_states=weight.new_empty(0).expand(*memory_mask[rows].shape, 0),
                 )
+
+
+class _GreedyLayer(DynamicLayer):
+    """Keys and values of words in room for all of them; `DynamicLayer` copies all for each word."""
+
+    def __init__(self, max_length: int):
+        super().__init__()
+        self.max_length = max_length
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        past = self.get_seq_length()
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            shape = (2, *key_states.shape[:2], self.max_length, key_states.shape[3])
+            self.room = key_states.new_empty(shape)
+        length = past + key_states.shape[2]
+        self.room[0, :, :, past:length] = key_states
+        self.room[1, :, :, past:length] = value_states
+        self.keys, self.values = self.room[:, :, :, :length]
+        return self.keys, self.values
 
 
 class MVaEMaPromptEncoder(nn.Module):
@@ -945,6 +972,47 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             images=images,
             image_index=index,
         )
+
+    def _sample(
+        self, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs
+    ):
+        """Greedy search with less ado about each word; sampling and all else are transformers' own.
+
+        Overrides what `generate` calls for `num_beams=1`, with its arguments.
+        """
+        memory, cache = model_kwargs.get("encoder_outputs"), model_kwargs.get("cache")
+        plain = (
+            isinstance(cache, EncoderDecoderCache)
+            and type(cache.self_attention_cache) is DynamicCache
+            and not getattr(cache, "_is_user_defined", False)
+            and input_ids.shape[1] == 1
+            and not generation_config.do_sample
+            and not generation_config.return_dict_in_generate
+            and not any(model_kwargs.get(name) for name in ("synced_gpus", "streamer"))
+        )
+        if not plain:
+            return super()._sample(
+                input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs
+            )
+        layers = [_GreedyLayer(stopping_criteria.max_length) for _ in self.text_stack.layers]
+        cache = EncoderDecoderCache(Cache(layers=layers), cache.cross_attention_cache)
+        unfinished = torch.ones_like(input_ids[:, 0])
+        while unfinished.any():
+            mask = model_kwargs.get("attention_mask")
+            states = self._decode(input_ids[:, -1:], memory, mask, cache)[:, 0]
+            scores = logits_processor(input_ids, self._next_logits(states).float())
+            words = scores.argmax(dim=-1)
+            words = words * unfinished + generation_config.pad_token_id * (1 - unfinished)
+            input_ids = torch.cat([input_ids, words.unsqueeze(1)], dim=1)
+            unfinished = unfinished & ~stopping_criteria(input_ids, None)
+        return input_ids
+
+    def _next_logits(self, states: Tensor) -> Tensor:
+        """Logits of one word per row, (batch, hidden_size) -> (batch, vocab_size)."""
+        if states.device.type != "cpu" or type(self.lm_head) is not nn.Linear:
+            return self.lm_head(states)
+        # The same product the other way round: twice as fast for few rows and 30,000 words.
+        return (self.lm_head.weight @ states.T).T
 
     # ---- for people --------------------------------------------------------------------------
 
