@@ -228,6 +228,11 @@ class TextGroup:
     mask: Tensor | None = None
     memory_mask: Tensor | None = None
 
+    def first(self) -> "TextGroup":
+        """The first token of each text, which sees all of it and of the memory."""
+        masks = (self.mask, self.memory_mask)
+        return TextGroup(self.rows, 1, *(None if m is None else m[:, :, :1] for m in masks))
+
 
 def _length_groups(attention_mask: Tensor, hidden_size: int) -> tuple[Tensor, list[TextGroup]]:
     """Texts sorted by length, longest first, (rows,), in groups that have little padding.
@@ -497,14 +502,17 @@ class MVaEMaTextLayer(GradientCheckpointingLayer):
     def _attend_to_self(
         self,
         attention: MVaEMaAttention,
+        queries: Tensor,
+        query_groups: list[TextGroup],
         hidden_states: Tensor,
         groups: list[TextGroup],
         cache: EncoderDecoderCache | None,
     ) -> Tensor:
-        projected = (attention.q_proj, attention.k_proj, attention.v_proj)
-        parts = zip(groups, *(_by_group(p(hidden_states), groups) for p in projected), strict=True)
+        projected = [_by_group(attention.q_proj(queries), query_groups)]
+        for proj in (attention.k_proj, attention.v_proj):
+            projected.append(_by_group(proj(hidden_states), groups))
         attended = []
-        for group, query, key, value in parts:
+        for group, query, key, value in zip(query_groups, *projected, strict=True):
             key, value = attention.heads(key), attention.heads(value)
             if cache is not None:
                 key, value = cache.self_attention_cache.update(key, value, self.layer_idx)
@@ -557,12 +565,19 @@ class MVaEMaTextLayer(GradientCheckpointingLayer):
         memory: Tensor | None,
         causal: bool,
         cache: EncoderDecoderCache | None = None,
+        first_only: bool = False,
     ) -> Tensor:
-        """Packed states (tokens, hidden_size) of `groups` -> as many."""
+        """Packed states (tokens, hidden_size) of `groups` -> as many, or of first tokens only."""
+        states, all_groups = hidden_states, groups
+        if first_only:
+            hidden_states = torch.cat([x[:, 0] for x in _by_group(states, groups)])
+            groups = [group.first() for group in groups]
         if causal or self.config.use_self_attention:
             attention = self.causal_attn if causal else self.self_attn
             norm = self.causal_attn_norm if causal else self.self_attn_norm
-            attended = self._attend_to_self(attention, hidden_states, groups, cache)
+            attended = self._attend_to_self(
+                attention, hidden_states, groups, states, all_groups, cache
+            )
             hidden_states = norm(hidden_states + self.dropout(attended))
         if self.config.use_cross_attention and (image is not None or memory is not None):
             attended = self._attend_to_memory(
@@ -609,6 +624,7 @@ class MVaEMaTextStack(nn.Module):
         cache: EncoderDecoderCache | None = None,
         images: tuple[tuple[Tensor, Tensor], ...] | None = None,
         image_index: Tensor | None = None,
+        first_only: bool = False,
     ) -> Tensor:
         """Token ids (batch, length) -> states (batch, length, hidden_size).
 
@@ -621,6 +637,8 @@ class MVaEMaTextStack(nn.Module):
             cache: the decoder's cache.
             images: from `project_images`, to attend to.
             image_index: (batch,), the image of each row.
+            first_only: return the first token's states alone, (batch, hidden_size), without
+                computing those of others that nothing depends on.
 
         Raises:
             ValueError: the text is longer than `max_position_embeddings`.
@@ -647,7 +665,12 @@ class MVaEMaTextStack(nn.Module):
         hidden_states = self._embed(input_ids, groups, past)
         for i, layer in enumerate(self.layers):
             image = None if images is None else images[i]
-            hidden_states = layer(hidden_states, groups, image, image_index, memory, causal, cache)
+            last = first_only and i == len(self.layers) - 1
+            hidden_states = layer(
+                hidden_states, groups, image, image_index, memory, causal, cache, last
+            )
+        if first_only:
+            return hidden_states if order is None else hidden_states[order.argsort()]
         states = _by_group(hidden_states, groups)
         if order is None:
             return states[0]
@@ -843,18 +866,18 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
         """The same text for another mode: [CLS] or [ENC] in front."""
         return torch.cat([torch.full_like(ids[:, :1], token_id), ids[:, 1:]], dim=1)
 
-    def _summary(self, states: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def _summary(self, input_ids: Tensor, attention_mask: Tensor | None, **inputs) -> Tensor:
         """One vector per text: the first token, or the mean where no token attends to others."""
         if self.config.use_self_attention:
-            return states[:, 0]
+            return self.text_stack(input_ids, attention_mask, first_only=True, **inputs)
+        states = self.text_stack(input_ids, attention_mask, **inputs)
         if attention_mask is None:
             return states.mean(dim=1)
         weights = attention_mask.unsqueeze(-1).to(states.dtype)
         return (states * weights).sum(dim=1) / weights.sum(dim=1)
 
     def _encode_text(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        states = self.text_stack(self._first(input_ids, self.config.cls_token_id), attention_mask)
-        return self._summary(states, attention_mask)
+        return self._summary(self._first(input_ids, self.config.cls_token_id), attention_mask)
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Normalised image embeddings: pixels -> (images, projection_dim)."""
@@ -889,14 +912,10 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             )
         return torch.arange(len(rows), device=rows.device) // (len(rows) // len(images))
 
-    def _ground(self, images, image_index: Tensor, input_ids: Tensor, attention_mask) -> Tensor:
-        """States of texts that know their image, by its keys and values."""
-        ids = self._first(input_ids, self.config.enc_token_id)
-        return self.text_stack(ids, attention_mask, images=images, image_index=image_index)
-
     def _match(self, images, image_index: Tensor, input_ids: Tensor, attention_mask) -> Tensor:
-        states = self._ground(images, image_index, input_ids, attention_mask)
-        return self.itm_head(self._summary(states, attention_mask)).squeeze(-1)
+        ids = self._first(input_ids, self.config.enc_token_id)
+        summary = self._summary(ids, attention_mask, images=images, image_index=image_index)
+        return self.itm_head(summary).squeeze(-1)
 
     def encode_prompt(
         self,
@@ -928,7 +947,8 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             image_states = self.image_encoder(pixel_values)
         if images is None:
             images = self.text_stack.project_images(image_states)
-        grounded = self._ground(images, index, input_ids, attention_mask)
+        ids = self._first(input_ids, self.config.enc_token_id)
+        grounded = self.text_stack(ids, attention_mask, images=images, image_index=index)
         memory = torch.cat([image_states.index_select(0, index), grounded], dim=1)
         return MVaEMaMemory(memory, images)
 

@@ -155,7 +155,7 @@ def waiting(args: argparse.Namespace) -> None:
     print(f"{'workers':>8}{'step s':>9}{'waiting':>9}")
     for workers in (0, 1, 2):
         model = student(rows)
-        optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
+        optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, fused=True)
         loader = BatchLoader(
             rows.train,
             model.processor,

@@ -246,7 +246,7 @@ class Run:
 
         self.train_loader = loader(rows.train, True)
         self.validation_loader = loader(rows.validation, False)
-        optimizer = torch.optim.Adam(trainable, lr=recipe.learning_rate)
+        optimizer = torch.optim.Adam(trainable, lr=recipe.learning_rate, fused=True)
         # Not prepared: a prepared ReduceLROnPlateau steps once per process. Its patience is the
         # number of epochs it still endures.
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
