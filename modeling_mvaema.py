@@ -261,7 +261,7 @@ def _by_group(states: Tensor, groups: list[TextGroup]) -> list[Tensor]:
 
 
 def _packed(states: list[Tensor]) -> Tensor:
-    """(rows, length, width) of each group -> (tokens, width)."""
+    """(rows, length, ...) of each group -> (tokens, ...)."""
     states = [part.flatten(0, 1) for part in states]
     return states[0] if len(states) == 1 else torch.cat(states)
 
@@ -680,12 +680,15 @@ class MVaEMaTextStack(nn.Module):
     def _embed(self, input_ids: Tensor, groups: list[TextGroup], past: int | Tensor) -> Tensor:
         """(batch, length) -> packed states (tokens, hidden_size)."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device) + past
-        ids = zip(groups, input_ids.split([group.rows for group in groups]), strict=True)
-        embedded = [
-            self.word_embeddings(x[:, : g.length]) + self.position_embeddings(positions[: g.length])
-            for g, x in ids
-        ]
-        return self.dropout(self.embedding_norm(_packed(embedded)))
+
+        def packed(tokens: Tensor) -> Tensor:
+            rows = tokens.split([group.rows for group in groups])
+            return _packed([x[:, : g.length] for x, g in zip(rows, groups, strict=True)])
+
+        # One look-up for all: the gradient of each is as large as the vocabulary.
+        embedded = self.word_embeddings(packed(input_ids))
+        embedded = embedded + self.position_embeddings(packed(positions.expand_as(input_ids)))
+        return self.dropout(self.embedding_norm(embedded))
 
     def _add_masks(
         self, groups, attention_mask, memory, memory_mask, causal, cache, images
