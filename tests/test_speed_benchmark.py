@@ -77,9 +77,15 @@ def test_the_parts_of_blip_compute_what_its_public_call_does():
 
 
 def test_assembled_blip_trains_all_its_weights_and_starts_at_chance():
-    model, loss = training.model_and_loss("BLIP, parts", tiny(losses="all"))
     inputs = workload.batch(tiny(losses="all"))
+    model, loss = training.model_and_loss("BLIP, parts", tiny(losses="all"))
     value = loss(inputs)
+    _, public = training.model_and_loss("BLIP", tiny(losses="all"))
+    values = []
+    for assembled in (loss, public):
+        torch.manual_seed(0)  # of the negatives
+        values.append(assembled(inputs))
+    torch.testing.assert_close(*values)
     value.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     _, our_loss = training.model_and_loss("ours", tiny(losses="all"))

@@ -5,13 +5,16 @@ What is special about it:
   image with four questions is given, and encoded, four times;
 - "BLIP, parts" calls its public submodules by hand: each image is encoded once, and padding of a
   question is masked in the decoder, which `generate` forgets. It has no further use of the API;
-- three losses need two BLIPs (retrieval, question answering). They share the vision model and the
-  text encoder here, ITM is one packed pass, and negatives are mined as ours are.
+- three losses need two BLIPs (retrieval, question answering), which share the vision model and the
+  text encoder here. ITM is one packed pass, and negatives are mined as ours are. "BLIP" calls their
+  `forward`, which encodes an image for ITC, for each text of ITM and for each question.
 
 BLIP has no SDPA attention (transformers 5.24): both of its encoders and its decoder write the
 attention out. Its decoder attends to the question states only, ours to image and question; it
 has weights of its own, ours shares them. Both have no dropout.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -150,28 +153,60 @@ def question_states(
 
 
 class AssembledBlip(nn.Module):
-    """ITC, ITM and LM on two statements and some questions per micrograph, as our three losses."""
+    """ITC, ITM and LM on two statements and some questions per micrograph, as our three losses.
 
-    def __init__(self, config: MVaEMaConfig):
+    Args:
+        by_parts: encode each image once, instead of by public calls only.
+    """
+
+    def __init__(self, config: MVaEMaConfig, by_parts: bool):
         super().__init__()
-        self.config = config
+        self.config, self.by_parts = config, by_parts
         self.retrieval, self.vqa = retrieval(config), answering(config)
         self.vqa.vision_model = self.retrieval.vision_model
         self.vqa.text_encoder = self.retrieval.text_encoder
         self.log_temperature = nn.Parameter(torch.tensor(config.initial_temperature).log())
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        states = self.retrieval.vision_model(batch["pixel_values"]).last_hidden_state
-        return self._pair_loss(states, batch) + lm_loss(self.vqa, states, batch, self.config)
+        pixel_values, ids, mask = (
+            batch[name] for name in ("pixel_values", "statement_ids", "statement_mask")
+        )
+        model = self.retrieval
+        if not self.by_parts:
+            similarity = model(
+                pixel_values=pixel_values,
+                input_ids=ids,
+                attention_mask=mask,
+                use_itm_head=False,
+            ).itm_score
 
-    def _pair_loss(self, states: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        ids, mask = batch["statement_ids"], batch["statement_mask"]
-        model, repeats = self.retrieval, len(ids) // len(states)
+            def match(index, **text):
+                return model(pixel_values=pixel_values[index], **text).itm_score
+
+            pair_loss = self._pair_loss(similarity, ids, mask, match)
+            return pair_loss + vqa_loss(self.vqa, batch, self.config)
+
+        states = model.vision_model(pixel_values).last_hidden_state
         texts = model.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         texts = nn.functional.normalize(model.text_proj(texts[:, 0]), dim=-1)
         images = nn.functional.normalize(model.vision_proj(states[:, 0]), dim=-1)
-        images = images.repeat_interleave(repeats, dim=0)
-        similarity = images @ texts.T / self.log_temperature.exp()
+
+        def match(index, **text):
+            grounded = model.text_encoder(encoder_hidden_states=states[index], **text)
+            return model.itm_head(grounded.last_hidden_state[:, 0])
+
+        pair_loss = self._pair_loss(images @ texts.T, ids, mask, match)
+        return pair_loss + lm_loss(self.vqa, states, batch, self.config)
+
+    def _pair_loss(self, similarity: Tensor, ids: Tensor, mask: Tensor, match: Callable) -> Tensor:
+        """ITC and ITM.
+
+        Args:
+            similarity: (images, statements), cosines.
+            match: (index of the image of each text, **text) -> ITM logits (texts, 2).
+        """
+        repeats = len(ids) // len(similarity)
+        similarity = similarity.repeat_interleave(repeats, dim=0) / self.log_temperature.exp()
         image_of = torch.arange(len(ids), device=ids.device) // repeats
         positive = image_of.unsqueeze(1) == image_of.unsqueeze(0)
         target = positive / positive.sum(dim=1, keepdim=True)
@@ -185,12 +220,10 @@ class AssembledBlip(nn.Module):
                 for s in (similarity, similarity.T)
             ]
             text, image = (torch.multinomial(chance, 1).squeeze(1) for chance in chances)
-        logits = model.itm_head(
-            model.text_encoder(
-                input_ids=torch.cat([ids, ids[text], ids]),
-                attention_mask=torch.cat([mask, mask[text], mask]),
-                encoder_hidden_states=states[torch.cat([image_of, image_of, image_of[image]])],
-            ).last_hidden_state[:, 0]
+        logits = match(
+            torch.cat([image_of, image_of, image_of[image]]),
+            input_ids=torch.cat([ids, ids[text], ids]),
+            attention_mask=torch.cat([mask, mask[text], mask]),
         )
         matching = torch.zeros(len(logits), dtype=torch.long, device=ids.device)
         matching[: len(ids)] = 1

@@ -18,15 +18,14 @@ def model_and_loss(
     """A model in training mode, and its loss on a batch.
 
     Args:
-        who: "ours"; "BLIP", by its public call (LM only); or "BLIP, parts", each image encoded
-            once.
+        who: "ours"; "BLIP", by its public calls; or "BLIP, parts", each image encoded once.
     """
     config = workload.config()
     torch.manual_seed(0)
     if who == "ours":
         model = MVaEMaModel(config)
-    elif who == "BLIP, parts" and workload.losses == "all":
-        model = peers.AssembledBlip(config)
+    elif who in ("BLIP", "BLIP, parts") and workload.losses == "all":
+        model = peers.AssembledBlip(config, by_parts=who == "BLIP, parts")
     elif who in ("BLIP", "BLIP, parts") and workload.losses == "lm":
         model = peers.answering(config)
     else:
