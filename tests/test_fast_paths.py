@@ -1,12 +1,15 @@
 """What is skipped or shared to save time changes no loss, no gradient and no answer.
 
 The plain path: each image repeated for each of its questions, each text padded to the longest,
-every logit computed. The fast one: an image's keys and values once, texts in groups of like
-length, logits where there is a label, a word's attention to its image for all rows of the image.
+every state and logit computed. The fast one: an image's keys and values once, texts in groups of
+like length, the last layer where its states are read, logits where there is a label, a word's
+attention to its image for all rows of the image, greedy search of our own.
 """
 
 import pytest
 import torch
+from transformers import GenerationMixin
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 import modeling_mvaema
@@ -124,6 +127,78 @@ def test_answers_equal_the_plain_path(make_model, ragged, monkeypatch, options, 
     )
     assert torch.equal(fast, plain)
     assert len({tuple(row) for row in fast.tolist()}) > 16
+
+
+def ends_at_different_words(model, batch) -> int:
+    """Make some other word the end of an answer, one that answers reach at different lengths."""
+    words = model.generate(**batch, max_new_tokens=12, min_new_tokens=12)[:, 1:]
+
+    def lengths(word):
+        return {(row == word).nonzero()[0].item() for row in words if (row == word).any()}
+
+    return max(words.unique().tolist(), key=lambda word: len(lengths(word)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"min_new_tokens": 5}, {"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 2}],
+)
+@pytest.mark.parametrize("overrides", [{}, {"instruction_aware": True}])
+def test_greedy_search_is_that_of_transformers(make_model, ragged, monkeypatch, options, overrides):
+    """With answers that end early, and processors of their scores."""
+    model = make_model(**overrides)
+    batch = ragged(2)
+    batch = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+    end = ends_at_different_words(model, batch)
+    options = {"max_new_tokens": 12, "eos_token_id": end, **options}
+    # Asking for scores takes transformers' own loop.
+    theirs = model.generate(**batch, **options, return_dict_in_generate=True, output_scores=True)
+    monkeypatch.setattr(GenerationMixin, "_sample", None)
+    ours = model.generate(**batch, **options)
+    assert torch.equal(ours, theirs.sequences)
+    padding = (ours == model.config.pad_token_id).sum(dim=1)
+    assert len(padding.unique()) > 2 and len(ours.unique(dim=0)) > 16
+
+
+def test_greedy_search_stops_when_all_have_ended(make_model, ragged):
+    model = make_model()
+    batch = {name: ragged(1)[name][:1] for name in ("pixel_values", "input_ids", "attention_mask")}
+    words = model.generate(**batch, max_new_tokens=9, min_new_tokens=9)[0, 1:].tolist()
+    ended = model.generate(**batch, max_new_tokens=9, eos_token_id=words[3])[0, 1:].tolist()
+    assert ended == words[: words.index(words[3]) + 1]
+
+
+def test_greedy_search_goes_on_from_given_words_and_fills_a_given_cache(make_model, ragged):
+    """What is left to transformers gives the same answers."""
+    model = make_model()
+    batch = {name: ragged(2)[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+    whole = model.generate(**batch, max_new_tokens=8, min_new_tokens=8)
+    rest = model.generate(
+        **batch, decoder_input_ids=whole[:, :4], max_new_tokens=5, min_new_tokens=5
+    )
+    assert torch.equal(rest, whole)
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    filled = model.generate(**batch, max_new_tokens=8, min_new_tokens=8, cache=cache)
+    assert torch.equal(filled, whole)
+    assert cache.get_seq_length() == 8
+
+
+@pytest.mark.parametrize("questions", [1, 2])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_first_token_alone_is_that_of_the_whole(make_model, ragged, attention, questions):
+    model = make_model(attn_implementation=attention)
+    batch = ragged(questions)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    states = model.image_encoder(batch["pixel_values"])
+    inputs = {
+        "images": model.text_stack.project_images(states),
+        "image_index": torch.arange(len(ids)) // questions,
+    }
+    for given in ({}, inputs):
+        for some_mask in (mask, None):
+            whole = model.text_stack(ids, some_mask, **given)
+            first = model.text_stack(ids, some_mask, first_only=True, **given)
+            torch.testing.assert_close(first, whole[:, 0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
