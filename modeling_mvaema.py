@@ -219,8 +219,8 @@ class TextGroup:
     Args:
         rows: number of texts.
         length: their tokens.
-        mask: what self-attention is given, (rows, 1, 1 or length, length).
-        memory_mask: what cross-attention is given, (rows, 1, 1 or length, memory_length).
+        mask: what self-attention is given, as transformers makes it: (rows, 1, length, length).
+        memory_mask: what cross-attention is given, (rows, 1, length, memory_length).
     """
 
     rows: int
@@ -230,14 +230,18 @@ class TextGroup:
 
     def first(self) -> "TextGroup":
         """The first token of each text, which sees all of it and of the memory."""
-        masks = (self.mask, self.memory_mask)
-        return TextGroup(self.rows, 1, *(None if m is None else m[:, :, :1] for m in masks))
+
+        def row(mask: Tensor | None) -> Tensor | None:
+            # Flash attention's have no queries, (rows, length).
+            return mask if mask is None or mask.ndim == 2 else mask[:, :, :1]
+
+        return TextGroup(self.rows, 1, row(self.mask), row(self.memory_mask))
 
 
 def _length_groups(attention_mask: Tensor, hidden_size: int) -> tuple[Tensor, list[TextGroup]]:
-    """Texts sorted by length, longest first, (rows,), in groups that have little padding.
+    """Order of the texts by length, longest first, (rows,), and groups that have little padding.
 
-    Each group is a kernel launch more in every attention, so they are fewer for a narrow model.
+    A group costs every attention a call more, which a narrow model's padding is not worth so soon.
     """
     ends = attention_mask.bool() * torch.arange(1, attention_mask.shape[1] + 1)
     ends, order = ends.amax(dim=1).clamp(min=1).sort(descending=True, stable=True)
@@ -539,7 +543,7 @@ class MVaEMaTextLayer(GradientCheckpointingLayer):
             if cache is not None:
                 cache.cross_attention_cache.update(*own, self.layer_idx)
                 cache.is_updated[self.layer_idx] = True
-                # As products want them, once for all words.
+                # Each word multiplies with them: the layout is made for that once.
                 layer = cache.cross_attention_cache.layers[self.layer_idx]
                 layer.keys = layer.keys.mT.contiguous().mT
         if cache is not None and image is not None:
