@@ -106,7 +106,8 @@ def test_one_hopeless_question_does_not_hold_up_the_rest(server, images, output,
     hurry(monkeypatch)
     server.delay = 0.02
     server.fail("500", times=1000, match="surface texture")
-    progress = ask(images, output, server.url, concurrency=2)
+    # One more than the hopeless ones, of which there is one for each micrograph.
+    progress = ask(images, output, server.url, concurrency=IMAGES + 1)
     assert progress.stopped is None
     assert outcomes(output) == {"ok": ALL - IMAGES, "error": IMAGES}
     asked = len(server.exchanges)
