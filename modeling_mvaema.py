@@ -93,10 +93,13 @@ class MVaEMaMemory(ModelOutput):
         last_hidden_state (`Tensor` of shape `(batch, memory_length, hidden_size)`): [V ; M].
         images (`tuple` of pairs of `Tensor` of shape `(images, heads, image tokens, head_dim)`):
             for each layer keys and values of V, once for the rows that share an image.
+        questions (`Tensor` of shape `(batch, length, hidden_size)`): M by itself; with `images`
+            it is all that the decoder reads.
     """
 
     last_hidden_state: Tensor | None = None
     images: tuple[tuple[Tensor, Tensor], ...] | None = None
+    questions: Tensor | None = None
 
 
 # --------------------------------------------------------------------------------------------
@@ -957,7 +960,7 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
         ids = self._first(input_ids, self.config.enc_token_id)
         grounded = self.text_stack(ids, attention_mask, images=images, image_index=index)
         memory = torch.cat([image_states.index_select(0, index), grounded], dim=1)
-        return MVaEMaMemory(memory, images)
+        return MVaEMaMemory(memory, images, grounded)
 
     def decode(
         self,
@@ -977,9 +980,6 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
 
     def _decode(self, ids, memory: ModelOutput, attention_mask, cache, answer_mask=None) -> Tensor:
         states, images, index = memory[0], getattr(memory, "images", None), None
-        if attention_mask is not None:
-            image_tokens = states.shape[1] - attention_mask.shape[1]
-            attention_mask = nn.functional.pad(attention_mask, (image_tokens, 0), value=1)
         if cache is not None:
             # The cache keeps keys and values of M for each row, and of V for each image: the
             # rows of an image may change places (beams do), never their image.
@@ -987,8 +987,13 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
                 cache.images = images
             images = getattr(cache, "images", None)
         if images is not None:
-            index = self._share(ids, images[0][0])
-            states = states[:, images[0][0].shape[2] :]
+            index, image_tokens = self._share(ids, images[0][0]), images[0][0].shape[2]
+            questions = getattr(memory, "questions", None)
+            states = states[:, image_tokens:] if questions is None else questions
+        if attention_mask is not None:
+            if images is None:
+                image_tokens = states.shape[1] - attention_mask.shape[1]
+            attention_mask = nn.functional.pad(attention_mask, (image_tokens, 0), value=1)
         return self.text_stack(
             ids,
             answer_mask,
@@ -1180,9 +1185,9 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
         ).to(self.device)
         mask, labels = inputs["attention_mask"], inputs["labels"]
         memory = self._encode_prompt(pixel_values, inputs["input_ids"], mask, states)
-        rows = memory.last_hidden_state.repeat_interleave(len(categories), dim=0)
+        rows = memory.questions.repeat_interleave(len(categories), dim=0)
         logits = self(
-            encoder_outputs=MVaEMaMemory(rows, memory.images),
+            encoder_outputs=MVaEMaMemory(memory[0], memory.images, rows),
             attention_mask=mask.repeat_interleave(len(categories), dim=0),
             decoder_input_ids=self._shift_right(labels),
         ).logits
