@@ -546,9 +546,6 @@ class MVaEMaTextLayer(GradientCheckpointingLayer):
             if cache is not None:
                 cache.cross_attention_cache.update(*own, self.layer_idx)
                 cache.is_updated[self.layer_idx] = True
-                # Each word multiplies with them: the layout is made for that once.
-                layer = cache.cross_attention_cache.layers[self.layer_idx]
-                layer.keys = layer.keys.mT.contiguous().mT
         if cache is not None and image is not None:
             (group,), (query,) = groups, _by_group(query, groups)
             attended = [attention.attend_shared(query, image, own, group.memory_mask)]
@@ -1028,9 +1025,8 @@ class MVaEMaModel(MVaEMaPreTrainedModel, GenerationMixin):
             )
         layers = [_GreedyLayer(stopping_criteria.max_length) for _ in self.text_stack.layers]
         cache = EncoderDecoderCache(Cache(layers=layers), cache.cross_attention_cache)
-        unfinished = torch.ones_like(input_ids[:, 0])
+        mask, unfinished = model_kwargs.get("attention_mask"), torch.ones_like(input_ids[:, 0])
         while unfinished.any():
-            mask = model_kwargs.get("attention_mask")
             states = self._decode(input_ids[:, -1:], memory, mask, cache)[:, 0]
             scores = logits_processor(input_ids, self._next_logits(states).float())
             words = scores.argmax(dim=-1)

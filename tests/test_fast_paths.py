@@ -199,6 +199,15 @@ def test_the_first_token_alone_is_that_of_the_whole(make_model, ragged, attentio
             whole = model.text_stack(ids, some_mask, **given)
             first = model.text_stack(ids, some_mask, first_only=True, **given)
             torch.testing.assert_close(first, whole[:, 0], atol=1e-5, rtol=1e-5)
+            weight = model.text_stack.layers[-1].self_attn.k_proj.weight
+            (of_whole,), (of_first,) = (
+                torch.autograd.grad(x.pow(4).sum(), weight, retain_graph=True)
+                for x in (whole[:, 0], first)
+            )
+            # Relative to the largest: of keys some are 0 but for rounding.
+            scale = of_whole.abs().max()
+            assert scale > 1e-2
+            torch.testing.assert_close(of_first / scale, of_whole / scale, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
