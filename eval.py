@@ -13,8 +13,8 @@ import datasets
 from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
-from mvaema.evaluation import EvaluationArguments, evaluate
-from mvaema.report import figure_tables, markdown
+from mvaema.evaluation.report import figure_tables, markdown
+from mvaema.evaluation.run import EvaluationArguments, evaluate
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ import sys
 import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
-from mvaema.recipe import read_recipe
-from mvaema.training import Interrupted, TrainingFailed, train
+from mvaema.training.loop import Interrupted, TrainingFailed, train
+from mvaema.training.recipe import read_recipe
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
         recipe = read_recipe(sys.argv[1:], description=__doc__)
         if recipe.cross_validation:
             # Here: scoring needs the extra `eval`, which training does without.
-            from mvaema.cross_validation import cross_validate
+            from mvaema.evaluation.cross_validation import cross_validate
 
             folder = cross_validate(recipe)
         else:

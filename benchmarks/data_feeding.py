@@ -34,13 +34,13 @@ from PIL import Image
 
 from configuration_mvaema import QUESTIONS, MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
-from mvaema.augmentation import CUT_OFF, survives_close_up, transposes
-from mvaema.building import write_shards
-from mvaema.dataset import load_micrographs
-from mvaema.examples import ExampleDrawer, good_answers
-from mvaema.loading import BatchLoader, Rows, load_rows
-from mvaema.recipe import Recipe
-from mvaema.schema import pixel_hash
+from mvaema.micrographs.dataset import load_micrographs
+from mvaema.micrographs.schema import pixel_hash
+from mvaema.micrographs.shards import write_shards
+from mvaema.training.batches import BatchLoader, Rows, load_rows
+from mvaema.training.examples import ExampleDrawer, good_answers
+from mvaema.training.recipe import Recipe
+from mvaema.training.views import CUT_OFF, survives_close_up, transposes
 from processing_mvaema import MVaEMaProcessor, train_tokenizer
 
 

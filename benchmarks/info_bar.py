@@ -1,6 +1,6 @@
 """python benchmarks/info_bar.py ../shared
 
-Precision and recall of `mvaema.info_bar.find_info_bar` on real micrographs labelled by eye, and
+Precision and recall of `mvaema.micrographs.info_bar.find_info_bar` on real micrographs labelled by eye, and
 its speed. The argument is the folder that holds `micrographs/` and `unlabelled/`.
 
 `info_bar_labels.json` maps image_id to the (left, upper, right, lower) box of its info bar, or to
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mvaema.info_bar import Box, find_info_bar
+from mvaema.micrographs.info_bar import Box, find_info_bar
 
 LABELS = json.loads(Path(__file__).with_name("info_bar_labels.json").read_text())
 

@@ -23,15 +23,15 @@ from datasets import DatasetDict, concatenate_datasets
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from mvaema import adapters
-from mvaema.adapters import load_student
-from mvaema.dataset import load_micrographs
-from mvaema.evaluation import EvaluationArguments, evaluate
-from mvaema.folds import assign_folds
-from mvaema.loading import BatchLoader
-from mvaema.near_duplicates import near_duplicate_clusters
-from mvaema.recipe import Recipe
-from mvaema.training import LOSSES, train
+from mvaema.evaluation.run import EvaluationArguments, evaluate
+from mvaema.micrographs.dataset import load_micrographs
+from mvaema.micrographs.folds import assign_folds
+from mvaema.micrographs.near_duplicates import near_duplicate_clusters
+from mvaema.students import lora as adapters
+from mvaema.students.lora import load_student
+from mvaema.training.batches import BatchLoader
+from mvaema.training.loop import LOSSES, train
+from mvaema.training.recipe import Recipe
 
 ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["fc1", "fc2"]
 VARIANTS = {

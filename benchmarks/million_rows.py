@@ -3,8 +3,8 @@
     python benchmarks/million_rows.py --rows 20000 --files 2000
     nice python benchmarks/million_rows.py --rows 1000000 --files 20000
 
-`--rows` small micrographs, each different, go through `mvaema.building.write_shards` and are read
-back; `--files` of them go through `mvaema.building.build`, which decodes, looks for info bars and
+`--rows` small micrographs, each different, go through `mvaema.micrographs.build.write_shards` and are read
+back; `--files` of them go through `mvaema.micrographs.build.build`, which decodes, looks for info bars and
 keeps its ledger, and through it again with nothing to do. Each stage runs in a process of its own.
 Memory is given twice: what the process owns (anonymous), and the resident set, in which the pages
 of files count that the kernel holds as long as nobody else needs the room.
@@ -24,10 +24,11 @@ from pathlib import Path
 import numpy as np
 
 from configuration_mvaema import CATEGORY_CAPTIONS
-from mvaema.building import build, clean_png, write_shards
-from mvaema.dataset import decode_image, load_micrographs
-from mvaema.schema import pixel_hash
-from mvaema.sources import Entry
+from mvaema.micrographs.build import build
+from mvaema.micrographs.dataset import decode_image, load_micrographs
+from mvaema.micrographs.schema import pixel_hash
+from mvaema.micrographs.shards import clean_png, write_shards
+from mvaema.micrographs.sources import Entry
 
 SIDE, TEXTURES = 64, 256
 CATEGORIES = list(CATEGORY_CAPTIONS)

@@ -2,7 +2,7 @@
 
 Reads every file in a folder of real microscope files and prints a Markdown table: format, pixel
 size found, pixel size expected, verdict. `EXPECTED` is what the metadata of each file states, read
-independently of `mvaema.microscope` (from the folder's README and the files' own tags).
+independently of `mvaema.micrographs.microscope` (from the folder's README and the files' own tags).
 """
 
 import shutil
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mvaema.microscope import UnreadableMicrograph, read_micrograph
+from mvaema.micrographs.microscope import UnreadableMicrograph, read_micrograph
 
 # File name: (format, pixel size in nm, None without calibration, or the reason of a refusal).
 EXPECTED: dict[str, tuple[str, float | str | None]] = {

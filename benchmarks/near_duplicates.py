@@ -20,8 +20,8 @@ from datasets import Dataset, Image, concatenate_datasets, load_dataset
 from PIL import Image as PILImage
 from PIL import ImageEnhance, ImageFilter
 
-from mvaema import near_duplicates
-from mvaema.near_duplicates import cluster, near_duplicate_clusters
+from mvaema.micrographs import near_duplicates
+from mvaema.micrographs.near_duplicates import cluster, near_duplicate_clusters
 
 
 def compressed(image: PILImage.Image, quality: int) -> PILImage.Image:

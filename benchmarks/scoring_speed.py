@@ -15,9 +15,9 @@ import warnings
 from datasets import concatenate_datasets, load_dataset
 from nltk.translate.meteor_score import single_meteor_score
 
-from mvaema.baselines import random_answers
-from mvaema.scoring import compare, records_from_dataset, score_records, summarize
-from mvaema.wordnet import ensure_wordnet
+from mvaema.evaluation.references import random_answers
+from mvaema.evaluation.scores import compare, records_from_dataset, score_records, summarize
+from mvaema.evaluation.wordnet import ensure_wordnet
 
 warnings.filterwarnings("ignore")
 

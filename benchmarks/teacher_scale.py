@@ -14,8 +14,8 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configuration_mvaema import CATEGORY_CAPTIONS
-from mvaema.building import Reading
-from mvaema.sources import FolderSource, Problem
+from mvaema.micrographs.build import Reading
+from mvaema.micrographs.sources import FolderSource, Problem
 from mvaema.teacher.money import (
     ASSUMED_OUTPUT_TOKENS,
     CHARACTERS_PER_TOKEN,

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 from modeling_mvaema import MVaEMaModel
-from mvaema.dataset import decode_image, load_micrographs
-from mvaema.evaluation import EvaluationArguments, evaluate
+from mvaema.evaluation.run import EvaluationArguments, evaluate
+from mvaema.evaluation.wordnet import has_wordnet
+from mvaema.micrographs.dataset import decode_image, load_micrographs
 from mvaema.synthetic.__main__ import main as render
-from mvaema.training import Recipe, train
-from mvaema.wordnet import has_wordnet
+from mvaema.training.loop import Recipe, train
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,11 +23,11 @@ from benchmarks.speed.settings import Settings
 from benchmarks.speed.training import training_step
 from benchmarks.speed.workload import processor
 from configuration_mvaema import MVaEMaConfig
-from mvaema.building import write_shards
-from mvaema.dataset import decode_image, load_micrographs
-from mvaema.loading import BatchLoader
-from mvaema.recipe import Recipe
+from mvaema.micrographs.dataset import decode_image, load_micrographs
+from mvaema.micrographs.shards import write_shards
 from mvaema.synthetic import rows
+from mvaema.training.batches import BatchLoader
+from mvaema.training.recipe import Recipe
 
 RENDERED, WIDTH, HEIGHT = 512, 1024, 768
 FORMATS = {

@@ -101,7 +101,7 @@ def processor(config: MVaEMaConfig) -> MVaEMaProcessor:
 
 
 def _drawn_texts(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
-    """(kind, text) as `mvaema.examples` draws them: every question of every micrograph once."""
+    """(kind, text) as `mvaema.training.examples` draws them: every question of every micrograph once."""
     for row in _rows():
         answers = _answers(row)
         pairs = [(qa["question"], qa["answer"]) for qa in row["qa"] if qa["outcome"] == "ok"]
@@ -140,7 +140,7 @@ def median_answer() -> int:
 
 
 def batch(workload: Workload, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A training batch as `mvaema.examples.Collator` makes it, on the workload's device."""
+    """A training batch as `mvaema.training.examples.Collator` makes it, on the workload's device."""
     config, rng = workload.config(), np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,13 +1,13 @@
 """Scores of micrograph categories, for `evaluate.load("metrics/micrograph_classification")`.
 
-The scores are those of `mvaema.classification`; `evaluate` copies this file into its cache, so it
+The scores are those of `mvaema.evaluation.categories`; `evaluate` copies this file into its cache, so it
 holds nothing but the interface, and the `mvaema` package must be installed or on the path.
 """
 
 import datasets
 import evaluate
 
-from mvaema.classification import score_classes
+from mvaema.evaluation.categories import score_classes
 
 _DESCRIPTION = """\
 Top-1 and top-5 accuracy, per-class and macro-averaged precision, recall and F1, the confusion

@@ -1,6 +1,6 @@
 """BLEU, ROUGE and METEOR of answers, for `evaluate.load("metrics/vqa_text")`.
 
-The scores are those of `mvaema.text_metrics`; `evaluate` copies this file into its cache, so it
+The scores are those of `mvaema.evaluation.texts`; `evaluate` copies this file into its cache, so it
 holds nothing but the interface, and the `mvaema` package must be installed or on the path.
 """
 
@@ -8,7 +8,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from mvaema.text_metrics import score_texts
+from mvaema.evaluation.texts import score_texts
 
 _DESCRIPTION = """\
 Text quality of answers about micrographs by the protocol of MVaEMa: BLEU-1 to BLEU-4, ROUGE-1/2/L

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from mvaema.building import shard_paths, write_shards
+from mvaema.micrographs.shards import shard_paths, write_shards
 
 from .dataset import LICENCE, SOURCE, Recipe, rows
 from .scenes import CATEGORIES

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from configuration_mvaema import CATEGORY_CAPTIONS, QUESTIONS
-from mvaema.schema import pixel_hash
+from mvaema.micrographs.schema import pixel_hash
 
 from .scenes import render
 
@@ -64,7 +64,7 @@ class Recipe:
             )
 
     def row(self, index: int) -> dict:
-        """Row `index`: the columns of `mvaema.schema.FEATURES`, the image as PNG bytes."""
+        """Row `index`: the columns of `mvaema.micrographs.schema.FEATURES`, the image as PNG bytes."""
         scene, view = divmod(index, self.views)
         stream = np.random.SeedSequence([self.seed, SPLITS.index(self.split), scene])
         seed = int(stream.generate_state(1, np.uint64)[0])

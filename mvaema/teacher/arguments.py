@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from mvaema.schema import OUTCOMES
+from mvaema.micrographs.schema import OUTCOMES
 from mvaema.teacher.batch import MAX_BYTES, MAX_REQUESTS
 from mvaema.teacher.prompt import Sampling
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
-from mvaema.building import write_shards
-from mvaema.schema import OUTCOMES
+from mvaema.micrographs.schema import OUTCOMES
+from mvaema.micrographs.shards import write_shards
 from mvaema.teacher.asking import read
 from mvaema.teacher.flags import Flagger, is_loop
 from mvaema.teacher.journal import Journal, JournalError, PreparedImage, journals, rows_in_order

@@ -17,9 +17,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from configuration_mvaema import CATEGORY_CAPTIONS
-from mvaema.building import Reading, ReadOptions, read_entry
 from mvaema.files import write_bytes
-from mvaema.sources import DatasetSource, Entry, FolderSource, Problem, TableSource
+from mvaema.micrographs.build import Reading, ReadOptions, read_entry
+from mvaema.micrographs.sources import DatasetSource, Entry, FolderSource, Problem, TableSource
 from mvaema.teacher.journal import Journal, JournalError, PreparedImage
 
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}

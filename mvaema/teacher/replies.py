@@ -71,7 +71,7 @@ class Reading:
     """A reply, read.
 
     Attributes:
-        outcome: one of `mvaema.schema.OUTCOMES`.
+        outcome: one of `mvaema.micrographs.schema.OUTCOMES`.
         settled: the question is not asked again unless told to (`--retry`).
         throttled: the server asked for patience (429).
         stop: why the run must end and what to do, or None.

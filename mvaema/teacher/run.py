@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mvaema.building import Reading
-from mvaema.schema import OUTCOMES
-from mvaema.sources import DatasetSource, Problem
+from mvaema.micrographs.build import Reading
+from mvaema.micrographs.schema import OUTCOMES
+from mvaema.micrographs.sources import DatasetSource, Problem
 from mvaema.teacher.arguments import AskArguments
 from mvaema.teacher.asking import Asker, Progress, read
 from mvaema.teacher.batch import BatchAsker

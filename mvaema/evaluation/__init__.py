@@ -1,0 +1,1 @@
+"""Evaluation: answers of a student, their scores, and the report."""

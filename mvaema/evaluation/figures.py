@@ -1,0 +1,189 @@
+"""The report's pictures: scores per question, confusion matrix, reliability, training losses."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+INK, STUDENT, MUTED = "#1f2933", "#2f6f9f", "#9aa5b1"
+MARKERS = "Dos^vPX"
+LOSSES = {
+    "itc_loss": "Image-text contrastive (ITC)",
+    "itm_loss": "Image-text matching (ITM)",
+    "lm_loss": "Language modelling (LM)",
+}
+
+
+def question_bars(answers: Mapping[str, dict], metric: str, label: str) -> Figure:
+    """The student's mean per question group with its interval, and the other answerers' as marks.
+
+    Args:
+        answers: name to summary (`mvaema.evaluation.scores.summarize`), the student first.
+    """
+    (student, summary), *others = answers.items()
+    scores = {q: s["scores"][metric] for q, s in summary["by_question"].items()}
+    y = np.arange(len(scores))
+    means = np.array([s["mean"] for s in scores.values()])
+    figure = Figure(figsize=(7, 1.4 + 0.36 * len(scores)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(y, means, color=STUDENT, height=0.62, label=student)
+    if all(s["low"] is not None for s in scores.values()):
+        low, high = (np.array([s[end] for s in scores.values()]) for end in ("low", "high"))
+        axes.errorbar(
+            means, y, xerr=[means - low, high - means], fmt="none", ecolor=INK, capsize=2, lw=1
+        )
+    for i, (name, other) in enumerate(others):
+        points = [
+            other["by_question"].get(q, {"scores": {}})["scores"].get(metric, {}).get("mean")
+            for q in scores
+        ]
+        x = np.array(points, dtype=float)
+        marker = MARKERS[i % len(MARKERS)]
+        axes.plot(x, y, marker, color=f"C{i + 1}", ms=8, mec="white", mew=1, label=name)
+    axes.set_yticks(y, list(scores))
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{label}, mean and 95 % interval")
+    axes.set_xlim(left=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    order = [labels.index(name) for name in answers]  # matplotlib puts bars last
+    figure.legend(
+        [handles[i] for i in order],
+        list(answers),
+        loc="outside upper left",
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+    )
+    return figure
+
+
+def confusion_matrix(scores: Mapping, title: str) -> Figure:
+    """Counts of true against predicted classes, coloured by the share of the true class.
+
+    Args:
+        scores: what `mvaema.evaluation.categories.score_classes` returns.
+    """
+    counts = np.array(scores["confusion_matrix"])
+    labels = [label.replace("_", " ") for label in scores["labels"]]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = 2.6 + 0.48 * len(labels)
+    figure = Figure(figsize=(size + 0.6, size), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            color = "white" if shares[row, column] > 0.55 else INK
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=9)
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title, fontsize=11)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
+    return figure
+
+
+def reliability_diagram(scores: Mapping, title: str) -> Figure:
+    """Accuracy against confidence per bin (Guo et al. 2017), and how many answers each bin has."""
+    confidence, accuracy, count = (
+        np.array([b[name] for b in scores["reliability"]])
+        for name in ("confidence", "accuracy", "count")
+    )
+    figure = Figure(figsize=(4.6, 5), layout="constrained")
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 1], [0, 1], "--", color=MUTED, lw=1, label="perfectly calibrated")
+    upper.plot(confidence, accuracy, "o-", color=STUDENT, ms=5, lw=1.5)
+    upper.vlines(confidence, accuracy, confidence, color=STUDENT, alpha=0.35, lw=4)
+    upper.set_ylabel("accuracy")
+    upper.set_ylim(0, 1)
+    upper.set_title(f"{title}, ECE {scores['expected_calibration_error']:.3f}", fontsize=11)
+    upper.legend(frameon=False, fontsize=9, loc="upper left")
+    lower.bar(confidence, count, width=0.04, color=STUDENT)
+    lower.set_ylabel("micrographs")
+    lower.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
+    lower.set_xlabel("confidence")
+    lower.set_xlim(0, 1)
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def loss_curves(log: Sequence[Mapping], file: Path | None = None) -> Figure:
+    """The losses in training and validation, and the learning rate, over the epochs.
+
+    The epoch with the lowest validation loss, whose checkpoint is the one that is kept, is marked.
+
+    Args:
+        log: records of `training_log.jsonl` (`mvaema.training.loop`).
+        file: PNG to write, if any.
+
+    Raises:
+        ValueError: a record lacks a field, or there are no losses.
+    """
+    for record in log:
+        if missing := {"epoch", "learning_rate", "train", "validation"} - record.keys():
+            raise ValueError(
+                f"a record of the training log has no `{min(missing)}`, which mvaema.training.loop "
+                f"writes; it has {', '.join(record)}."
+            )
+    parts = [name for name in LOSSES if log and name in log[0]["validation"]]
+    if not parts:
+        raise ValueError("the training log has no losses.")
+    epochs = [record["epoch"] for record in log]
+    best = min(log, key=lambda record: record["validation"]["loss"])
+
+    # The total and the learning rate on the left; its parts, as many as were trained, on the right.
+    height = max(2, len(parts))
+    left = ["loss"] * (height - 1) + ["learning rate"]
+    right = parts + parts[-1:] * (height - len(parts))
+    figure = Figure(figsize=(9, 1 + 1.7 * height), layout="constrained")
+    panels = figure.subplot_mosaic(list(zip(left, right, strict=True)), sharex=True)
+    marker = "o" if len(log) < 20 else None
+    for name in ("loss", *parts):
+        axes = panels[name]
+        for part, color in (("train", MUTED), ("validation", STUDENT)):
+            values = [record[part][name] for record in log]
+            axes.plot(epochs, values, color=color, marker=marker, ms=3.5, lw=1.8)
+        lowest = best["validation"][name]
+        axes.plot(best["epoch"], lowest, "o", color=STUDENT, ms=8, mec="white", mew=1.5)
+        axes.annotate(
+            f"{lowest:.3f}",
+            (best["epoch"], lowest),
+            (0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            color=STUDENT,
+            bbox={"color": "white", "pad": 0.5},
+        )
+        axes.set_title(LOSSES.get(name, "Total loss"), fontsize=10, loc="left", color=INK)
+        axes.margins(y=0.14)
+    axes = panels["learning rate"]
+    rates = [record["learning_rate"] for record in log]
+    axes.step(epochs, rates, where="mid", color=INK, marker=marker, ms=3.5, lw=1.5)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_title("Learning rate", fontsize=10, loc="left", color=INK)
+    for name, axes in panels.items():
+        axes.axvline(best["epoch"], color=INK, lw=0.8, ls=":", zorder=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color=MUTED, alpha=0.25, lw=0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if name in ("learning rate", parts[-1]):
+            axes.set_xlabel("epoch")
+    figure.legend(
+        [Line2D([], [], color=MUTED, lw=1.8), Line2D([], [], color=STUDENT, lw=1.8, marker="o")],
+        ["training", f"validation, lowest in epoch {best['epoch']}"],
+        loc="outside upper left",
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+    )
+    if file is not None:
+        figure.savefig(file, dpi=150)
+    return figure

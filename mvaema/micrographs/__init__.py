@@ -1,0 +1,1 @@
+"""Micrographs: from instrument files to a dataset that does not leak."""

@@ -1,0 +1,1 @@
+"""Students: where they start, how they are adapted, stored and shared."""

@@ -1,0 +1,1 @@
+"""Training: from a micrograph dataset to a student."""

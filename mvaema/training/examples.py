@@ -1,0 +1,201 @@
+"""What the student is fed: prompts, answers and statements drawn from a micrograph.
+
+What is special about it:
+- what is drawn for a micrograph depends on the seed, the epoch and its row alone, whatever the
+  number of workers and processes, so that a run can be repeated and resumed;
+- texts are drawn without decoding the image, so that micrographs can be sorted by their length;
+- caption and scale are dropped at random, so that the student answers with and without them;
+- the texts of ITC/ITM pairs are statements about the image (its caption, an answer), never the
+  bare question;
+- the view of a micrograph (`mvaema.training.views`) suits the texts that were drawn for it.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mvaema.micrographs.dataset import DatasetError, decode_image
+from mvaema.training.views import CLOSE_UPS, View, survives_close_up
+from processing_mvaema import MVaEMaProcessor, to_8bit
+
+# Streams of random numbers; numpy pads seeds with zeros, so that the purpose comes first.
+TEXTS, VIEW, NOISE = 1, 2, 3
+
+
+class Texts(NamedTuple):
+    """What is said about a micrograph in an example."""
+
+    pairs: list[tuple[str, str]]  # question, answer
+    with_caption: list[bool]  # whether each prompt has it
+    with_scale: list[bool]
+    statements: list[str]
+    close_up: bool = False  # whether all of it is true of a close-up, and one is to be shown
+
+
+@dataclass
+class Example:
+    """A micrograph as it is fed; `noise_seed` is for what `view` adds to its pixel values."""
+
+    image: Image.Image
+    image_id: str
+    prompts: list[str]
+    answers: list[str]
+    statements: list[str]
+    view: View
+    noise_seed: list[int]
+
+
+def good_answers(qa: list[dict] | None) -> list[tuple[str, str]]:
+    """(question, answer) of what may be trained on."""
+    return [
+        (x["question"], x["answer"])
+        for x in qa or []
+        if x["outcome"] == "ok" and (x["question"] or "").strip() and (x["answer"] or "").strip()
+    ]
+
+
+@dataclass(frozen=True)
+class ExampleDrawer:
+    """Makes rows of the micrograph schema into examples.
+
+    Args:
+        category_question: one of the questions to draw from where the caption, its answer, is
+            known.
+        questions_per_image: questions drawn for each micrograph.
+        caption_dropout, scale_dropout: how often a prompt goes without.
+        augmentation: draw a view.
+        seed: of all draws.
+        training: draw, drop and augment; otherwise all questions, without caption, with scale, on
+            the image as it is.
+    """
+
+    category_question: str
+    questions_per_image: int = 4
+    caption_dropout: float = 0.5
+    scale_dropout: float = 0.5
+    augmentation: bool = True
+    seed: int = 0
+    training: bool = True
+
+    def draw(self, row: dict, number: int, epoch: int) -> Texts:
+        """The texts drawn for a row; of its columns `qa` and `caption` are read.
+
+        Raises:
+            DatasetError: the row has no answer to train on.
+        """
+        answered = good_answers(row["qa"])
+        if not answered:
+            raise DatasetError(f"micrograph {row['image_id']} has no answer with outcome 'ok'.")
+        caption = row["caption"]
+        named = [(self.category_question, caption)] if caption else []
+        if not self.training:
+            pairs = answered + named
+            statements = [caption or answered[0][1], answered[-1][1]]
+            return Texts(pairs, [False] * len(pairs), [True] * len(pairs), statements)
+
+        rng = np.random.default_rng([TEXTS, self.seed, epoch, number])
+        close_up = self.augmentation and rng.random() < CLOSE_UPS
+        if close_up:
+            surviving = [pair for pair in answered if survives_close_up(pair[1])]
+            close_up = bool(surviving)
+            answered = surviving or answered
+        pairs = answered + named
+        count = min(self.questions_per_image, len(pairs))
+        pairs = [pairs[i] for i in rng.choice(len(pairs), count, replace=False)]
+        first, second = (answered[i][1] for i in rng.integers(len(answered), size=2))
+        if caption:
+            # The caption alone, and an answer with or without it.
+            first, second = caption, f"{caption} {second}" if rng.random() < 0.5 else second
+        # The caption would give the category away.
+        with_caption = [
+            bool(caption) and draw >= self.caption_dropout and question != self.category_question
+            for draw, (question, _) in zip(rng.random(count), pairs, strict=True)
+        ]
+        with_scale = (rng.random(count) >= self.scale_dropout).tolist()
+        return Texts(pairs, with_caption, with_scale, [first, second], close_up)
+
+    def __call__(self, row: dict, number: int, epoch: int) -> Example:
+        """A row as drawn in an epoch, its image decoded.
+
+        Args:
+            number: of the row in its dataset.
+
+        Raises:
+            DatasetError: the image cannot be read, or there is no answer to train on.
+        """
+        drawn, view = self.draw(row, number, epoch), View()
+        if self.training and self.augmentation:
+            rng = np.random.default_rng([VIEW, self.seed, epoch, number])
+            said = [text for pair in drawn.pairs for text in pair] + drawn.statements
+            view = View.draw(rng, said, drawn.close_up)
+        try:
+            image = view.show(to_8bit(decode_image(row)))
+        except DatasetError:
+            raise
+        except ValueError as error:
+            raise DatasetError(f"image {row['image_id']} cannot be used: {error}") from error
+        width = row["pixel_size_nm"] and row["pixel_size_nm"] * image.width
+        # A scale bar may be out of the picture.
+        scale_bar = row["scale_bar"] if view.box is None else None
+        prompts = [
+            MVaEMaProcessor.prompt(
+                view.text(question),
+                caption=row["caption"] if show_caption else None,
+                field_of_view_nm=width if show_scale else None,
+                scale_bar=scale_bar if show_scale else None,
+            )
+            for (question, _), show_caption, show_scale in zip(
+                drawn.pairs, drawn.with_caption, drawn.with_scale, strict=True
+            )
+        ]
+        return Example(
+            image,
+            row["image_id"],
+            prompts,
+            [view.text(answer) for _, answer in drawn.pairs],
+            [view.text(statement) for statement in drawn.statements],
+            view,
+            [NOISE, self.seed, epoch, number],
+        )
+
+
+def collate(
+    examples: list[Example], processor: MVaEMaProcessor
+) -> tuple[dict[str, torch.Tensor], int]:
+    """Examples to the model's inputs, and how many answers were cut for being too long.
+
+    Every micrograph of a batch has as many questions: one with fewer repeats its own.
+    """
+    most = max(len(example.prompts) for example in examples)
+
+    def rows(texts: list[list[str]]) -> list[str]:
+        return [text[i % len(text)] for text in texts for i in range(most)]
+
+    with _without_warnings(processor):
+        inputs = processor(
+            images=[example.image for example in examples],
+            text=rows([example.prompts for example in examples]),
+            answers=rows([example.answers for example in examples]),
+            statements=[example.statements for example in examples],
+        )
+    for pixels, example in zip(inputs["pixel_values"], examples, strict=True):
+        example.view.add_noise(pixels.numpy(), np.random.default_rng(example.noise_seed))
+    return dict(inputs), sum(map(bool, inputs.truncated["answers"]))
+
+
+@contextlib.contextmanager
+def _without_warnings(processor: MVaEMaProcessor) -> Iterator[None]:
+    """Cut texts are counted; the processor would also say so in each batch."""
+    logger = logging.getLogger(type(processor).__module__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,487 @@
+"""Reading micrographs: pixels, choices, and what is refused."""
+
+import gzip
+import importlib.util
+import os
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from support import ROOT
+from support.microscope_files import (
+    write_dm3,
+    write_emd_ncem,
+    write_emd_velox,
+    write_mrc,
+    write_ser,
+)
+
+import mvaema.micrographs.microscope
+from mvaema.micrographs.microscope import (
+    SUFFIXES,
+    Micrograph,
+    UnreadableMicrograph,
+    read_micrograph,
+)
+
+SHARED = os.environ.get("MVAEMA_SHARED")
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (48, 64), dtype=np.uint8)
+RGB = RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+DEEP = RNG.integers(1000, 3000, (48, 64), dtype=np.uint16)
+NM = [(2.0, "nm"), (2.0, "nm")]
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(read_micrograph(path).image)
+
+
+def reason(path: Path) -> str:
+    with pytest.raises(UnreadableMicrograph) as error:
+        read_micrograph(path)
+    assert str(path) in str(error.value)
+    return error.value.reason
+
+
+# --- Pixels of the formats that Pillow decodes
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".TIFF", ".webp"])
+@pytest.mark.parametrize("array", [GREY, RGB], ids=["L", "RGB"])
+def test_lossless_formats_keep_every_pixel(tmp_path, suffix, array):
+    path = tmp_path / f"µ graph 试样{suffix}"
+    Image.fromarray(array).save(path, **({"lossless": True} if suffix == ".webp" else {}))
+    image = read_micrograph(path).image
+    assert image.mode == ("L" if array.ndim == 2 else "RGB")
+    assert np.array_equal(np.asarray(image), array)
+
+
+def test_metadata_does_not_survive(tmp_path):
+    exif = Image.Exif()
+    exif[0x013B] = "operator"
+    Image.fromarray(GREY).save(tmp_path / "a.jpg", exif=exif, comment=b"lot 17", dpi=(300, 300))
+    micrograph = read_micrograph(tmp_path / "a.jpg")
+    assert micrograph.image.info == {} and not micrograph.image.getexif()
+    assert micrograph.pixel_size_nm is None  # a print resolution is no calibration
+    assert micrograph.instrument == {}
+
+
+def test_a_viewers_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to view
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(GREY).save(tmp_path / name, exif=exif)
+        assert np.array_equal(pixels(tmp_path / name), np.rot90(GREY, -1))
+
+
+def test_grey_is_l_however_it_is_stored(tmp_path):
+    palette = Image.fromarray(GREY).convert("P")
+    palette.putpalette([value for level in range(256) for value in (level,) * 3])
+    palette.save(tmp_path / "palette.png")
+    Image.fromarray(np.dstack([GREY] * 3)).save(tmp_path / "rgb.png")
+    Image.fromarray(np.dstack([GREY] * 3 + [np.full_like(GREY, 255)])).save(tmp_path / "rgba.png")
+    for path in tmp_path.iterdir():
+        assert read_micrograph(path).image.mode == "L"
+        assert np.array_equal(pixels(path), GREY)
+
+
+def test_transparency_is_laid_on_white(tmp_path):
+    rgba = np.zeros((4, 4, 4), np.uint8)
+    rgba[0, 0] = 10, 20, 30, 255
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    result = pixels(tmp_path / "a.png")
+    assert result[0, 0].tolist() == [10, 20, 30] and (result[1:] == 255).all()
+
+
+def test_one_bit_becomes_black_and_white(tmp_path):
+    Image.fromarray(GREY > 128).save(tmp_path / "a.png")
+    assert np.array_equal(pixels(tmp_path / "a.png"), np.where(GREY > 128, 255, 0))
+
+
+# --- More than 8 bits
+
+
+def by_hand(array: np.ndarray) -> np.ndarray:
+    """The documented stretch, naively."""
+    low, high = np.percentile(array.astype(float), [0.1, 99.9])
+    clipped = np.minimum(np.maximum((array - low) / (high - low), 0), 1)
+    return np.round(clipped * 255)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["uint16", "int16", "uint32", "int32", "float16", "float32", "float64", ">u2", ">f4"]
+)
+def test_deep_tiffs_are_stretched_not_clipped(tmp_path, dtype):
+    array = DEEP.astype(dtype)
+    if array.dtype.kind in "if":
+        array = array - array.dtype.type(2000)
+    if array.dtype == np.uint32:
+        array = array * np.uint32(1_000_000)  # beyond what a signed integer holds
+    tifffile.imwrite(tmp_path / "a.tif", array, byteorder=">" if dtype[0] == ">" else "<")
+    assert np.abs(pixels(tmp_path / "a.tif") - by_hand(array.astype(float))).max() <= 1
+
+
+def test_deep_png(tmp_path):
+    Image.fromarray(DEEP).save(tmp_path / "a.png")
+    assert np.abs(pixels(tmp_path / "a.png") - by_hand(DEEP)).max() <= 1
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_deep_colour(tmp_path, planar):
+    deep = RGB.astype(np.uint16) * 8
+    data = np.moveaxis(deep, -1, 0) if planar == "separate" else deep
+    tifffile.imwrite(tmp_path / "a.tif", data, photometric="rgb", planarconfig=planar)
+    assert np.abs(pixels(tmp_path / "a.tif") - by_hand(deep)).max() <= 1
+
+
+@pytest.mark.parametrize("array", [GREY, DEEP, DEEP.astype(np.float64)], ids=["8", "16", "64"])
+def test_min_is_white_is_inverted(tmp_path, array):
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="miniswhite")
+    expected = 255 - GREY.astype(int) if array is GREY else 255 - by_hand(array)
+    assert np.abs(pixels(tmp_path / "a.tif") - expected).max() <= 1
+
+
+def test_a_narrow_range_far_from_zero_is_not_lost(tmp_path):
+    array = 1e9 + DEEP.astype(np.float64)
+    tifffile.imwrite(tmp_path / "a.tif", array)
+    assert np.abs(pixels(tmp_path / "a.tif") - by_hand(array)).max() <= 1
+
+
+def test_hot_pixels_nan_and_constants(tmp_path):
+    hot = DEEP.copy()
+    hot[5, 5] = 65535
+    tifffile.imwrite(tmp_path / "hot.tif", hot)
+    assert pixels(tmp_path / "hot.tif").std() > 50  # the other pixels still fill the range
+    broken = DEEP.astype(np.float32)
+    broken[0], broken[1] = np.nan, np.inf
+    tifffile.imwrite(tmp_path / "nan.tif", broken)
+    result = pixels(tmp_path / "nan.tif")
+    assert (result[:2] == 0).all() and result[2:].std() > 50
+    tifffile.imwrite(tmp_path / "flat.tif", np.full((8, 8), 7, np.uint16))
+    assert (pixels(tmp_path / "flat.tif") == 0).all()
+
+
+def test_the_info_bar_does_not_set_black_and_white(tmp_path):
+    header = "[Image]\r\nResolutionX=64\r\nResolutionY=48\r\n[Beam]\r\nBeam=EBeam\r\n"
+    bar = np.zeros((12, 64), np.uint16)
+    bar[4:8, ::2] = 65535
+    data = header.encode()
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.vstack([DEEP, bar]), extratags=[(34682, 7, len(data), data, True)]
+    )
+    micrograph = read_micrograph(tmp_path / "a.tif")
+    assert micrograph.info_bar == (0, 48, 64, 60)
+    picture = np.asarray(micrograph.crop_info_bar().image)
+    assert picture.shape == (48, 64)
+    assert np.abs(picture - by_hand(DEEP)).max() <= 1
+
+
+# --- Pages, stacks, sides
+
+
+def test_the_first_full_resolution_page_is_read(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(GREY[::4, ::4], subfiletype=1)  # a thumbnail
+        tiff.write(GREY)
+        tiff.write(255 - GREY)
+    assert np.array_equal(pixels(tmp_path / "a.tif"), GREY)
+
+
+def test_the_first_slice_of_a_stack_is_read(tmp_path):
+    stack = np.stack([DEEP, DEEP[::-1], DEEP[:, ::-1]])
+    write_mrc(tmp_path / "a.mrc", stack, (128.0, 96.0))
+    write_dm3(tmp_path / "a.dm3", stack, [*NM, (0.5, "s")])
+    for path in tmp_path.iterdir():
+        assert np.abs(pixels(path) - by_hand(DEEP)).max() <= 1
+
+
+def test_pixels_that_are_not_square_are_resampled_to_the_finer_side(tmp_path):
+    array = np.repeat(np.linspace(0, 255, 64, dtype=np.float32)[None], 48, 0)
+    write_dm3(tmp_path / "a.dm3", array, [(1.0, "nm"), (2.5, "nm")])
+    micrograph = read_micrograph(tmp_path / "a.dm3")
+    assert micrograph.image.size == (64, 120)
+    assert micrograph.pixel_size_nm == pytest.approx(1.0)
+    rows = np.asarray(micrograph.image).astype(int)
+    assert (rows == rows[0]).all()  # only stretched downwards
+
+
+def test_the_pixel_size_follows_resizing_and_cropping():
+    image = Image.fromarray(RNG.integers(0, 256, (600, 800), dtype=np.uint8))
+    micrograph = Micrograph(image, 2.0, {"technique": "SEM"}, (0, 540, 800, 600))
+    small = micrograph.resize(200)
+    assert small.image.size == (200, 150)
+    assert small.pixel_size_nm * 200 == pytest.approx(2.0 * 800)  # the field of view stays
+    assert small.info_bar == (0, 135, 200, 150)
+    cropped = small.crop_info_bar()
+    assert cropped.image.size == (200, 135)
+    assert cropped.pixel_size_nm == small.pixel_size_nm
+    assert cropped.info_bar is None and cropped.instrument == {"technique": "SEM"}
+    assert micrograph.resize(800) is micrograph and micrograph.resize(5000) is micrograph
+    assert cropped.crop_info_bar() is cropped
+    with pytest.raises(ValueError, match="max_side"):
+        micrograph.resize(0)
+
+
+def test_the_larger_side_of_an_inner_bar_is_kept():
+    image = Image.fromarray(RNG.integers(0, 256, (100, 100), dtype=np.uint8))
+    for bar, size in (((0, 80, 100, 90), (100, 80)), ((0, 0, 100, 9), (100, 91))):
+        assert Micrograph(image, None, {}, bar).crop_info_bar().image.size == size
+
+
+# --- The microscopes' own formats
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "pixel_nm"),
+    [
+        ("a.dm3", lambda path: write_dm3(path, DEEP, NM), 2.0),
+        ("a.dm3", lambda path: write_dm3(path, DEEP, [(0.5, "µm"), (0.5, "µm")]), 500.0),
+        ("a.dm3", lambda path: write_dm3(path, DEEP, [(1.0, ""), (1.0, "")]), None),
+        ("a.mrc", lambda path: write_mrc(path, DEEP, (128.0, 96.0)), 0.2),
+        ("a.mrc", lambda path: write_mrc(path, DEEP, (64.0, 48.0)), None),  # 1 Å: not set
+        ("a.mrc", lambda path: write_mrc(path, DEEP, (0.0, 0.0)), None),
+        ("a.ser", lambda path: write_ser(path, DEEP, 3e-10), 0.3),
+        ("a.emd", lambda path: write_emd_ncem(path, DEEP, 0.5, "n_m"), 0.5),
+        ("a.emd", lambda path: write_emd_velox(path, {"HAADF": (DEEP, 2e-10)}), 0.2),
+    ],
+)
+def test_native_formats(tmp_path, name, write, pixel_nm):
+    write(tmp_path / name)
+    micrograph = read_micrograph(tmp_path / name)
+    assert np.abs(np.asarray(micrograph.image) - by_hand(DEEP)).max() <= 1
+    assert micrograph.pixel_size_nm == (pixel_nm and pytest.approx(pixel_nm))
+    assert not {"secret operator", "secret name"} & set(micrograph.instrument.values())
+
+
+def test_native_settings(tmp_path):
+    write_dm3(tmp_path / "a.dm3", DEEP, NM, voltage=80_000.0)
+    assert read_micrograph(tmp_path / "a.dm3").instrument == {
+        "technique": "STEM",
+        "accelerating_voltage_kv": 80.0,
+        "magnification": 40_000.0,
+    }
+    write_emd_velox(tmp_path / "a.emd", {"HAADF": (DEEP, 2e-10)})
+    assert read_micrograph(tmp_path / "a.emd").instrument == {
+        "accelerating_voltage_kv": 200.0,
+        "magnification": 320_000.0,
+        "detector": "HAADF",
+    }
+
+
+def test_the_largest_of_several_images_is_read(tmp_path):
+    write_emd_velox(tmp_path / "a.emd", {"BF": (DEEP[:16, :16], 1e-9), "HAADF": (DEEP, 2e-10)})
+    assert read_micrograph(tmp_path / "a.emd").image.size == (64, 48)
+
+
+def test_dm3_in_colour(tmp_path):
+    bgra = np.dstack([RGB[..., ::-1], np.zeros_like(GREY)])
+    write_dm3(tmp_path / "a.dm3", np.ascontiguousarray(bgra).view(np.uint32)[..., 0], NM)
+    assert np.array_equal(pixels(tmp_path / "a.dm3"), RGB)
+
+
+@pytest.mark.parametrize(
+    ("slug", "write"),
+    [
+        ("spectrum", lambda path: write_dm3(path, DEEP[:1], [(0.1, "eV"), (1.0, "")])),
+        ("spectrum", lambda path: write_dm3(path, np.stack([DEEP] * 3), [*NM, (0.1, "eV")])),
+        ("diffraction", lambda path: write_dm3(path, DEEP, [(2.0, "1/nm"), (2.0, "1/nm")])),
+    ],
+)
+def test_what_is_no_image_of_a_specimen_is_refused_by_name(tmp_path, slug, write):
+    write(tmp_path / "a.dm3")
+    assert reason(tmp_path / "a.dm3") == slug
+
+
+def test_a_ser_diffraction_pattern_is_refused_although_it_names_no_unit(tmp_path):
+    write_ser(tmp_path / "a.ser", DEEP, 2e7)  # 1/m
+    assert reason(tmp_path / "a.ser") == "diffraction"
+
+
+def test_a_velox_spectrum_is_refused_by_name(tmp_path):
+    write_emd_velox(tmp_path / "a.emd", {})
+    assert reason(tmp_path / "a.emd") == "spectrum"
+
+
+def test_complex_and_many_channel_tiffs_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "fft.tif", DEEP.astype(np.complex64))
+    assert reason(tmp_path / "fft.tif") == "not-an-image"
+    tifffile.imwrite(tmp_path / "map.tif", np.stack([DEEP] * 7, -1), photometric="minisblack")
+    assert read_micrograph(tmp_path / "map.tif").image.size == (7, 64)  # 48 pages of 64 x 7
+    tifffile.imwrite(
+        tmp_path / "map.tif", np.stack([DEEP] * 7, -1), photometric="minisblack", planarconfig=1
+    )
+    assert reason(tmp_path / "map.tif") == "not-an-image"
+
+
+def test_tif_gz(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "a.tif")
+    (tmp_path / "a.tif.gz").write_bytes(gzip.compress((tmp_path / "a.tif").read_bytes()))
+    assert np.array_equal(pixels(tmp_path / "a.tif.gz"), GREY)
+
+
+# --- Bad input
+
+
+def test_what_is_no_file(tmp_path, monkeypatch):
+    assert reason(tmp_path / "nothing.png") == "not-found"
+    assert reason(tmp_path) == "not-a-file"
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    assert reason(tmp_path / "loop.png") == "symlink-loop"
+    os.mkfifo(tmp_path / "pipe.png")
+    assert reason(tmp_path / "pipe.png") == "not-a-file"
+    (tmp_path / "empty.tif").touch()
+    assert reason(tmp_path / "empty.tif") == "empty"
+
+
+def test_permission_denied(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    Image.fromarray(GREY).save(path)
+    path.chmod(0)
+    if os.access(path, os.R_OK):  # root may read everything
+
+        def refuse(self, *args, **kwargs):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "open", refuse)
+    assert reason(path) == "permission-denied"
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if not suffix.endswith(".gz")])
+def test_a_text_file_under_every_suffix(tmp_path, suffix):
+    path = tmp_path / f"notes{suffix}"
+    path.write_text("EHT = 5 kV, and other things that are no image.\n" * 20)
+    assert reason(path) in {"not-an-image", "damaged"}
+
+
+def test_gz_of_something_else(tmp_path):
+    (tmp_path / "a.tif.gz").write_bytes(gzip.compress(b"text"))
+    assert reason(tmp_path / "a.tif.gz") == "not-an-image"
+    (tmp_path / "b.tif.gz").write_bytes(b"text")
+    assert reason(tmp_path / "b.tif.gz") == "damaged"
+
+
+WRITERS = {
+    "a.png": lambda path: Image.fromarray(GREY).save(path),
+    "a.jpg": lambda path: Image.fromarray(GREY).save(path),
+    "a.webp": lambda path: Image.fromarray(GREY).save(path),
+    "a.bmp": lambda path: Image.fromarray(GREY).save(path),
+    "raw.tif": lambda path: Image.fromarray(GREY).save(path),
+    "lzw.tif": lambda path: Image.fromarray(GREY).save(path, compression="tiff_lzw"),
+    "double.tif": lambda path: tifffile.imwrite(path, DEEP.astype(float)),
+    "zip.tif": lambda path: tifffile.imwrite(path, DEEP.astype(float), compression="zlib"),
+    "colour.tif": lambda path: tifffile.imwrite(path, RGB.astype("u2"), photometric="rgb"),
+    "a.dm3": lambda path: write_dm3(path, DEEP, NM),
+    "a.mrc": lambda path: write_mrc(path, DEEP, (640.0, 480.0)),
+    "a.ser": lambda path: write_ser(path, DEEP, 2e-10),
+    "ncem.emd": lambda path: write_emd_ncem(path, DEEP, 0.5, "nm"),
+    "velox.emd": lambda path: write_emd_velox(path, {"HAADF": (DEEP, 2e-10)}),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_truncated_file_never_gives_half_an_image(tmp_path, name):
+    whole, cut = tmp_path / name, tmp_path / f"cut{Path(name).suffix}"
+    WRITERS[name](whole)
+    expected, data = pixels(whole), whole.read_bytes()
+    refused = 0
+    for share in np.linspace(0.02, 0.98, 13):
+        cut.write_bytes(data[: int(len(data) * share)])
+        try:
+            assert np.array_equal(pixels(cut), expected)
+        except UnreadableMicrograph as error:
+            refused += error.reason in {"damaged", "not-an-image"}
+    assert refused >= 10
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0"))
+
+
+def test_decompression_bombs(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(png_header(100_000, 100_000))
+    assert reason(tmp_path / "a.png") == "too-large"
+    write_mrc(tmp_path / "a.mrc", DEEP, (640.0, 480.0))
+    Image.fromarray(GREY).save(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "b.tif", DEEP.astype(float))
+    write_dm3(tmp_path / "a.dm3", DEEP[:4, :4], [(1.0, "nm"), (300.0, "nm")])
+    (tmp_path / "a.tif.gz").write_bytes(gzip.compress(bytes(10_000)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for name in ("a.mrc", "a.tif", "b.tif", "a.dm3", "a.tif.gz"):
+        assert reason(tmp_path / name) == "too-large"
+
+
+def test_errors_travel_between_processes(tmp_path):
+    with pytest.raises(UnreadableMicrograph) as caught:
+        read_micrograph(tmp_path / "nothing.png")
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (str(copy), copy.reason) == (str(caught.value), "not-found")
+
+
+# --- Without the extra
+
+
+@pytest.fixture
+def no_extra(monkeypatch):
+    """As if neither tifffile nor RosettaSciIO were installed."""
+    real = importlib.import_module
+
+    def importing(name, *args):
+        if name.partition(".")[0] in ("tifffile", "rsciio"):
+            raise ImportError(f"No module named {name!r}")
+        return real(name, *args)
+
+    monkeypatch.setattr(mvaema.micrographs.microscope.importlib, "import_module", importing)
+
+
+def test_plain_files_read_the_same_without_the_extra(tmp_path, request):
+    tifffile.imwrite(tmp_path / "deep.tif", DEEP)
+    tifffile.imwrite(tmp_path / "white.tif", DEEP, photometric="miniswhite")
+    tifffile.imwrite(tmp_path / "unsigned.tif", DEEP.astype(np.uint32) * 1_000_000)
+    Image.fromarray(RGB).save(tmp_path / "lzw.tif", compression="tiff_lzw")
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    paths = sorted(tmp_path.iterdir())
+    before = [read_micrograph(path) for path in paths]
+    request.getfixturevalue("no_extra")
+    assert [read_micrograph(path) for path in paths] == before
+
+
+def test_a_native_file_names_the_extra(tmp_path, no_extra):
+    write_mrc(tmp_path / "a.mrc", DEEP, (640.0, 480.0))
+    data = b"[Beam]\r\nHV=5000\r\n"
+    tifffile.imwrite(tmp_path / "fei.tif", GREY, extratags=[(34682, 7, len(data), data, True)])
+    tifffile.imwrite(tmp_path / "imagej.tif", GREY, imagej=True, metadata={"unit": "nm"})
+    tifffile.imwrite(tmp_path / "double.tif", DEEP.astype(float))
+    for path in tmp_path.iterdir():
+        assert reason(path) == "missing-extra"
+        with pytest.raises(UnreadableMicrograph, match=r"mvaema\[microscopy\]"):
+            read_micrograph(path)
+
+
+# --- Real files
+
+
+@pytest.mark.skipif(not SHARED, reason="MVAEMA_SHARED is not set")
+def test_every_real_file_yields_what_its_metadata_states():
+    script = ROOT / "benchmarks/native_files.py"
+    spec = importlib.util.spec_from_file_location("native_files", script)
+    native = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(native)
+    paths = [path for path in Path(SHARED, "native").iterdir() if path.name != "README.md"]
+    assert {path.name for path in paths} == set(native.EXPECTED)
+    for path in paths:
+        expected = native.EXPECTED[path.name][1]
+        assert native.agrees(native.found(path), expected), path.name

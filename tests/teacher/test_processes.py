@@ -1,0 +1,215 @@
+"""The teacher as a process: killed, interrupted, without disk, without rights."""
+
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from datasets import load_dataset
+from support import ROOT
+from support.teacher_helpers import (
+    QUESTIONS,
+    make_images,
+    no_answer_lost_or_repeated,
+    outcomes,
+    replies,
+)
+from support.teacher_server import FakeTeacher
+
+CONCURRENCY = 8
+
+
+# Children are forked from a process that has everything imported, which takes seconds.
+SPAWN = multiprocessing.get_context("forkserver")
+SPAWN.set_forkserver_preload(["generate_teacher_data"])
+
+
+def options(images, output, url, *more) -> list[str]:
+    return [
+        *("--images", str(images), "--output", str(output), "--teacher-model", "teacher"),
+        *("--endpoint", url, "--concurrency", str(CONCURRENCY), *more),
+    ]
+
+
+class Run:
+    """The command in a process of its own; what it prints is in `text()`."""
+
+    def __init__(self, log: Path, argv: list[str]):
+        self.log = log
+        self.process = SPAWN.Process(target=_child, args=(str(log), argv))
+        self.process.start()
+
+    def end(self) -> int:
+        self.process.join(60)
+        return self.process.exitcode
+
+    def signal(self, number: int):
+        os.kill(self.process.pid, number)
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+
+def _child(log: str, argv: list[str]):
+    import generate_teacher_data
+
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.exit(generate_teacher_data.main(argv))
+
+
+def wait_for(condition, run: Run, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the run does not get there"
+        assert run.process.is_alive(), run.text()
+        time.sleep(0.001)
+
+
+def journalled(output: Path) -> set[str]:
+    """Questions whose answer is in the journal, as the server names them."""
+    raws = [bytes(row["raw"] or b"") for row in replies(output)]
+    return {match[1].decode() for raw in raws for match in re.finditer(rb"chatcmpl-(\w+)", raw)}
+
+
+def kill_and_resume(tmp_path, images_count: int, kills: int, seed: int):
+    """Kill a run at random moments, resume it each time, and compare with the server's log."""
+    rng = random.Random(seed)
+    images, output = make_images(tmp_path / "images", images_count), tmp_path / "out"
+    total = images_count * QUESTIONS
+    with FakeTeacher(delay=0.01, keep_bodies=False) as server:
+        argv, log = options(images, output, server.url), tmp_path / "log"
+        for _ in range(kills):
+            before, kept_before = len(server.exchanges), journalled(output)
+            delivered_before = len(server.delivered())
+            # Anything from the first request to a share of the rest of the run.
+            share = max(1, (total - len(set(server.delivered()))) // 8)
+            target = before + rng.randrange(1, share + 1)
+            run = Run(log, argv)
+            wait_for(lambda goal=target: len(server.exchanges) >= goal, run)
+            time.sleep(rng.random() * 0.02)
+            run.signal(signal.SIGKILL)
+            assert run.end() == -signal.SIGKILL
+            time.sleep(0.05)  # the server notices
+            kept, delivered = journalled(output), server.delivered()[delivered_before:]
+            assert kept >= kept_before, "what is in the journal stays there"
+            # Of what this run was sent, only what was on its way when it died.
+            lost = [name for name in delivered if name not in kept]
+            assert set(lost) <= set(delivered[-CONCURRENCY:])
+        last = Run(log, argv)
+        assert last.end() == 0, last.text()
+        times_delivered = Counter(server.delivered())
+        repeats = sum(times_delivered.values()) - len(times_delivered)
+        assert len(times_delivered) == total
+        assert repeats <= kills * CONCURRENCY
+
+    rows = load_dataset(str(output / "dataset"), split="train", cache_dir=str(tmp_path / "cache"))
+    answers = [qa["answer"] for row in rows for qa in row["qa"] if qa["outcome"] == "ok"]
+    names = [re.match(r"Answer (\w+) to", answer)[1] for answer in answers]
+    assert sorted(names) == sorted(times_delivered), "every answer exactly once"
+    return repeats
+
+
+def test_killed_run_goes_on(tmp_path):
+    kill_and_resume(tmp_path, images_count=8, kills=2, seed=0)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(tmp_path):
+    """500 answers, kill -9 twenty times."""
+    repeats = kill_and_resume(tmp_path, images_count=50, kills=20, seed=1)
+    print(f"{repeats} answers of 500 were in flight at one of 20 kills and asked for again")
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_interrupt_finishes_what_is_in_flight(number, tmp_path):
+    images, output = make_images(tmp_path / "images", 4), tmp_path / "out"
+    with FakeTeacher(delay=0.4) as server:
+        argv, log = options(images, output, server.url), tmp_path / "log"
+        run = Run(log, argv)
+        wait_for(lambda: server.in_flight >= 4, run)
+        run.signal(number)
+        assert run.end() == 130
+        assert "the same command goes on" in run.text()
+        assert 4 <= len(replies(output)) == len(server.exchanges) < 40
+        server.delay = 0.0
+        assert Run(log, argv).end() == 0
+        no_answer_lost_or_repeated(server, output)
+    assert outcomes(output) == {"ok": 40}
+
+
+@pytest.mark.slow
+def test_second_interrupt_does_not_wait(tmp_path):
+    images, output = make_images(tmp_path / "images", 1), tmp_path / "out"
+    with FakeTeacher(delay=30.0) as server:
+        run = Run(tmp_path / "log", options(images, output, server.url))
+        wait_for(lambda: server.in_flight >= 4, run)
+        run.signal(signal.SIGINT)
+        wait_for(lambda: "Stopping" in run.text(), run)
+        run.signal(signal.SIGINT)
+        assert run.end() == 130
+    assert replies(output) == []
+
+
+def in_own_mount(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a shell script where it may mount: nothing of it is seen outside."""
+    probe = subprocess.run(["unshare", "-rm", "true"], capture_output=True)
+    if probe.returncode:
+        pytest.skip("needs unprivileged mount namespaces (unshare -rm)")
+    return subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, "sh", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.slow
+def test_full_disk_loses_no_answer(tmp_path):
+    """The disk fills up while answers come in: all of them are kept, the run says what to do."""
+    images, output = make_images(tmp_path / "images", 20), tmp_path / "small"
+    kept = tmp_path / "kept"
+    output.mkdir()
+    with FakeTeacher(delay=0.5) as server:
+        # The run is given 20 MiB; once it has asked, something else takes what is left.
+        done = in_own_mount(
+            """
+            set -e
+            output=$1 kept=$2; shift 2
+            mount -t tmpfs -o size=20m none "$output"
+            "$@" & run=$!
+            while ! ls "$output"/images/*/* >/dev/null 2>&1; do sleep 0.1; done
+            dd if=/dev/zero of="$output/filler" bs=64k 2>/dev/null || true
+            status=0; wait $run || status=$?
+            rm "$output/filler"; cp -r "$output" "$kept"
+            exit $status
+            """,
+            *(str(output), str(kept)),
+            *(sys.executable, str(ROOT / "generate_teacher_data.py")),
+            *options(images, output, server.url),
+        )
+        assert done.returncode == 1, done
+        assert "error: " in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert "disk is full" in done.stderr or "No space left" in done.stderr, done.stderr
+        assert not list(kept.glob("*.ballast")), "its room was needed"
+        assert len(server.exchanges) < 20 * QUESTIONS, "the disk never was full"
+        no_answer_lost_or_repeated(server, kept)
+        for journal in kept.glob("*.sqlite"):
+            assert sqlite3.connect(journal).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        server.delay = 0.0
+        again = Run(tmp_path / "log", options(images, kept, server.url))
+        assert again.end() == 0, again.text()
+        no_answer_lost_or_repeated(server, kept)
+    assert outcomes(kept) == {"ok": 20 * QUESTIONS}

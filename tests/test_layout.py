@@ -1,0 +1,63 @@
+"""The tree is the flow: stages import downward only, and each says what is in it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+# A stage may import from itself, from any stage above it, and from the root's files.
+STAGES = (
+    "files",
+    "micrographs",
+    "synthetic",
+    "teacher",
+    "students",
+    "training",
+    "evaluation",
+    "commands",
+    "__main__",
+)
+PACKAGES = [stage for stage in STAGES if (ROOT / "mvaema" / stage).is_dir()]
+
+
+def imported(file: Path) -> set[str]:
+    """The stages that a module imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("mvaema.")}
+    return found
+
+
+def test_every_part_of_the_library_has_its_place_in_the_flow():
+    parts = {path.stem for path in (ROOT / "mvaema").iterdir() if path.name[0] != "."}
+    assert parts - {"__init__", "__pycache__"} == set(STAGES)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_imports_point_one_way(stage):
+    path = ROOT / "mvaema" / stage
+    below = STAGES[STAGES.index(stage) + 1 :]
+    for file in path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]:
+        wrong = imported(file) & set(below)
+        assert not wrong, f"{file.relative_to(ROOT)} imports from {', '.join(sorted(wrong))}"
+
+
+@pytest.mark.parametrize("name", ["micrographs", "teacher", "students", "training", "evaluation"])
+def test_a_package_lists_its_modules(name):
+    package = ROOT / "mvaema" / name
+    listed = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8")))
+    missing = [f.name for f in package.glob("*.py") if f.name != "__init__.py"]
+    assert not [module for module in missing if module not in listed]
+
+
+def test_a_model_repository_stands_alone():
+    """`*_mvaema.py` files travel to the Hub, where nothing else of the project is."""
+    for file in ROOT.glob("*_mvaema.py"):
+        assert not imported(file), file.name
