@@ -1,0 +1,247 @@
+"""Generation, and the methods of a student for people: `answer` and `classify`.
+
+What is special about it:
+- decoding is transformers' own `generate`. The prompt encoder that it calls once keeps the keys
+  and values of each image (`MVaEMaMemory`), so all questions about an image share them;
+- `answer` and `classify` take pictures and words: the checkpoint's own processor, questions and
+  categories come with it.
+
+This file stands alone: `save_pretrained` and `push_to_hub` copy it into the model repository.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import ModelOutput
+
+try:  # inside a model repository, where transformers loads this file as part of a package
+    from .losses_mvaema import lm_losses, shift_right
+except ImportError:  # from the project's root
+    from losses_mvaema import lm_losses, shift_right
+
+
+@dataclass
+class MVaEMaMemory(ModelOutput):
+    """
+    What the decoder attends to.
+
+    Args:
+        last_hidden_state (`Tensor` of shape `(batch, memory_length, hidden_size)`): [V ; M].
+        images (`tuple` of pairs of `Tensor` of shape `(images, heads, image tokens, head_dim)`):
+            for each layer keys and values of V, once for the rows that share an image.
+        questions (`Tensor` of shape `(batch, length, hidden_size)`): M by itself; with `images`
+            it is all that the decoder reads.
+    """
+
+    last_hidden_state: Tensor | None = None
+    images: tuple[tuple[Tensor, Tensor], ...] | None = None
+    questions: Tensor | None = None
+
+
+class MVaEMaCache(EncoderDecoderCache):
+    """The decoder's cache, for a decoding loop of one's own.
+
+    Attributes:
+        images: as in `MVaEMaMemory`. The cross-attention cache holds keys and values of M only.
+    """
+
+    def __init__(
+        self,
+        self_attention_cache: Cache,
+        cross_attention_cache: Cache,
+        images: tuple[tuple[Tensor, Tensor], ...] | None = None,
+    ):
+        super().__init__(self_attention_cache, cross_attention_cache)
+        self.images = images
+
+    @classmethod
+    def empty(
+        cls, config: PreTrainedConfig, images: tuple[tuple[Tensor, Tensor], ...] | None
+    ) -> "MVaEMaCache":
+        return cls(DynamicCache(config=config), DynamicCache(config=config), images)
+
+
+class MVaEMaPromptEncoder(nn.Module):
+    """What `generate` calls once per prompt: pixels and prompt ids in, the decoder's memory out."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        **kwargs,
+    ) -> MVaEMaMemory:
+        return self.model.encode_prompt(pixel_values, input_ids, attention_mask)
+
+
+class MVaEMaGenerationMixin:
+    """What `MVaEMaModel` adds to transformers' `generate`: `answer`, `classify`, its processor."""
+
+    _processor = None
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        return self.image_encoder if modality == "image" else MVaEMaPromptEncoder(self)
+
+    @property
+    def processor(self):
+        """The processor that belongs to this checkpoint, loaded from its folder when first used.
+
+        Raises:
+            ValueError: the model was not loaded from a folder or hub; set `model.processor`.
+        """
+        if self._processor is None:
+            try:
+                from .processing_mvaema import MVaEMaProcessor
+            except ImportError:
+                from processing_mvaema import MVaEMaProcessor
+            if not self.name_or_path:
+                raise ValueError(
+                    "this model was not loaded from a checkpoint, so it does not know its "
+                    "processor. Set it: model.processor = processor."
+                )
+            self._processor = MVaEMaProcessor.from_pretrained(self.name_or_path)
+        return self._processor
+
+    @processor.setter
+    def processor(self, processor):
+        self._processor = processor
+
+    @torch.no_grad()
+    def answer(
+        self,
+        images,
+        questions: str | Sequence[str] | None = None,
+        captions: str | Sequence[str | None] | None = None,
+        pixel_size_nm: float | Sequence[float | None] | None = None,
+        scale_bars: str | Sequence[str | None] | None = None,
+        batch_size: int = 8,
+        **generate_kwargs,
+    ) -> str | list | dict:
+        """Answer questions about micrographs; each image is encoded once for all its questions.
+
+        Args:
+            images: one image (PIL, numpy, path) or a list of them.
+            questions: one question, a list of them, or `None` for the checkpoint's own
+                (`config.questions`). All are asked about every image.
+            captions, pixel_size_nm, scale_bars: what is known of the image (of each image when a
+                list is given): the caption that names its category, the length of one pixel in
+                nanometres, the length its scale bar states.
+            batch_size: images per forward pass.
+            generate_kwargs: passed to `generate` (`num_beams=3`, ...).
+
+        Returns:
+            for one image the answer, the list of answers, or with `questions=None` a dictionary
+            from question id to answer; for a list of images the list of these.
+        """
+        single = not isinstance(images, list | tuple)
+        images = [images] if single else list(images)
+        if questions is None:
+            texts = list(self.config.questions.values())
+        else:
+            texts = [questions] if isinstance(questions, str) else list(questions)
+        if not texts:
+            raise ValueError("questions is empty: ask at least one.")
+        known = {"captions": captions, "pixel_size_nm": pixel_size_nm, "scale_bars": scale_bars}
+        known = {
+            k: v if isinstance(v, list | tuple) else [v] * len(images) for k, v in known.items()
+        }
+        answers = []
+        for start in range(0, len(images), batch_size):
+            part = slice(start, start + batch_size)
+            inputs = self.processor(
+                images=images[part],
+                text=[texts] * len(images[part]),
+                **{name: values[part] for name, values in known.items()},
+            ).to(self.device)
+            ids = self.generate(**inputs, **{"num_return_sequences": 1, **generate_kwargs})
+            answers += self.processor.batch_decode(ids, skip_special_tokens=True)
+        rows = [answers[i : i + len(texts)] for i in range(0, len(answers), len(texts))]
+        if questions is None:
+            rows = [dict(zip(self.config.questions, row, strict=True)) for row in rows]
+        elif isinstance(questions, str):
+            rows = [row[0] for row in rows]
+        return rows[0] if single else rows
+
+    @torch.no_grad()
+    def classify(
+        self,
+        images,
+        categories: Mapping[str, str] | None = None,
+        by: str = "itc",
+        batch_size: int = 8,
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """Rank categories by their captions, best first; the image's own caption is not given.
+
+        Args:
+            images: one image (PIL, numpy, path) or a list of them.
+            categories: category to the caption that names it; the checkpoint's own
+                (`config.categories`) when `None`.
+            by: "itc", softmax over the similarities of image and caption; "itm", the matching
+                head's probability of each caption (they need not sum to 1); "lm", softmax over
+                the decoder's log-likelihoods of the captions as answers to
+                `config.category_question`.
+            batch_size: images per forward pass.
+
+        Returns:
+            category to score in falling order, one dictionary per image.
+        """
+        rankers = {"itc": self._scores_itc, "itm": self._scores_itm, "lm": self._scores_lm}
+        if by not in rankers:
+            raise ValueError(f"by must be one of {', '.join(rankers)}; got {by!r}.")
+        categories = dict(self.config.categories if categories is None else categories)
+        if not categories:
+            raise ValueError("categories is empty: name at least one, with its caption.")
+        single = not isinstance(images, list | tuple)
+        images = [images] if single else list(images)
+        ranked = []
+        for start in range(0, len(images), batch_size):
+            pixels = self.processor(images=images[start : start + batch_size]).to(self.device)
+            scores = rankers[by](pixels["pixel_values"], list(categories.values()))
+            for row in scores.tolist():
+                pairs = zip(categories, row, strict=True)
+                ranked.append(dict(sorted(pairs, key=lambda pair: -pair[1])))
+        return ranked[0] if single else ranked
+
+    def _scores_itc(self, pixel_values: Tensor, captions: list[str]) -> Tensor:
+        """(images, captions), as those below."""
+        texts = self.processor(statements=captions).to(self.device)
+        texts = self.get_text_features(texts["statement_ids"], texts["statement_mask"])
+        return (self.get_image_features(pixel_values) @ texts.T / self.temperature).softmax(dim=-1)
+
+    def _scores_itm(self, pixel_values: Tensor, captions: list[str]) -> Tensor:
+        texts = self.processor(statements=captions * len(pixel_values)).to(self.device)
+        states = self.image_encoder(pixel_values)
+        logits = self.match(states, texts["statement_ids"], texts["statement_mask"])
+        return logits.view(len(pixel_values), len(captions)).sigmoid()
+
+    def _scores_lm(self, pixel_values: Tensor, captions: list[str]) -> Tensor:
+        inputs = self.processor(
+            text=[self.config.category_question] * len(pixel_values),
+            answers=captions * len(pixel_values),
+        ).to(self.device)
+        mask, labels = inputs["attention_mask"], inputs["labels"]
+        memory = self.encode_prompt(pixel_values, inputs["input_ids"], mask)
+        # The question is encoded once per image, for all captions.
+        rows = memory.questions.repeat_interleave(len(captions), dim=0)
+        start, pad = self.config.dec_token_id, self.config.pad_token_id
+        logits = self(
+            encoder_outputs=dataclasses.replace(memory, questions=rows),
+            attention_mask=mask.repeat_interleave(len(captions), dim=0),
+            decoder_input_ids=shift_right(labels, start, pad),
+        ).logits
+        likelihoods = -lm_losses(logits, labels).sum(dim=1)
+        return likelihoods.view(len(pixel_values), len(captions)).softmax(dim=-1)
+
+
+__all__ = ["MVaEMaCache", "MVaEMaGenerationMixin", "MVaEMaMemory", "MVaEMaPromptEncoder"]
