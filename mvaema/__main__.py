@@ -7,34 +7,52 @@ module of the command that was named is imported.
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
-# Name -> what it does, in the order a lab uses them.
+
+class Command(NamedTuple):
+    """What a command does, and the extra of pyproject.toml that it needs."""
+
+    purpose: str
+    extra: str
+
+
+# In the order a lab uses them.
 COMMANDS = {
-    "build": "micrograph files to a dataset",
-    "folds": "check or hold out folds that share no specimen",
-    "synthetic": "render a dataset of simulated micrographs",
-    "teach": "ask a large vision model about each micrograph",
-    "train": "train a student, or one per fold",
-    "eval": "score a student and write the report",
-    "ask": "ask a student about a micrograph",
-    "push": "upload a student to the Hugging Face Hub",
-    "demo": "all stages on simulated micrographs, in a few minutes",
+    "build": Command("turn micrograph files into a dataset", "train,microscopy"),
+    "folds": Command("hold out micrographs that share no specimen with the others", "train"),
+    "synthetic": Command("render a dataset of simulated micrographs", "train"),
+    "teach": Command("ask a large vision model about each micrograph", "teacher"),
+    "train": Command("train a student, or one per fold", "train"),
+    "eval": Command("score a student and write the report", "eval"),
+    "ask": Command("ask a student about micrographs", "train,microscopy"),
+    "push": Command("upload a student to the Hugging Face Hub", "train"),
+    "demo": Command("run all stages on simulated micrographs", "eval"),
 }
 
 
+def usage() -> str:
+    lines = [f"  {name:<10} {command.purpose}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: mvaema COMMAND ...", "", *lines, "", "mvaema COMMAND --help"])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command. Returns its exit status, 2 where there is no such command."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if argv and argv[0] in COMMANDS:
-        command = importlib.import_module(f"mvaema.commands.{argv[0]}")
-        return command.main(argv[1:], prog=f"mvaema {argv[0]}")
-    asked = bool(argv) and argv[0] in ("-h", "--help")
-    lines = [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
-    usage = "\n".join(["usage: mvaema COMMAND ...", "", *lines, "", "mvaema COMMAND --help"])
-    if argv and not asked:
-        usage += f"\n\nerror: there is no command {argv[0]!r}."
-    print(usage, file=sys.stdout if asked else sys.stderr)
-    return 0 if asked else 2
+    """Run one sub-command. Returns its exit status; 2 where there is no such command."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name not in COMMANDS:
+        told = f"\n\nerror: there is no command {name!r}." if name else ""
+        print(usage() + told, file=sys.stderr)
+        return 2
+    try:
+        command = importlib.import_module(f"mvaema.commands.{name}")
+        return command.main(rest, prog=f"mvaema {name}")
+    except ModuleNotFoundError as error:
+        extra = COMMANDS[name].extra
+        print(f'error: {error}. `mvaema {name}` needs: pip install -e ".[{extra}]"', file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
