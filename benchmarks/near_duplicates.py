@@ -1,13 +1,12 @@
-"""How well near-duplicates are told from other micrographs, and at which cost.
+"""How well near-duplicates are told from other micrographs, and at what cost.
 
     python benchmarks/near_duplicates.py --micrographs ../shared/micrographs --limit 400
     python benchmarks/near_duplicates.py --synthetic 1000000
 
-The first command copies real micrographs in the ways that copies come about, and prints the share
-of copies that are put into the cluster of their original (recall), and how many micrographs of
-different groups are put together (false alarms; look at them, some are true). The second makes
-descriptions with known near-duplicates out of random numbers, to show time, memory and the recall
-of the search itself (against comparing all with all) at sizes for which no images are at hand.
+The first command copies real micrographs the way copies are usually made. It prints the share of
+copies in the cluster of their original (recall), and the clusters across groups (false alarms; look
+at them, some are true). The second makes random descriptions with known near-duplicates, to show
+time, memory and recall of the search itself at sizes for which there are no images.
 """
 
 import argparse

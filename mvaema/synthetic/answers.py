@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .specimen import Facts
-from .vocabulary import KINDS, Kind
+from mvaema.synthetic.specimen import Facts
+from mvaema.synthetic.vocabulary import KINDS, Kind
 
 # Above these the grain of the noise is plain to see, in grey levels; above the second it hides
 # detail.

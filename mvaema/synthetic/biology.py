@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from .canvas import CLOUDY, GRAINY, Canvas, noise, smooth
-from .optics import mottle
-from .specimen import (
+from mvaema.synthetic.canvas import CLOUDY, GRAINY, Canvas, noise, smooth
+from mvaema.synthetic.optics import mottle
+from mvaema.synthetic.specimen import (
     Facts,
     Specimen,
     Stage,
@@ -19,7 +19,7 @@ from .specimen import (
     tilt,
     visible,
 )
-from .surfaces import cell_sizes, jittered, rounded
+from mvaema.synthetic.surfaces import cell_sizes, jittered, rounded
 
 
 def biological(stage: Stage) -> Specimen:

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from .canvas import CLOUDY, GRAINY, Canvas, noise
-from .optics import mottle
-from .specimen import (
+from mvaema.synthetic.canvas import CLOUDY, GRAINY, Canvas, noise
+from mvaema.synthetic.optics import mottle
+from mvaema.synthetic.specimen import (
     Facts,
     Specimen,
     Stage,

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from scipy.signal import lfilter
 
-from .canvas import CLOUDY, Canvas, noise, resize, smooth
+from mvaema.synthetic.canvas import CLOUDY, Canvas, noise, resize, smooth
 
 
 @dataclass

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from . import biology, devices, grains, optics, surfaces, wires
-from .answers import answer_all
-from .infobar import InfoBar, length_text, settings
-from .specimen import Facts, Specimen, Stage
+from mvaema.synthetic import biology, devices, grains, optics, surfaces, wires
+from mvaema.synthetic.answers import answer_all
+from mvaema.synthetic.infobar import InfoBar, settings
+from mvaema.synthetic.specimen import Facts, Specimen, Stage
+from processing_mvaema import format_length
 
 # One function for each of the ten categories of `configuration_mvaema.CATEGORY_CAPTIONS`.
 CATEGORIES = {
@@ -97,7 +98,7 @@ def render(
     scale_bar = None
     if bar:
         length = bar.choose_length(rng, facts.field_of_view_nm)
-        scale_bar, facts.bar = length_text(length), bar.style
+        scale_bar, facts.bar = format_length(length), bar.style
         words = settings(
             scope.kilovolts, scope.detector, facts.field_of_view_nm, scope.working_distance_mm
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .canvas import SUBSTRATE, Canvas
+from mvaema.synthetic.canvas import SUBSTRATE, Canvas
 
 # Canvas pixels per image pixel along each axis: the shapes are drawn finer than they are shown.
 OVERSAMPLING = 1.25

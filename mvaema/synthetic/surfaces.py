@@ -3,9 +3,9 @@
 import numpy as np
 from scipy import ndimage
 
-from .canvas import CLOUDY, GRAINY, WHITE, Canvas, noise, smooth
-from .optics import mottle
-from .specimen import (
+from mvaema.synthetic.canvas import CLOUDY, GRAINY, WHITE, Canvas, noise, smooth
+from mvaema.synthetic.optics import mottle
+from mvaema.synthetic.specimen import (
     Facts,
     Specimen,
     Stage,

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from .canvas import GRAINY, Canvas, noise, smooth
-from .optics import mottle
-from .specimen import (
+from mvaema.synthetic.canvas import GRAINY, Canvas, noise, smooth
+from mvaema.synthetic.optics import mottle
+from mvaema.synthetic.specimen import (
     Facts,
     Specimen,
     Stage,
