@@ -80,20 +80,7 @@ def render(
     facts.pixel_size_nm, facts.field_of_view_nm = pixel_nm, pixel_nm * size
 
     scope = optics.Microscope.draw(rng, difficulty, pixel_nm)
-    signal = optics.emission(specimen.canvas, specimen.material(), scope)
-    signal = optics.scan(signal, (height, size), pixel_nm, scope, rng)
-    exposure = optics.Exposure.of(signal, scope)
-    clean = before_noise = exposure.grey(signal)
-    if scope.charging:
-        charged = optics.charge(signal, scope.charging, rng)
-        # Charging too weak to be seen is left out, so that the fact is true either way.
-        if np.abs(exposure.grey(charged) - clean).mean() > 1.5:
-            signal, before_noise, facts.charging = charged, exposure.grey(charged), True
-    grey = exposure.grey(optics.count_electrons(signal, scope.dose, rng))
-    facts.noise_grey = float(np.std(grey - before_noise))
-    facts.blur_px = scope.spot_nm / pixel_nm
-    facts.astigmatism, facts.drift_px = scope.astigmatism, scope.drift_px
-
+    clean, grey = _expose(specimen, scope, rng, (height, size), pixel_nm)
     pixels = (grey + 0.5).astype(np.uint8)
     scale_bar = None
     if bar:
@@ -107,3 +94,27 @@ def render(
     return Scene(
         Image.fromarray(pixels), category, pixel_nm, scale_bar, facts, answers, clean, specimen
     )
+
+
+def _expose(
+    specimen: Specimen, scope: optics.Microscope, rng, shape: tuple[int, int], pixel_nm: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Grey levels of a specimen, without and with noise and charging, float (height, width).
+
+    The specimen's facts take up what the imaging adds to them.
+    """
+    facts = specimen.facts
+    signal = optics.emission(specimen.canvas, specimen.material(), scope)
+    signal = optics.scan(signal, shape, pixel_nm, scope, rng)
+    exposure = optics.Exposure.of(signal, scope)
+    clean = before_noise = exposure.grey(signal)
+    if scope.charging:
+        charged = optics.charge(signal, scope.charging, rng)
+        # Charging too weak to be seen is left out, so that the fact is true either way.
+        if np.abs(exposure.grey(charged) - clean).mean() > 1.5:
+            signal, before_noise, facts.charging = charged, exposure.grey(charged), True
+    grey = exposure.grey(optics.count_electrons(signal, scope.dose, rng))
+    facts.noise_grey = float(np.std(grey - before_noise))
+    facts.blur_px = scope.spot_nm / pixel_nm
+    facts.astigmatism, facts.drift_px = scope.astigmatism, scope.drift_px
+    return clean, grey

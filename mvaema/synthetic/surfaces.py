@@ -282,6 +282,33 @@ def _waves(plane: Canvas, pitch: float, angle: float):
     return (u - i) * pitch, (v - j) * pitch, i.astype(np.int32), j.astype(np.int32)
 
 
+def _depth_inside(kind: str, square: bool, pitch: float, half: float, waves) -> np.ndarray:
+    """Distance of each pixel to the edge of its element; negative outside the elements."""
+    du, dv, i, j = waves
+    if kind == "grating":
+        return half - np.abs(du)
+    if kind == "zigzag":
+        swing = 0.35 * pitch * (np.abs(((j + dv / pitch) / 2) % 1 - 0.5) * 4 - 1)
+        shifted = du + i * pitch + swing
+        return half - np.abs(shifted - pitch * np.round(shifted / pitch))
+    if square:
+        return half - np.maximum(np.abs(du), np.abs(dv))
+    return half - np.sqrt(du * du + dv * dv)
+
+
+def _lost_elements(canvas: Canvas, plane: Canvas, v, pitch: float, waves):
+    """The pixels whose element is missing, and how many elements are missing in view."""
+    _, _, i, j = waves
+    lost = v.random((64, 64)) < 0.02
+    gone = lost[i % 64, j % 64]
+    # Counted where most of a cell lies in view.
+    whole = np.zeros((64, 64), np.int64)
+    inside = np.zeros(plane.shape, bool)
+    inside[: int(canvas.depth)] = True
+    np.add.at(whole, (i[gone & inside] % 64, j[gone & inside] % 64), 1)
+    return gone, int((whole > 0.5 * pitch * pitch).sum())
+
+
 def patterned(stage: Stage) -> Specimen:
     """Gratings, arrays of pillars, holes and tapered pits, zigzag lines; top view or tilted."""
     s, v = stage.specimen, stage.view
@@ -296,7 +323,7 @@ def patterned(stage: Stage) -> Specimen:
     pitch = pitch_nm / canvas.nm
     height = tall * pitch * duty
     plane = canvas.plane(height)
-    du, dv, i, j = _waves(plane, pitch, lattice_angle)
+    waves = _waves(plane, pitch, lattice_angle)
     half = duty * pitch / 2
     rough_edge = s.choice([0, 0.008, 0.02]) * pitch * noise(v, plane.shape, GRAINY)
     facts = Facts(kind, dimension="width", tilt_deg=tilt_deg, arrangement="ordered")
@@ -306,34 +333,16 @@ def patterned(stage: Stage) -> Specimen:
     if kind == "pits":
         rough_edge = 0.0  # their edges follow crystal planes
     facts.rough = bool(np.any(rough_edge))
-    if kind == "grating":
-        inner = half - np.abs(du)
-    elif kind == "zigzag":
-        swing = 0.35 * pitch * (np.abs(((j + dv / pitch) / 2) % 1 - 0.5) * 4 - 1)
-        shifted = du + i * pitch + swing
-        shifted = shifted - pitch * np.round(shifted / pitch)
-        inner = half - np.abs(shifted)
-    elif square:
-        inner = half - np.maximum(np.abs(du), np.abs(dv))
-        facts.shape = "square"
-    else:
-        inner = half - np.sqrt(du * du + dv * dv)
-        facts.shape, facts.dimension = "round", "diameter"
-    inner = inner + rough_edge
+    if kind not in ("grating", "zigzag"):
+        facts.shape, facts.dimension = ("square", "width") if square else ("round", "diameter")
+    inner = _depth_inside(kind, square, pitch, half, waves) + rough_edge
     if kind in ("pillars", "holes") and v.random() < 0.3:
-        lost = v.random((64, 64)) < 0.02
-        gone = lost[i % 64, j % 64]
+        gone, facts.missing = _lost_elements(canvas, plane, v, pitch, waves)
         inner = np.where(gone, np.float32(-2), inner)
-        # Counted where most of a cell lies in view.
-        whole = np.zeros((64, 64), np.int64)
-        inside = np.zeros(plane.shape, bool)
-        inside[: int(canvas.depth)] = True
-        np.add.at(whole, (i[gone & inside] % 64, j[gone & inside] % 64), 1)
-        facts.missing = int((whole > 0.5 * pitch * pitch).sum())
     wall = np.clip(inner / 1.3 + 0.5, 0, 1)
     if kind == "pits":
         wall = np.clip(1 - np.maximum(inner, 0) / half, 0, 1)
-        facts.shape, facts.dimension = "square" if square else "round", "width"
+        facts.dimension = "width"
     profile = 1 - wall if kind == "holes" else wall
     plane.z = (height * profile).astype(np.float32)
     plane.z += (0.1 + 0.25 * s.random()) * noise(v, plane.shape, GRAINY)
