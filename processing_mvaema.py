@@ -47,12 +47,12 @@ CHAT_TEMPLATE = (
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int = 4096, max_length: int = 256
 ) -> PreTrainedTokenizerFast:
-    """A lossless byte-level BPE tokenizer for the given prose.
+    """Train a lossless byte-level BPE tokenizer.
 
     Args:
-        texts: the training split's questions, captions and answers.
-        vocab_size: most tokens it may have, the special ones included; at least 261.
-        max_length: longest text the model takes, in tokens.
+        texts: questions, captions and answers of the training split.
+        vocab_size: maximum number of tokens, including special ones; at least 261.
+        max_length: maximum length of a text, in tokens.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -72,7 +72,7 @@ def train_tokenizer(
 
 
 def _with_special_tokens(tokenizer, max_length: int):
-    """Any Hugging Face tokenizer with [PAD] [CLS] [ENC] [DEC] [EOS]; its own ones are kept."""
+    """A Hugging Face tokenizer with [PAD] [CLS] [ENC] [DEC] [EOS]; those it has are kept."""
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     if tokenizer.cls_token is None:
@@ -84,15 +84,15 @@ def _with_special_tokens(tokenizer, max_length: int):
 
 
 def format_length(nanometres: float) -> str:
-    """A length as a microscopist writes it: 850 -> "850 nm", 12340 -> "12.3 µm"."""
+    """A length with three significant digits: 850 -> "850 nm", 12340 -> "12.3 µm"."""
     for unit, size in (("mm", 1e6), ("µm", 1e3)):
-        if nanometres >= size * 0.9995:
+        if nanometres >= size * 0.9995:  # what rounds to 1000 has the larger unit
             return f"{nanometres / size:.3g} {unit}"
     return f"{nanometres:.3g} nm"
 
 
 class MVaEMaImageProcessor(PilBackend):
-    """Micrographs to `pixel_values` in [-1, 1], with Pillow whatever else is installed."""
+    """Micrographs to `pixel_values` in [-1, 1]; always with Pillow, never with torchvision."""
 
     model_input_names = ["pixel_values"]
     resample = PILImageResampling.BILINEAR
@@ -104,15 +104,15 @@ class MVaEMaImageProcessor(PilBackend):
     image_std = 0.5
 
     def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
-        # The library's own knows neither (height, width) arrays nor paths.
+        # The library's method takes neither (height, width) arrays nor paths.
         return _flat(images)
 
     def process_image(self, image, size=None, do_resize=True, **kwargs) -> np.ndarray:
         """One image of any kind -> (1 or 3, height, width) uint8."""
         image = to_8bit(image)
         if do_resize:
-            # Here, on the 8-bit image: a third of the work for grayscale, and `reducing_gap` lets
-            # Pillow shrink large micrographs in two steps, with no visible difference.
+            # Resized here, as 8 bits: a third of the work for grey images, and `reducing_gap` lets
+            # Pillow shrink large micrographs in two steps without a visible difference.
             image = image.resize(
                 (size.width, size.height), kwargs.get("resample", self.resample), reducing_gap=3.0
             )
@@ -241,13 +241,16 @@ def _without_info_bar(pixels: np.ndarray) -> np.ndarray:
 
 
 class MVaEMaProcessor(ProcessorMixin):
-    """Image processor and tokenizer in one, with the prompt's form.
+    """Image processor, tokenizer and the form of the prompt in one.
 
     Args:
         image_processor ([`MVaEMaImageProcessor`]): for the micrographs.
-        tokenizer: any tokenizer that has [PAD] [CLS] [ENC] [DEC] [EOS]; its `model_max_length`
-            is where texts are cut.
-        chat_template (`str`, *optional*): for `apply_chat_template`; images and text alternate.
+        tokenizer: any tokenizer with [PAD] [CLS] [ENC] [DEC] [EOS]. Texts are cut at its
+            `model_max_length`.
+        chat_template (`str`, *optional*): for `apply_chat_template`.
+
+    Raises:
+        ValueError: the tokenizer lacks one of these tokens.
     """
 
     def __init__(self, image_processor, tokenizer, chat_template: str = CHAT_TEMPLATE):
@@ -255,19 +258,20 @@ class MVaEMaProcessor(ProcessorMixin):
         missing = [t for t in ("[ENC]", "[DEC]", "[EOS]") if t not in tokenizer.get_vocab()]
         if missing or tokenizer.pad_token is None or tokenizer.cls_token is None:
             raise ValueError(
-                "the tokenizer needs the special tokens [PAD] [CLS] [ENC] [DEC] [EOS]; build the "
-                "processor with MVaEMaProcessor.from_tokenizer, which adds what is missing."
+                "the tokenizer needs the special tokens [PAD] [CLS] [ENC] [DEC] [EOS]. Build the "
+                "processor with MVaEMaProcessor.from_tokenizer, which adds missing ones."
             )
 
     @classmethod
     def from_tokenizer(
         cls, tokenizer, image_size: int = 224, max_length: int = 256
     ) -> "MVaEMaProcessor":
-        """A processor around a tokenizer (or its name or folder), missing tokens added.
+        """A processor with a tokenizer, to which missing special tokens are added.
 
         Args:
-            image_size: side of the square the images are resized to, in pixels.
-            max_length: longest text the model takes, in tokens.
+            tokenizer: a tokenizer, or its name or folder.
+            image_size: images are resized to a square of this side, in pixels.
+            max_length: maximum length of a text, in tokens.
         """
         if isinstance(tokenizer, str | os.PathLike):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
@@ -276,8 +280,8 @@ class MVaEMaProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, name_or_path, processor_dict=None, **kwargs):
-        # Both classes are known. Looked up through AutoImageProcessor and AutoTokenizer, this very
-        # file would count as remote code, to be trusted a second time.
+        # Both classes are known. Looking them up with AutoImageProcessor and AutoTokenizer would
+        # ask to trust this file as remote code a second time.
         kwargs.pop("trust_remote_code", None)
         return [
             MVaEMaImageProcessor.from_pretrained(name_or_path, **kwargs),
@@ -285,7 +289,7 @@ class MVaEMaProcessor(ProcessorMixin):
         ]
 
     def token_fields(self) -> dict[str, int]:
-        """The fields of the model's configuration that the tokenizer decides."""
+        """The fields of the model's configuration that depend on the tokenizer."""
         ids = self.tokenizer.convert_tokens_to_ids
         return {
             "vocab_size": len(self.tokenizer),
@@ -303,15 +307,20 @@ class MVaEMaProcessor(ProcessorMixin):
         field_of_view_nm: float | None = None,
         scale_bar: str | None = None,
     ) -> str:
-        """Caption, scale and question, in this order; what is not known is left out.
+        """Caption, scale and question, in this order; unknown parts are left out.
 
         Args:
-            field_of_view_nm: real-world width of the image in nanometres; preferred to
-                `scale_bar`, since it is measured and not read.
-            scale_bar: the length that the scale bar states.
+            question: the question, not blank.
+            caption: a sentence about the image.
+            field_of_view_nm: real-world width of the image in nanometres. It is measured, and
+                therefore used instead of `scale_bar` if both are known.
+            scale_bar: length that the scale bar states, such as "500 nm".
+
+        Raises:
+            ValueError: the question is blank.
         """
         if not question.strip():
-            raise ValueError("a question is empty; ask something, or leave `text` out.")
+            raise ValueError("a question is empty; give a question, or leave out `text`.")
         scale = None
         if field_of_view_nm is not None:
             scale = f"The field of view is {format_length(field_of_view_nm)} wide."
@@ -332,27 +341,28 @@ class MVaEMaProcessor(ProcessorMixin):
         max_length: int | None = None,
         **kwargs,
     ) -> BatchFeature:
-        """Whatever is given, as tensors padded to the batch's longest.
+        """Tensors of all that is given, padded to the longest text of the batch.
 
         Args:
             images: one image or many (PIL, numpy, path; see `to_8bit`).
-            text: questions. As many as images, or n for each image: nested lists, or a flat list
-                of n consecutive questions per image.
-            captions, pixel_size_nm, scale_bars: what is known of each image, for the prompt; one
-                for all, or one per image (`None` where unknown). Without images: per text.
-            answers: for training, one per question or several per question.
-            statements: for ITC and ITM, texts that are true of the images; n per image.
+            text: questions, one or n per image: as nested lists, or as a flat list with the n
+                questions of each image one after the other.
+            captions, pixel_size_nm, scale_bars: for the prompt, one for all or one per image
+                (`None` if unknown). Without images, one per text.
+            answers: for training, one or several per question.
+            statements: for ITC and ITM, n texts per image that are true of it.
             max_length: cut texts here instead of at the tokenizer's `model_max_length`.
-            kwargs: pipelines pass `padding`, `truncation` and `add_special_tokens`, which change
-                nothing here, and empty `videos` and `audio`; anything else is refused.
+            kwargs: pipelines pass `padding`, `truncation` and `add_special_tokens`, which have no
+                effect here, and empty `videos` and `audio`. Anything else raises TypeError.
 
         Returns:
-            `pixel_values`, `input_ids`, `attention_mask`, `labels`, `statement_ids`,
-            `statement_mask` as far as given. The attribute `truncated` counts the tokens that
-            were cut from each text, by name of the input.
+            `pixel_values`, `input_ids`, `attention_mask`, `labels`, `statement_ids` and
+            `statement_mask`, for the inputs given. The attribute `truncated` maps the name of an
+            input to the number of tokens cut from each text.
 
         Raises:
-            ValueError: an image is unreadable, a text empty, or the counts do not fit.
+            TypeError: an argument is unknown.
+            ValueError: an image cannot be read, a text is empty, or the counts do not match.
         """
         unknown = {name for name, value in kwargs.items() if value is not None}
         unknown -= {"padding", "truncation", "add_special_tokens"}
@@ -360,24 +370,19 @@ class MVaEMaProcessor(ProcessorMixin):
             raise TypeError(f"MVaEMaProcessor does not take {', '.join(sorted(unknown))}.")
         if return_tensors not in ("pt", None):
             raise ValueError(
-                f"return_tensors must be 'pt' (or None, the same); got {return_tensors!r}."
+                f"return_tensors must be 'pt', or None for the same; got {return_tensors!r}."
             )
         data, truncated = {}, {}
         max_length = max_length or self.tokenizer.model_max_length
         if images is not None:
-            # Decoded here, once: the prompt may need the width, whatever the image came as.
+            # Decoded here, once: the prompt may need the width.
             images = [to_8bit(image) for image in _flat(images)]
             data |= self.image_processor(images, return_tensors="pt")
         if text is not None:
-            texts = _flat(text)
-            rows = images if images is not None else texts
+            questions = _flat(text)
+            rows = images if images is not None else questions
             known = self._known(rows, captions, pixel_size_nm, scale_bars)
-            if len(texts) % len(rows):
-                raise ValueError(
-                    f"{len(texts)} questions cannot be shared out evenly to {len(rows)} images."
-                )
-            per_image = len(texts) // len(rows)
-            prompts = [self.prompt(t, **known[i // per_image]) for i, t in enumerate(texts)]
+            prompts = self._prompts(questions, known)
             data["input_ids"], data["attention_mask"], truncated["text"] = self._encode(
                 prompts, max_length, first=self.tokenizer.convert_tokens_to_ids("[ENC]")
             )
@@ -396,8 +401,17 @@ class MVaEMaProcessor(ProcessorMixin):
         features.truncated = truncated
         return features
 
+    def _prompts(self, questions: list[str], known: list[dict]) -> list[str]:
+        """The prompts of n consecutive questions for each image of which something is `known`."""
+        if len(questions) % len(known):
+            raise ValueError(
+                f"{len(questions)} questions cannot be divided evenly among {len(known)} images."
+            )
+        per_image = len(questions) // len(known)
+        return [self.prompt(q, **known[i // per_image]) for i, q in enumerate(questions)]
+
     def _known(self, rows, captions, pixel_size_nm, scale_bars) -> list[dict]:
-        """What is known of each row, as keyword arguments of `prompt`."""
+        """What is known of each row, as keyword arguments for `prompt`."""
         columns = {"captions": captions, "pixel_size_nm": pixel_size_nm, "scale_bars": scale_bars}
         for name, value in columns.items():
             if value is None or isinstance(value, str | float | int):
@@ -417,13 +431,13 @@ class MVaEMaProcessor(ProcessorMixin):
     def _encode(
         self, texts: list[str], max_length: int, first: int | None = None, last: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """Ids and mask (texts, longest), and how many tokens each text lost.
+        """Ids and mask (texts, longest), and the number of tokens cut from each text.
 
-        A cut text gets no `last`: an answer that breaks off must not teach the student to stop.
+        A text that is cut gets no `last`: an incomplete answer must not teach the student to stop.
         """
         if any(not text.strip() for text in texts):
             raise ValueError(f"text {[bool(t.strip()) for t in texts].index(False)} is empty.")
-        # Special tokens in a text are its words, not commands; and ours are set below.
+        # A special token's name in a text is only a word; the real ones are added below.
         encoded = self.tokenizer(
             texts, add_special_tokens=False, split_special_tokens=True, verbose=False
         )["input_ids"]
@@ -434,7 +448,7 @@ class MVaEMaProcessor(ProcessorMixin):
             lost.append(max(0, len(ids) - max_length))
         if any(lost):
             logger.warning(
-                "%d of %d texts were longer than %d tokens and were cut, by %d tokens at most.",
+                "%d of %d texts are longer than %d tokens and were cut, by %d tokens at most.",
                 sum(map(bool, lost)),
                 len(lost),
                 max_length,
@@ -450,7 +464,7 @@ class MVaEMaProcessor(ProcessorMixin):
 
 
 def _flat(values) -> list:
-    """One value, (nested) lists of them or an array of images as a flat list."""
+    """A value, (nested) lists of values, or an array of images, as a flat list."""
     if getattr(values, "ndim", 0) == 4:
         return list(values)
     if not isinstance(values, list | tuple):

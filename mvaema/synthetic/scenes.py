@@ -1,4 +1,4 @@
-"""From a seed to a micrograph: which specimen, which view of it, and the finished image."""
+"""From a seed to a micrograph: the specimen, a view of it, and the finished image."""
 
 from dataclasses import dataclass
 
@@ -28,12 +28,12 @@ CATEGORIES = {
 
 @dataclass
 class Scene:
-    """One simulated micrograph and all that is known about it."""
+    """A simulated micrograph and everything that is known about it."""
 
     image: Image.Image  # mode "L", square, info bar included
     category: str
     pixel_size_nm: float
-    scale_bar: str | None  # what the scale bar in the image states; None when there is none
+    scale_bar: str | None  # the length that the scale bar in the image states; None without a bar
     facts: Facts
     answers: dict[str, str]  # question id -> answer
     clean: np.ndarray  # grey levels (float) above the info bar, before noise and charging
@@ -47,16 +47,14 @@ def render(
     size: int = 224,
     view: int = 0,
 ) -> Scene:
-    """Simulate the micrograph of a specimen.
+    """Simulate the micrograph of a specimen. The same arguments give the same pixels and answers.
 
     Args:
-        seed: the specimen: its material, sizes and kind of arrangement.
-        category: one of the ten categories; drawn from the seed when None.
+        seed: selects the specimen: its material, sizes and kind of arrangement.
+        category: one of the ten categories; None draws it from the seed.
         difficulty: 0 (clean, sharp) to 1 (few electrons, wide beam, charging, drift).
         size: width and height of the image in pixels, at least 64.
-        view: which view of the specimen: place, magnification, tilt and instrument settings.
-
-    The same arguments give the same pixels and the same answers.
+        view: selects a view of the specimen: place, magnification, tilt and instrument settings.
 
     Raises:
         ValueError: unknown category, difficulty outside [0, 1] or size below 64.

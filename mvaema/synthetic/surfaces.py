@@ -1,4 +1,4 @@
-"""Films, patterned surfaces and porous sponges: height fields without separate bodies."""
+"""Films, patterned surfaces and porous sponges: surfaces without separate bodies."""
 
 import numpy as np
 from scipy import ndimage
@@ -21,8 +21,8 @@ from mvaema.synthetic.specimen import (
 
 
 def jittered(rng, canvas: Canvas, pitch: float, jitter: float) -> np.ndarray:
-    """Points (n, 2), `pitch` apart on average: a hexagonal lattice, shaken, that goes on beyond the
-    border."""
+    """Points (n, 2), `pitch` apart on average: a disturbed hexagonal lattice that extends beyond
+    the border."""
     points = lattice(
         pitch * 1.0746, canvas.width, canvas.height, rng.uniform(0, 1), True, 1.6 * pitch
     )
@@ -30,8 +30,8 @@ def jittered(rng, canvas: Canvas, pitch: float, jitter: float) -> np.ndarray:
 
 
 def cell_sizes(index: np.ndarray, mask: np.ndarray, count: int, nm: float):
-    """Equivalent diameters (nm) of the cells with pixels in `mask`, and of those not cut by the
-    border."""
+    """Equivalent diameters (nm) of the cells with pixels in `mask`, and of those that the border
+    does not cut."""
     area = np.bincount(index[mask], minlength=count)
     rim = np.zeros(count, bool)
     for edge in (index[0], index[-1], index[:, 0], index[:, -1]):
