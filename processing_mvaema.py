@@ -103,13 +103,12 @@ class MVaEMaImageProcessor(PilBackend):
     image_mean = 0.5
     image_std = 0.5
 
-    def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
-        # The library's method takes neither (height, width) arrays nor paths.
-        return _flat(images)
+    def preprocess(self, images, **kwargs) -> BatchFeature:
+        """One image or many, of any kind that `to_8bit` takes, as `pixel_values`."""
+        return super().preprocess([to_8bit(image) for image in _flat(images)], **kwargs)
 
     def process_image(self, image, size=None, do_resize=True, **kwargs) -> np.ndarray:
-        """One image of any kind -> (1 or 3, height, width) uint8."""
-        image = to_8bit(image)
+        """One PIL image of mode L or RGB -> uint8 (1 or 3, height, width)."""
         if do_resize:
             # Resized here, as 8 bits: a third of the work for grey images, and `reducing_gap` lets
             # Pillow shrink large micrographs in two steps without a visible difference.
@@ -240,6 +239,14 @@ def _without_info_bar(pixels: np.ndarray) -> np.ndarray:
     return np.delete(pixels, slice(blank[0], blank[-1] + 1), axis=0) if blank.size else pixels
 
 
+class ProcessedInputs(BatchFeature):
+    """Tensors by name, and `truncated`: input -> number of tokens cut from each of its texts."""
+
+    def __init__(self, data: dict[str, torch.Tensor], truncated: dict[str, list[int]]):
+        super().__init__(data)
+        self.truncated = truncated
+
+
 class MVaEMaProcessor(ProcessorMixin):
     """Image processor, tokenizer and the form of the prompt in one.
 
@@ -279,14 +286,20 @@ class MVaEMaProcessor(ProcessorMixin):
         return cls(MVaEMaImageProcessor(size=size), _with_special_tokens(tokenizer, max_length))
 
     @classmethod
-    def _get_arguments_from_pretrained(cls, name_or_path, processor_dict=None, **kwargs):
-        # Both classes are known. Looking them up with AutoImageProcessor and AutoTokenizer would
-        # ask to trust this file as remote code a second time.
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "MVaEMaProcessor":
+        """Load a processor from a folder or Hub id.
+
+        Both parts are loaded by their own class. AutoImageProcessor, which the library would ask,
+        would want this very file to be trusted as remote code a second time.
+        """
+        name = pretrained_model_name_or_path
         kwargs.pop("trust_remote_code", None)
-        return [
-            MVaEMaImageProcessor.from_pretrained(name_or_path, **kwargs),
-            PreTrainedTokenizerFast.from_pretrained(name_or_path, **kwargs),
+        parts = [
+            MVaEMaImageProcessor.from_pretrained(name, **kwargs),
+            PreTrainedTokenizerFast.from_pretrained(name, **kwargs),
         ]
+        fields, kwargs = cls.get_processor_dict(name, **kwargs)
+        return cls.from_args_and_dict(parts, fields, **kwargs)
 
     def token_fields(self) -> dict[str, int]:
         """The fields of the model's configuration that depend on the tokenizer."""
@@ -340,7 +353,7 @@ class MVaEMaProcessor(ProcessorMixin):
         return_tensors: str = "pt",
         max_length: int | None = None,
         **kwargs,
-    ) -> BatchFeature:
+    ) -> ProcessedInputs:
         """Tensors of all that is given, padded to the longest text of the batch.
 
         Args:
@@ -397,9 +410,7 @@ class MVaEMaProcessor(ProcessorMixin):
             )
         if not data:
             raise ValueError("nothing to process: give images, text, answers or statements.")
-        features = BatchFeature(data)
-        features.truncated = truncated
-        return features
+        return ProcessedInputs(data, truncated)
 
     def _prompts(self, questions: list[str], known: list[dict]) -> list[str]:
         """The prompts of n consecutive questions for each image of which something is `known`."""
