@@ -313,13 +313,6 @@ def test_a_folder_without_permission_is_reported():
         assert lines["closed"]["reason"] == lines["c.png"]["reason"] == "permission-denied"
 
 
-def test_nothing_to_build_is_an_error(tmp_path, capsys):
-    (tmp_path / "in").mkdir()
-    assert main(["folder", str(tmp_path / "in"), str(tmp_path / "out")]) == 1
-    assert main(["folder", str(tmp_path / "no"), str(tmp_path / "out")]) == 1
-    assert "no is not a folder" in capsys.readouterr().err
-
-
 # Building again
 
 

@@ -1,4 +1,4 @@
-"""The command that writes a synthetic dataset: new, resumed, refused."""
+"""`mvaema synthetic`: a new dataset, one that is resumed, one that is refused."""
 
 from datasets import load_dataset
 
