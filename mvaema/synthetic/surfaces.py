@@ -29,16 +29,25 @@ def jittered(rng, canvas: Canvas, pitch: float, jitter: float) -> np.ndarray:
     return points + rng.normal(0, jitter * pitch, points.shape)
 
 
-def cell_sizes(index: np.ndarray, mask: np.ndarray, count: int, nm: float):
-    """Equivalent diameters (nm) of the cells with pixels in `mask`, and of those that the border
-    does not cut."""
+def measure_cells(facts: Facts, index: np.ndarray, mask: np.ndarray, count: int, nm: float) -> None:
+    """Set the facts on count and sizes from the cells with pixels in `mask`.
+
+    Sizes are equivalent diameters, of the cells that the border does not cut if there are some.
+
+    Args:
+        index: int (height, width), the cell of each pixel, below `count`.
+        mask: bool (height, width).
+        nm: nanometres per pixel.
+    """
     area = np.bincount(index[mask], minlength=count)
     rim = np.zeros(count, bool)
     for edge in (index[0], index[-1], index[:, 0], index[:, -1]):
         rim[edge] = True
-    whole = (area > 12) & ~rim
+    seen = area > 12
+    whole = seen & ~rim
+    facts.count = int(seen.sum())
     diameter = 2 * np.sqrt(area / np.pi) * nm
-    return diameter[area > 12], diameter[whole] if whole.sum() > 2 else diameter[area > 12]
+    measure_sizes(diameter[whole if whole.sum() > 2 else seen], facts)
 
 
 def rounded(edge: np.ndarray, pitch: float, level: float) -> tuple[np.ndarray, float]:
@@ -105,9 +114,7 @@ def _grains(stage: Stage, kind: str) -> Specimen:
     if rough:
         canvas.z += 0.35 * noise(v, canvas.shape, GRAINY)
     facts.rough = rough
-    seen, whole = cell_sizes(index, np.ones_like(index, bool), n, canvas.nm)
-    facts.count = len(seen)
-    measure_sizes(whole, facts)
+    measure_cells(facts, index, np.ones_like(index, bool), n, canvas.nm)
     facts.coverage, facts.touching = 1.0, 1.0
     channelling = v.normal(1, s.uniform(0.03, 0.15), n).clip(0.6, 1.4).astype(np.float32)
     facts.debris = sprinkle(canvas, v, stage.difficulty)
@@ -132,9 +139,7 @@ def _cracked(stage: Stage, kind: str) -> Specimen:
     facts = Facts(kind, dimension="equivalent diameter", arrangement="packed", rough=ragged > 0.03)
     openings = edge < half
     islands, n = ndimage.label(~openings)
-    seen, whole = cell_sizes(islands, ~openings, n + 1, canvas.nm)
-    facts.count = len(seen)
-    measure_sizes(whole, facts)
+    measure_cells(facts, islands, ~openings, n + 1, canvas.nm)
     facts.pore_fraction = float(openings.mean())
     facts.coverage, facts.touching = 1 - facts.pore_fraction, 0.0
     facts.length_nm = 2 * half * canvas.nm
@@ -417,9 +422,7 @@ def porous(stage: Stage) -> Specimen:
     facts.tilt_deg = float(np.rad2deg(canvas.tilt))
     rows = int(canvas.depth)
     pores, n = ndimage.label(openings[:rows])
-    seen, whole = cell_sizes(pores, openings[:rows], n + 1, canvas.nm)
-    facts.count = len(seen)
-    measure_sizes(whole, facts)
+    measure_cells(facts, pores, openings[:rows], n + 1, canvas.nm)
     facts.pore_fraction = float(openings[:rows].mean())
     facts.coverage, facts.touching = 1 - facts.pore_fraction, 1.0
     facts.length_nm = wall_nm if kind != "membrane" else None
