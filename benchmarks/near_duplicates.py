@@ -102,8 +102,8 @@ def real(folder: str, limit: int, thresholds: dict):
 def synthetic(count: int, thresholds: dict):
     """Random descriptions, a tenth of them noisy copies of another one."""
     random = np.random.default_rng(0)
-    low, bits = near_duplicates._LOW_SIZE, 8 * near_duplicates._HIGH_SIZE
-    rows = np.empty((count, len(near_duplicates.TURNS), near_duplicates._SIZE), np.uint8)
+    low, bits = near_duplicates.LOW_SIZE, 8 * near_duplicates.HIGH_SIZE
+    rows = np.empty((count, len(near_duplicates.TURNS), near_duplicates.SIZE), np.uint8)
     for start in range(0, count, 100_000):
         block = rows[start : start + 100_000]
         block[:] = random.integers(0, 256, block.shape, dtype=np.uint8)

@@ -47,8 +47,8 @@ _LOW = (np.maximum(_row, _column) < LOW) & (_row + _column > 0)
 _HIGH = np.maximum(_row, _column) >= LOW
 # High frequencies are weak in natural images; this gives all of them some influence.
 _WEIGHTS = np.sqrt(np.hypot(_row, _column))[_LOW]
-_LOW_SIZE, _HIGH_SIZE = int(_LOW.sum()), int(_HIGH.sum()) // 8
-_SIZE = _LOW_SIZE + _HIGH_SIZE
+LOW_SIZE, HIGH_SIZE = int(_LOW.sum()), int(_HIGH.sum()) // 8
+SIZE = LOW_SIZE + HIGH_SIZE
 # Mirroring left to right changes the signs of the odd columns.
 _MIRROR_LOW = np.where(_column[_LOW] % 2, -1, 1).astype(np.int8)
 _MIRROR_HIGH = np.packbits(_column[_HIGH] % 2)
@@ -69,7 +69,7 @@ def describe(image: PILImage.Image) -> np.ndarray:
     `MIN_SIDE` pixels, which cannot be recognised.
     """
     image = image.convert("L")
-    rows = np.zeros((len(TURNS), _SIZE), np.uint8)
+    rows = np.zeros((len(TURNS), SIZE), np.uint8)
     if min(image.size) < MIN_SIDE:
         return rows
     # Shrunk before it is rotated, but not below the size of the window.
@@ -88,8 +88,8 @@ def describe(image: PILImage.Image) -> np.ndarray:
         largest = np.abs(low).max()
         if largest < 1:  # there is less than a grey level of contrast
             continue
-        row[:_LOW_SIZE] = np.rint(low * (127 / largest)).astype(np.int8).view(np.uint8)
-        row[_LOW_SIZE:] = np.packbits(coefficients[_HIGH] > 0)
+        row[:LOW_SIZE] = np.rint(low * (127 / largest)).astype(np.int8).view(np.uint8)
+        row[LOW_SIZE:] = np.packbits(coefficients[_HIGH] > 0)
     return rows
 
 
@@ -132,7 +132,7 @@ def _describe_all(
     """
     readable = np.ones(len(dataset), bool)
     if not len(dataset):
-        return np.empty((0, len(TURNS), _SIZE), np.uint8), readable
+        return np.empty((0, len(TURNS), SIZE), np.uint8), readable
 
     def described(row: dict) -> dict:
         try:
@@ -152,13 +152,13 @@ def _describe_all(
         cache_file_name=str(folder / "descriptions.arrow"),
         desc="Looking for near-duplicates",
     )
-    shape = (len(dataset), len(TURNS), _SIZE)
+    shape = (len(dataset), len(TURNS), SIZE)
     descriptions = np.memmap(folder / "descriptions.npy", np.uint8, "w+", shape=shape)
     start = 0
     for batch in table.with_format("arrow").iter(10_000):
         found = batch["description"].to_pylist()
         readable[start : start + len(found)] = list(map(bool, found))
-        blob = b"".join(one or bytes(len(TURNS) * _SIZE) for one in found)
+        blob = b"".join(one or bytes(len(TURNS) * SIZE) for one in found)
         rows = np.frombuffer(blob, np.uint8).reshape(-1, *shape[1:])
         descriptions[start : start + len(rows)] = rows
         start += len(rows)
@@ -185,9 +185,9 @@ def cluster(
     search = _Search(min_cosine, min_agreement, cell)
     upright = np.ascontiguousarray(descriptions[:, 0])
     # Identical descriptions are linked without a search, which cannot separate them.
-    rows = upright.view(np.dtype((np.void, _SIZE)))[:, 0]
+    rows = upright.view(np.dtype((np.void, SIZE)))[:, 0]
     _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    has_contrast = upright[first, :_LOW_SIZE].any(axis=1)
+    has_contrast = upright[first, :LOW_SIZE].any(axis=1)
     links = [np.stack([np.arange(count), first[inverse]])[:, has_contrast[inverse]]]
     first = np.sort(first[has_contrast])
     upright = upright[first]
@@ -195,10 +195,10 @@ def cluster(
     for turn, mirrored in tqdm(orientations, desc="Comparing", unit=" orientations"):
         turned = descriptions[first, turn]
         if mirrored:
-            turned[:, :_LOW_SIZE] = (turned[:, :_LOW_SIZE].view(np.int8) * _MIRROR_LOW).view(
+            turned[:, :LOW_SIZE] = (turned[:, :LOW_SIZE].view(np.int8) * _MIRROR_LOW).view(
                 np.uint8
             )
-            turned[:, _LOW_SIZE:] ^= _MIRROR_HIGH
+            turned[:, LOW_SIZE:] ^= _MIRROR_HIGH
         links += [first[pairs] for pairs in search.links(upright, turned)]
     a, b = np.concatenate(links, axis=1)
     labels = components(a, b, count)
@@ -217,7 +217,7 @@ class _Search:
 
     def __init__(self, min_cosine: float, min_agreement: float, cell: int):
         self.min_cosine = min_cosine
-        self.max_differences = int((1 - min_agreement) * 8 * _HIGH_SIZE)
+        self.max_differences = int((1 - min_agreement) * 8 * HIGH_SIZE)
         self.cell = cell
         self.random = np.random.default_rng(0)
 
@@ -260,7 +260,7 @@ class _Search:
         i, j = np.divmod(np.flatnonzero(alike), len(b))
         pairs = np.stack([b[j], q[i]])
         pairs = pairs[:, pairs[0] != pairs[1]]
-        differences = base[pairs[0], _LOW_SIZE:] ^ query[pairs[1], _LOW_SIZE:]
+        differences = base[pairs[0], LOW_SIZE:] ^ query[pairs[1], LOW_SIZE:]
         count = np.bitwise_count(differences).sum(axis=1)
         pairs = pairs[:, count <= self.max_differences]
         if pairs.shape[1] <= len(b) + len(q):
@@ -274,5 +274,5 @@ class _Search:
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     """The low frequencies of descriptions as float32 vectors of length 1."""
-    vectors = rows[:, :_LOW_SIZE].view(np.int8).astype(np.float32)
+    vectors = rows[:, :LOW_SIZE].view(np.int8).astype(np.float32)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1)
