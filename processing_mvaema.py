@@ -1,11 +1,12 @@
-"""Turns micrographs, questions and answers into what MVaEMa takes, and back.
+"""Turns micrographs, questions and answers into tensors for MVaEMa, and token ids back into text.
 
 What is special about it:
-- any micrograph goes in: PIL images, numpy arrays, paths; 8- or 16-bit, grayscale, RGBA, palette.
-  Deep images are stretched between percentiles instead of being clipped;
-- the prompt's form (caption, scale, question) is written down once, in `prompt`;
-- the tokenizer is lossless, so that µ, ±, ×, Å and line breaks come back as they went in, and
-  words such as "[EOS]" inside a text are only words;
+- any micrograph goes in: a PIL image, a numpy array or a path; 8-bit or deeper, grey, RGBA or
+  palette. Deeper images are stretched to 8 bits between percentiles that ignore an info bar, never
+  clipped (`stretch`, the one rule, which the dataset builder uses too);
+- `prompt` is the one place that says how caption, scale and question become a prompt;
+- the tokenizer is lossless: µ, ±, ×, Å and line breaks survive a round trip, and a word such as
+  "[EOS]" in a text is only a word;
 - text that is too long is cut with a warning and a count (`inputs.truncated`), never silently.
 
 This file stands alone: `save_pretrained` and `push_to_hub` copy it into the model repository.
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.image_processing_backends import PilBackend
@@ -28,8 +29,13 @@ logger = logging.get_logger(__name__)
 
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[ENC]", "[DEC]", "[EOS]")
 
-# Below this, in pixels, an image shows nothing; most likely it is a wrong file.
+# An image with a shorter side, in pixels, shows nothing; most likely it is the wrong file.
 MIN_SIDE = 16
+
+# Percentiles of the grey levels that become black and white when an image is stretched to 8 bits.
+BLACK_AND_WHITE = (0.1, 99.9)
+# Share of one grey level in the blank rows that begin and end a burnt-in info bar.
+BLANK_ROW = 0.85
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}{%- if message.content is string -%}{{ message.content }}"
@@ -41,12 +47,12 @@ CHAT_TEMPLATE = (
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int = 4096, max_length: int = 256
 ) -> PreTrainedTokenizerFast:
-    """A lossless byte-level BPE tokenizer for the given prose.
+    """Train a lossless byte-level BPE tokenizer.
 
     Args:
-        texts: the training split's questions, captions and answers.
-        vocab_size: most tokens it may have, the special ones included; at least 261.
-        max_length: longest text the model takes, in tokens.
+        texts: questions, captions and answers of the training split.
+        vocab_size: maximum number of tokens, including special ones; at least 261.
+        max_length: maximum length of a text, in tokens.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -66,7 +72,7 @@ def train_tokenizer(
 
 
 def _with_special_tokens(tokenizer, max_length: int):
-    """Any Hugging Face tokenizer with [PAD] [CLS] [ENC] [DEC] [EOS]; its own ones are kept."""
+    """A Hugging Face tokenizer with [PAD] [CLS] [ENC] [DEC] [EOS]; those it has are kept."""
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     if tokenizer.cls_token is None:
@@ -78,15 +84,15 @@ def _with_special_tokens(tokenizer, max_length: int):
 
 
 def format_length(nanometres: float) -> str:
-    """A length as a microscopist writes it: 850 -> "850 nm", 12340 -> "12.3 µm"."""
+    """A length with three significant digits: 850 -> "850 nm", 12340 -> "12.3 µm"."""
     for unit, size in (("mm", 1e6), ("µm", 1e3)):
-        if nanometres >= size * 0.9995:
+        if nanometres >= size * 0.9995:  # what rounds to 1000 has the larger unit
             return f"{nanometres / size:.3g} {unit}"
     return f"{nanometres:.3g} nm"
 
 
 class MVaEMaImageProcessor(PilBackend):
-    """Micrographs to `pixel_values` in [-1, 1], with Pillow whatever else is installed."""
+    """Micrographs to `pixel_values` in [-1, 1]; always with Pillow, never with torchvision."""
 
     model_input_names = ["pixel_values"]
     resample = PILImageResampling.BILINEAR
@@ -97,16 +103,15 @@ class MVaEMaImageProcessor(PilBackend):
     image_mean = 0.5
     image_std = 0.5
 
-    def _prepare_images_structure(self, images, expected_ndims: int = 3) -> list:
-        # The library's own knows neither (height, width) arrays nor paths.
-        return _flat(images)
+    def preprocess(self, images, **kwargs) -> BatchFeature:
+        """One image or many, of any kind that `to_8bit` takes, as `pixel_values`."""
+        return super().preprocess([to_8bit(image) for image in _flat(images)], **kwargs)
 
     def process_image(self, image, size=None, do_resize=True, **kwargs) -> np.ndarray:
-        """One image of any kind -> (1 or 3, height, width) uint8."""
-        image = to_8bit(image)
+        """One PIL image of mode L or RGB -> uint8 (1 or 3, height, width)."""
         if do_resize:
-            # Here, on the 8-bit image: a third of the work for grayscale, and `reducing_gap` lets
-            # Pillow shrink large micrographs in two steps, with no visible difference.
+            # Resized here, as 8 bits: a third of the work for grey images, and `reducing_gap` lets
+            # Pillow shrink large micrographs in two steps without a visible difference.
             image = image.resize(
                 (size.width, size.height), kwargs.get("resample", self.resample), reducing_gap=3.0
             )
@@ -122,39 +127,29 @@ class MVaEMaImageProcessor(PilBackend):
 
 
 def to_8bit(image) -> Image.Image:
-    """An image of any kind as 8-bit PIL image, "L" or "RGB".
+    """An image of any kind as an 8-bit PIL image of mode "L" or "RGB".
 
-    8-bit data is taken as it is; deeper or real-valued data is stretched linearly between its
-    0.5th and 99.5th percentile. Transparent pixels are put on white, where figures live.
+    8-bit grey levels are kept; deeper ones are stretched (see `stretch`). Transparent pixels are
+    put on white, the background of figures.
 
     Args:
-        image: PIL image, numpy array or torch tensor (height, width), (height, width, 1|3|4) or
-            (1|3|4, height, width), or the path of an image file.
+        image: PIL image; numpy array or torch tensor of shape (height, width),
+            (height, width, 1|3|4) or (1|3|4, height, width); or the path of an image file that
+            Pillow reads. (`mvaema.micrographs.microscope` reads instruments' own formats and
+            16-bit colour.)
 
     Raises:
-        ValueError: the image cannot be read, or is smaller than 16 pixels.
+        ValueError: the image cannot be read, has a side below 16 pixels, or no finite pixel.
     """
     if isinstance(image, str | os.PathLike):
-        try:
-            with Image.open(image) as file:
-                file.load()
-                image = file
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{image} cannot be read as an image: {error}") from error
+        image = _open(image)
     if isinstance(image, torch.Tensor):
         image = image.cpu().numpy()
     if isinstance(image, Image.Image):
-        if min(image.size) < MIN_SIDE:
-            raise _too_small(*image.size)
+        _check_size(*image.size)
+        image = without_transparency(image)
         if image.mode in ("L", "RGB"):
             return image
-        if image.mode == "1":
-            return image.convert("L")
-        if image.mode[0] not in "IF":
-            if image.has_transparency_data:
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image.convert("RGBA"))
-            return image.convert("RGB")
     pixels = np.asarray(image)
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[-1] not in (1, 3, 4):
         pixels = np.moveaxis(pixels, 0, -1)
@@ -165,41 +160,104 @@ def to_8bit(image) -> Image.Image:
             "an image must be a PIL image, a path, or an array of shape (height, width), "
             f"(height, width, 1, 3 or 4); got an array of shape {pixels.shape}."
         )
-    if min(pixels.shape[:2]) < MIN_SIDE:
-        raise _too_small(pixels.shape[1], pixels.shape[0])
-    if pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8) * 255
-    if pixels.dtype != np.uint8:
-        pixels = _stretch(pixels)
-    # An array with four channels goes round once more, as RGBA.
-    return to_8bit(Image.fromarray(pixels))
+    _check_size(pixels.shape[1], pixels.shape[0])
+    return without_transparency(Image.fromarray(stretch(pixels)))
 
 
-def _too_small(width: int, height: int) -> ValueError:
-    return ValueError(
-        f"an image of {width} x {height} pixels is too small to show anything; micrographs need "
-        f"at least {MIN_SIDE} pixels on each side."
-    )
+def _open(path: str | os.PathLike) -> Image.Image:
+    """The image in a file, turned the way a viewer would show it."""
+    try:
+        # Given a path, Pillow maps raw TIFFs into memory and then ignores their orientation.
+        with open(path, "rb") as file, Image.open(file) as image:  # noqa: PTH123
+            return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
-def _stretch(pixels: np.ndarray) -> np.ndarray:
-    pixels = pixels.astype(np.float32)
-    finite = pixels[np.isfinite(pixels)]
-    if not finite.size:
-        raise ValueError("an image has no finite pixel.")
-    low, high = np.percentile(finite, (0.5, 99.5))
-    scaled = (np.nan_to_num(pixels, nan=low) - low) / max(high - low, np.finfo(np.float32).tiny)
-    return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+def _check_size(width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(
+            f"an image of {width} x {height} pixels is too small to show anything; micrographs "
+            f"need at least {MIN_SIDE} pixels on each side."
+        )
+
+
+def without_transparency(image: Image.Image) -> Image.Image:
+    """A PIL image of mode "L", "RGB" or one deeper than 8 bits; transparency is laid on white."""
+    if image.mode == "L" or image.mode[0] in "IF":
+        return image
+    if image.mode == "1":
+        return image.convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def stretch(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of any depth as uint8 of the same shape; 8-bit pixels are returned as they are.
+
+    Deeper grey levels are mapped linearly, the 0.1th percentile to black and the 99.9th to white.
+    The percentiles are those of the picture: rows of an info bar, printed in the extremes of the
+    range, would leave the specimen without contrast. Non-finite pixels become black, and so does
+    a constant image.
+
+    Args:
+        pixels: (height, width) or (height, width, channels), of any real dtype or bool.
+
+    Raises:
+        ValueError: no pixel is finite.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8) * 255
+    picture = _without_info_bar(pixels)
+    picture = picture[np.isfinite(picture)]
+    if not picture.size:
+        raise ValueError("the image has no finite pixel.")
+    low, high = (float(level) for level in np.percentile(picture, BLACK_AND_WHITE))
+    if high <= low:  # nearly constant: the few pixels that stand out are all there is to see
+        low, high = float(picture.min()), float(picture.max())
+    if high <= low:
+        return np.zeros(pixels.shape, np.uint8)
+    levels = np.nan_to_num(pixels, nan=low, posinf=low, neginf=low)
+    levels = levels.astype(np.float32 if pixels.dtype.itemsize <= 2 else np.float64)
+    return np.rint(((levels - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8)
+
+
+def _without_info_bar(pixels: np.ndarray) -> np.ndarray:
+    """The rows of a picture that are not an info bar's.
+
+    A bar lies in the lower third and begins and ends with blank rows: nearly all of a row has
+    exactly one grey level, which noise rules out for rows of a picture.
+    """
+    start = -(-len(pixels) * 2 // 3)
+    rows = pixels.reshape(len(pixels), -1)[start:]
+    level = np.median(rows, axis=1, keepdims=True)  # the row's one level, if it has one
+    blank = start + np.flatnonzero((rows == level).mean(axis=1) >= BLANK_ROW)
+    return np.delete(pixels, slice(blank[0], blank[-1] + 1), axis=0) if blank.size else pixels
+
+
+class ProcessedInputs(BatchFeature):
+    """Tensors by name, and `truncated`: input -> number of tokens cut from each of its texts."""
+
+    def __init__(self, data: dict[str, torch.Tensor], truncated: dict[str, list[int]]):
+        super().__init__(data)
+        self.truncated = truncated
 
 
 class MVaEMaProcessor(ProcessorMixin):
-    """Image processor and tokenizer in one, with the prompt's form.
+    """Image processor, tokenizer and the form of the prompt in one.
 
     Args:
         image_processor ([`MVaEMaImageProcessor`]): for the micrographs.
-        tokenizer: any tokenizer that has [PAD] [CLS] [ENC] [DEC] [EOS]; its `model_max_length`
-            is where texts are cut.
-        chat_template (`str`, *optional*): for `apply_chat_template`; images and text alternate.
+        tokenizer: any tokenizer with [PAD] [CLS] [ENC] [DEC] [EOS]. Texts are cut at its
+            `model_max_length`.
+        chat_template (`str`, *optional*): for `apply_chat_template`.
+
+    Raises:
+        ValueError: the tokenizer lacks one of these tokens.
     """
 
     def __init__(self, image_processor, tokenizer, chat_template: str = CHAT_TEMPLATE):
@@ -207,19 +265,20 @@ class MVaEMaProcessor(ProcessorMixin):
         missing = [t for t in ("[ENC]", "[DEC]", "[EOS]") if t not in tokenizer.get_vocab()]
         if missing or tokenizer.pad_token is None or tokenizer.cls_token is None:
             raise ValueError(
-                "the tokenizer needs the special tokens [PAD] [CLS] [ENC] [DEC] [EOS]; build the "
-                "processor with MVaEMaProcessor.from_tokenizer, which adds what is missing."
+                "the tokenizer needs the special tokens [PAD] [CLS] [ENC] [DEC] [EOS]. Build the "
+                "processor with MVaEMaProcessor.from_tokenizer, which adds missing ones."
             )
 
     @classmethod
     def from_tokenizer(
         cls, tokenizer, image_size: int = 224, max_length: int = 256
     ) -> "MVaEMaProcessor":
-        """A processor around a tokenizer (or its name or folder), missing tokens added.
+        """A processor with a tokenizer, to which missing special tokens are added.
 
         Args:
-            image_size: side of the square the images are resized to, in pixels.
-            max_length: longest text the model takes, in tokens.
+            tokenizer: a tokenizer, or its name or folder.
+            image_size: images are resized to a square of this side, in pixels.
+            max_length: maximum length of a text, in tokens.
         """
         if isinstance(tokenizer, str | os.PathLike):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
@@ -227,17 +286,23 @@ class MVaEMaProcessor(ProcessorMixin):
         return cls(MVaEMaImageProcessor(size=size), _with_special_tokens(tokenizer, max_length))
 
     @classmethod
-    def _get_arguments_from_pretrained(cls, name_or_path, processor_dict=None, **kwargs):
-        # Both classes are known. Looked up through AutoImageProcessor and AutoTokenizer, this very
-        # file would count as remote code, to be trusted a second time.
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "MVaEMaProcessor":
+        """Load a processor from a folder or Hub id.
+
+        Both parts are loaded by their own class. AutoImageProcessor, which the library would ask,
+        would want this very file to be trusted as remote code a second time.
+        """
+        name = pretrained_model_name_or_path
         kwargs.pop("trust_remote_code", None)
-        return [
-            MVaEMaImageProcessor.from_pretrained(name_or_path, **kwargs),
-            PreTrainedTokenizerFast.from_pretrained(name_or_path, **kwargs),
+        parts = [
+            MVaEMaImageProcessor.from_pretrained(name, **kwargs),
+            PreTrainedTokenizerFast.from_pretrained(name, **kwargs),
         ]
+        fields, kwargs = cls.get_processor_dict(name, **kwargs)
+        return cls.from_args_and_dict(parts, fields, **kwargs)
 
     def token_fields(self) -> dict[str, int]:
-        """The fields of the model's configuration that the tokenizer decides."""
+        """The fields of the model's configuration that depend on the tokenizer."""
         ids = self.tokenizer.convert_tokens_to_ids
         return {
             "vocab_size": len(self.tokenizer),
@@ -255,15 +320,20 @@ class MVaEMaProcessor(ProcessorMixin):
         field_of_view_nm: float | None = None,
         scale_bar: str | None = None,
     ) -> str:
-        """Caption, scale and question, in this order; what is not known is left out.
+        """Caption, scale and question, in this order; unknown parts are left out.
 
         Args:
-            field_of_view_nm: real-world width of the image in nanometres; preferred to
-                `scale_bar`, since it is measured and not read.
-            scale_bar: the length that the scale bar states.
+            question: the question, not blank.
+            caption: a sentence about the image.
+            field_of_view_nm: real-world width of the image in nanometres. It is measured, and
+                therefore used instead of `scale_bar` if both are known.
+            scale_bar: length that the scale bar states, such as "500 nm".
+
+        Raises:
+            ValueError: the question is blank.
         """
         if not question.strip():
-            raise ValueError("a question is empty; ask something, or leave `text` out.")
+            raise ValueError("a question is empty; give a question, or leave out `text`.")
         scale = None
         if field_of_view_nm is not None:
             scale = f"The field of view is {format_length(field_of_view_nm)} wide."
@@ -283,28 +353,29 @@ class MVaEMaProcessor(ProcessorMixin):
         return_tensors: str = "pt",
         max_length: int | None = None,
         **kwargs,
-    ) -> BatchFeature:
-        """Whatever is given, as tensors padded to the batch's longest.
+    ) -> ProcessedInputs:
+        """Tensors of all that is given, padded to the longest text of the batch.
 
         Args:
             images: one image or many (PIL, numpy, path; see `to_8bit`).
-            text: questions. As many as images, or n for each image: nested lists, or a flat list
-                of n consecutive questions per image.
-            captions, pixel_size_nm, scale_bars: what is known of each image, for the prompt; one
-                for all, or one per image (`None` where unknown). Without images: per text.
-            answers: for training, one per question or several per question.
-            statements: for ITC and ITM, texts that are true of the images; n per image.
+            text: questions, one or n per image: as nested lists, or as a flat list with the n
+                questions of each image one after the other.
+            captions, pixel_size_nm, scale_bars: for the prompt, one for all or one per image
+                (`None` if unknown). Without images, one per text.
+            answers: for training, one or several per question.
+            statements: for ITC and ITM, n texts per image that are true of it.
             max_length: cut texts here instead of at the tokenizer's `model_max_length`.
-            kwargs: pipelines pass `padding`, `truncation` and `add_special_tokens`, which change
-                nothing here, and empty `videos` and `audio`; anything else is refused.
+            kwargs: pipelines pass `padding`, `truncation` and `add_special_tokens`, which have no
+                effect here, and empty `videos` and `audio`. Anything else raises TypeError.
 
         Returns:
-            `pixel_values`, `input_ids`, `attention_mask`, `labels`, `statement_ids`,
-            `statement_mask` as far as given. The attribute `truncated` counts the tokens that
-            were cut from each text, by name of the input.
+            `pixel_values`, `input_ids`, `attention_mask`, `labels`, `statement_ids` and
+            `statement_mask`, for the inputs given. The attribute `truncated` maps the name of an
+            input to the number of tokens cut from each text.
 
         Raises:
-            ValueError: an image is unreadable, a text empty, or the counts do not fit.
+            TypeError: an argument is unknown.
+            ValueError: an image cannot be read, a text is empty, or the counts do not match.
         """
         unknown = {name for name, value in kwargs.items() if value is not None}
         unknown -= {"padding", "truncation", "add_special_tokens"}
@@ -312,24 +383,19 @@ class MVaEMaProcessor(ProcessorMixin):
             raise TypeError(f"MVaEMaProcessor does not take {', '.join(sorted(unknown))}.")
         if return_tensors not in ("pt", None):
             raise ValueError(
-                f"return_tensors must be 'pt' (or None, the same); got {return_tensors!r}."
+                f"return_tensors must be 'pt', or None for the same; got {return_tensors!r}."
             )
         data, truncated = {}, {}
         max_length = max_length or self.tokenizer.model_max_length
         if images is not None:
-            # Decoded here, once: the prompt may need the width, whatever the image came as.
+            # Decoded here, once: the prompt may need the width.
             images = [to_8bit(image) for image in _flat(images)]
             data |= self.image_processor(images, return_tensors="pt")
         if text is not None:
-            texts = _flat(text)
-            rows = images if images is not None else texts
+            questions = _flat(text)
+            rows = images if images is not None else questions
             known = self._known(rows, captions, pixel_size_nm, scale_bars)
-            if len(texts) % len(rows):
-                raise ValueError(
-                    f"{len(texts)} questions cannot be shared out evenly to {len(rows)} images."
-                )
-            per_image = len(texts) // len(rows)
-            prompts = [self.prompt(t, **known[i // per_image]) for i, t in enumerate(texts)]
+            prompts = self._prompts(questions, known)
             data["input_ids"], data["attention_mask"], truncated["text"] = self._encode(
                 prompts, max_length, first=self.tokenizer.convert_tokens_to_ids("[ENC]")
             )
@@ -344,12 +410,19 @@ class MVaEMaProcessor(ProcessorMixin):
             )
         if not data:
             raise ValueError("nothing to process: give images, text, answers or statements.")
-        features = BatchFeature(data)
-        features.truncated = truncated
-        return features
+        return ProcessedInputs(data, truncated)
+
+    def _prompts(self, questions: list[str], known: list[dict]) -> list[str]:
+        """The prompts of n consecutive questions for each image of which something is `known`."""
+        if len(questions) % len(known):
+            raise ValueError(
+                f"{len(questions)} questions cannot be divided evenly among {len(known)} images."
+            )
+        per_image = len(questions) // len(known)
+        return [self.prompt(q, **known[i // per_image]) for i, q in enumerate(questions)]
 
     def _known(self, rows, captions, pixel_size_nm, scale_bars) -> list[dict]:
-        """What is known of each row, as keyword arguments of `prompt`."""
+        """What is known of each row, as keyword arguments for `prompt`."""
         columns = {"captions": captions, "pixel_size_nm": pixel_size_nm, "scale_bars": scale_bars}
         for name, value in columns.items():
             if value is None or isinstance(value, str | float | int):
@@ -369,13 +442,13 @@ class MVaEMaProcessor(ProcessorMixin):
     def _encode(
         self, texts: list[str], max_length: int, first: int | None = None, last: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """Ids and mask (texts, longest), and how many tokens each text lost.
+        """Ids and mask (texts, longest), and the number of tokens cut from each text.
 
-        A cut text gets no `last`: an answer that breaks off must not teach the student to stop.
+        A text that is cut gets no `last`: an incomplete answer must not teach the student to stop.
         """
         if any(not text.strip() for text in texts):
             raise ValueError(f"text {[bool(t.strip()) for t in texts].index(False)} is empty.")
-        # Special tokens in a text are its words, not commands; and ours are set below.
+        # A special token's name in a text is only a word; the real ones are added below.
         encoded = self.tokenizer(
             texts, add_special_tokens=False, split_special_tokens=True, verbose=False
         )["input_ids"]
@@ -386,7 +459,7 @@ class MVaEMaProcessor(ProcessorMixin):
             lost.append(max(0, len(ids) - max_length))
         if any(lost):
             logger.warning(
-                "%d of %d texts were longer than %d tokens and were cut, by %d tokens at most.",
+                "%d of %d texts are longer than %d tokens and were cut, by %d tokens at most.",
                 sum(map(bool, lost)),
                 len(lost),
                 max_length,
@@ -402,7 +475,7 @@ class MVaEMaProcessor(ProcessorMixin):
 
 
 def _flat(values) -> list:
-    """One value, (nested) lists of them or an array of images as a flat list."""
+    """A value, (nested) lists of values, or an array of images, as a flat list."""
     if getattr(values, "ndim", 0) == 4:
         return list(values)
     if not isinstance(values, list | tuple):

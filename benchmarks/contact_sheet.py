@@ -1,28 +1,25 @@
-"""Synthetic micrographs of all ten categories beside real ones, to be looked at.
+"""Synthetic micrographs of all ten categories beside real ones, to look at.
 
     MVAEMA_SHARED=../shared python benchmarks/contact_sheet.py sheet.png --columns 8
 
-One row for each category: simulated images with difficulty rising from left to right, and, where
-`MVAEMA_SHARED` names a folder with `micrographs/`, as many real SEM images after a white bar, those
-whose category comes from the source's own label first.
+One row for each category: simulated images, with difficulty rising from left to right. If
+`MVAEMA_SHARED` names a folder with `micrographs/`, as many real SEM images follow after a white
+bar, first those whose category is the source's own label.
 """
 
 import argparse
 import json
 import os
 import random
-import sys
 from pathlib import Path
 
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from mvaema.synthetic import CATEGORIES, render
+from mvaema.synthetic.scenes import CATEGORIES, render
 
 
 def real_micrographs(folder: Path, category: str, count: int, rng: random.Random) -> list:
-    """Square real SEM images of a category, the ones labelled at the source first."""
+    """Square real SEM images of a category, first those labelled at the source."""
     found = []
     for split in ("train", "validation"):
         for line in (folder / split / "metadata.jsonl").read_text("utf-8").splitlines():
@@ -42,7 +39,7 @@ def real_micrographs(folder: Path, category: str, count: int, rng: random.Random
 def main():
     parser = argparse.ArgumentParser(description="A contact sheet of synthetic micrographs.")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--columns", type=int, default=8, help="images of each sort in a row")
+    parser.add_argument("--columns", type=int, default=8, help="images of each kind in a row (8)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--categories", nargs="+", choices=CATEGORIES, default=list(CATEGORIES))
     args = parser.parse_args()

@@ -1,19 +1,21 @@
 """python benchmarks/info_bar.py ../shared
 
-Precision and recall of `mvaema.micrographs.info_bar.find_info_bar` on real micrographs labelled by eye, and
-its speed. The argument is the folder that holds `micrographs/` and `unlabelled/`.
+Precision, recall and speed of `mvaema.micrographs.info_bar.find_info_bar` on real micrographs
+labelled by eye. The argument is the folder that holds `micrographs/` and `unlabelled/`.
 
 `info_bar_labels.json` maps image_id to the (left, upper, right, lower) box of its info bar, or to
-null, for three samples drawn with `random.Random(seed).sample(sorted(image_ids), n)` and labelled
-without looking at what the detector finds: 160 of `micrographs` (seed 0), labelled before the
-detector was written, to choose its thresholds on; 120 of `unlabelled` (seed 1), held out (5 of 5
-found were right, 5 of 8 were found) until one of its misses led to the second share in
-`MIN_BARE`; and 120 of the rest of `unlabelled` (seed 2), held out. Choosing thresholds, every
-detection in both folders was looked at too: three of them cut picture, and two rules answer those.
+null. It holds three samples drawn with `random.Random(seed).sample(sorted(image_ids), n)` and
+labelled without looking at what the detector finds:
+- 160 of `micrographs` (seed 0), labelled before the detector was written, to choose its thresholds;
+- 120 of `unlabelled` (seed 1), held out (5 of 5 found were right, 5 of 8 were found) until one of
+  its misses led to the second share in `MIN_BARE`;
+- 120 of the rest of `unlabelled` (seed 2), held out.
+While thresholds were chosen, every detection in both folders was inspected too. Three of them cut
+picture; two rules prevent that.
 
 A bar is a strip across the full width that holds print (settings, a scale, a caption) and no
-picture; print or a box on the picture itself is none. Edges were read off enlargements, to about
-a pixel.
+picture. Print or a box on the picture itself is not a bar. Edges were read off enlargements, to
+about a pixel.
 """
 
 import json

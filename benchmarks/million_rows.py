@@ -3,11 +3,11 @@
     python benchmarks/million_rows.py --rows 20000 --files 2000
     nice python benchmarks/million_rows.py --rows 1000000 --files 20000
 
-`--rows` small micrographs, each different, go through `mvaema.micrographs.build.write_shards` and are read
-back; `--files` of them go through `mvaema.micrographs.build.build`, which decodes, looks for info bars and
-keeps its ledger, and through it again with nothing to do. Each stage runs in a process of its own.
-Memory is given twice: what the process owns (anonymous), and the resident set, in which the pages
-of files count that the kernel holds as long as nobody else needs the room.
+`--rows` small micrographs, each different, go through `mvaema.micrographs.shards.write_shards` and
+are read back. `--files` of them go through `mvaema.micrographs.build.build`, which decodes, looks
+for info bars and keeps its ledger, and then through it again with nothing to do. Each stage runs in
+its own process. Memory is given twice: what the process owns (anonymous), and its resident set,
+which includes pages of files that the kernel keeps while nobody else needs the memory.
 """
 
 import argparse
@@ -36,7 +36,7 @@ CATEGORIES = list(CATEGORY_CAPTIONS)
 
 @functools.cache
 def textures() -> list[np.ndarray]:
-    """A few pictures of discs; each shifted in all ways makes SIDE² different micrographs."""
+    """A few pictures of discs; each gives SIDE² different micrographs by shifting it."""
     random = np.random.default_rng(0)
     y, x = np.mgrid[:SIDE, :SIDE]
     pictures = []
@@ -150,7 +150,7 @@ def main():
     stages += [(stage, args.files) for stage in (stage_build, stage_rebuild)]
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        # The cache of `datasets` is taken down with the rest.
+        # The cache of `datasets` is removed with the rest.
         os.environ["HF_DATASETS_CACHE"] = f"{name}/cache"
         print(f"{'stage':10}{'rows':>10}{'seconds':>9}{'rows/s':>9}{'own GiB':>9}{'resident':>10}")
         for stage, count in stages:

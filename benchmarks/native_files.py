@@ -2,7 +2,7 @@
 
 Reads every file in a folder of real microscope files and prints a Markdown table: format, pixel
 size found, pixel size expected, verdict. `EXPECTED` is what the metadata of each file states, read
-independently of `mvaema.micrographs.microscope` (from the folder's README and the files' own tags).
+without `mvaema.micrographs.microscope` from the folder's README and the files' tags.
 """
 
 import shutil
@@ -14,7 +14,7 @@ from PIL import Image
 
 from mvaema.micrographs.microscope import UnreadableMicrograph, read_micrograph
 
-# File name: (format, pixel size in nm, None without calibration, or the reason of a refusal).
+# File name -> (format, pixel size in nm; None without calibration; the reason of a refusal).
 EXPECTED: dict[str, tuple[str, float | str | None]] = {
     "analysis32_cu_au.tif": ("analySIS TIFF", 1.5376),
     "fei_fibsem_slice001.tif": ("FEI TIFF", 385.417),
@@ -47,13 +47,13 @@ EXPECTED: dict[str, tuple[str, float | str | None]] = {
     "zeiss_composite_5LGr.tif": ("Zeiss TIFF", 2.93),
     "zeiss_fibres_sample01.tif": ("Zeiss TIFF", 9.766),
 }
-# Sidecars came without their images: each is read beside a blank one of the size it names.
+# Sidecars without their image: each is read beside a blank image of the size it states.
 SIDECAR_IMAGES = {"jeol_sem_image000.txt": (1280, 960), "tescan_minimal.hdr": (1024, 768)}
 TOLERANCE = 1e-3
 
 
 def found(path: Path) -> float | str | None:
-    """The pixel size in nm that is read, None, or the reason of the refusal."""
+    """The pixel size in nm that is read, or None, or the reason of a refusal."""
     try:
         if path.name not in SIDECAR_IMAGES:
             return read_micrograph(path).pixel_size_nm
@@ -67,7 +67,7 @@ def found(path: Path) -> float | str | None:
 
 
 def agrees(value: float | str | None, expected: float | str | None) -> bool:
-    """Whether a pixel size is the expected one to 0.1 %, or the reason the expected one."""
+    """Whether a pixel size is as expected to 0.1 %, or a reason is the expected one."""
     if isinstance(value, float) and isinstance(expected, float):
         return abs(value - expected) <= TOLERANCE * expected
     return value == expected

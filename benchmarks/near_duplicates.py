@@ -1,13 +1,12 @@
-"""How well near-duplicates are told from other micrographs, and at which cost.
+"""How well near-duplicates are told from other micrographs, and at what cost.
 
     python benchmarks/near_duplicates.py --micrographs ../shared/micrographs --limit 400
     python benchmarks/near_duplicates.py --synthetic 1000000
 
-The first command copies real micrographs in the ways that copies come about, and prints the share
-of copies that are put into the cluster of their original (recall), and how many micrographs of
-different groups are put together (false alarms; look at them, some are true). The second makes
-descriptions with known near-duplicates out of random numbers, to show time, memory and the recall
-of the search itself (against comparing all with all) at sizes for which no images are at hand.
+The first command copies real micrographs the way copies are usually made. It prints the share of
+copies in the cluster of their original (recall), and the clusters across groups (false alarms; look
+at them, some are true). The second makes random descriptions with known near-duplicates, to show
+time, memory and recall of the search itself at sizes for which there are no images.
 """
 
 import argparse
@@ -103,8 +102,8 @@ def real(folder: str, limit: int, thresholds: dict):
 def synthetic(count: int, thresholds: dict):
     """Random descriptions, a tenth of them noisy copies of another one."""
     random = np.random.default_rng(0)
-    low, bits = near_duplicates._LOW_SIZE, 8 * near_duplicates._HIGH_SIZE
-    rows = np.empty((count, len(near_duplicates.TURNS), near_duplicates._SIZE), np.uint8)
+    low, bits = near_duplicates.LOW_SIZE, 8 * near_duplicates.HIGH_SIZE
+    rows = np.empty((count, len(near_duplicates.TURNS), near_duplicates.SIZE), np.uint8)
     for start in range(0, count, 100_000):
         block = rows[start : start + 100_000]
         block[:] = random.integers(0, 256, block.shape, dtype=np.uint8)

@@ -2,33 +2,29 @@
 
     OMP_NUM_THREADS=1 python benchmarks/synthetic_speed.py --count 600
 
-Rows are complete: image, PNG, pixel hash and ten answers, as `python -m mvaema.synthetic` makes
-them. Reported: images per second with all workers together and processor time per image, as the
-machine is now; then the least time per image of each category, and what that comes to when no
-other program takes the cores.
+Rows are complete, as `mvaema synthetic` writes them: image, PNG, pixel hash and ten answers. Prints
+images per second of all workers together and processor time per image, under the machine's present
+load; then the least time per image of each category, and the rate on an idle machine that follows.
 """
 
 import argparse
 import os
 import resource
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from mvaema.synthetic import CATEGORIES, Recipe, rows
+from mvaema.synthetic.dataset import SyntheticSplit, rows
+from mvaema.synthetic.scenes import CATEGORIES
 
 
-def best_times(recipe: Recipe, count: int = 20, repeats: int = 4) -> float:
-    """Mean over rows of the least processor time (s) that each took: other programs that share
-    the caches count least in it."""
-    recipe.rows(0, 4)
+def best_times(split: SyntheticSplit, count: int = 20, repeats: int = 4) -> float:
+    """Mean over rows of the least processor time (s) of each, which other programs that share the
+    caches disturb least."""
+    split.rows(0, 4)
     best = [float("inf")] * count
     for _ in range(repeats):
         for index in range(count):
             start = time.process_time()
-            recipe.row(index)
+            split.row(index)
             best[index] = min(best[index], time.process_time() - start)
     return sum(best) / count
 
@@ -42,7 +38,7 @@ def main():
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, size {args.size}, seed 1")
 
     start = time.perf_counter()
-    made = sum(1 for _ in rows(args.count, 1, size=args.size, workers=args.workers))
+    made = sum(1 for _ in rows(SyntheticSplit(1, size=args.size), args.count, workers=args.workers))
     wall = time.perf_counter() - start
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = usage.ru_utime + usage.ru_stime
@@ -53,7 +49,7 @@ def main():
 
     total = 0.0
     for category in CATEGORIES:
-        best = best_times(Recipe(1, size=args.size, categories=(category,)))
+        best = best_times(SyntheticSplit(1, size=args.size, categories=(category,)))
         total += best
         print(f"  {category:30s}{best * 1000:6.1f} ms")
     rate = args.workers * len(CATEGORIES) / total

@@ -14,7 +14,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configuration_mvaema import CATEGORY_CAPTIONS
-from mvaema.micrographs.build import Reading
+from mvaema.micrographs.build import ReadMicrograph
 from mvaema.micrographs.sources import FolderSource, Problem
 from mvaema.teacher.money import (
     ASSUMED_OUTPUT_TOKENS,
@@ -99,7 +99,7 @@ def main():
             preparation, sizes = Preparation(image_format=name), []
             for entry in FolderSource(args.native):
                 reading = None if isinstance(entry, Problem) else preparation.read(entry)
-                if isinstance(reading, Reading):
+                if isinstance(reading, ReadMicrograph):
                     sizes.append(len(preparation.encode(reading.png)[0]))
             size = median(sizes)
             line = size * 4 / 3 + 1200

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 from modeling_mvaema import MVaEMaModel
+from mvaema.commands.synthetic import main as render
 from mvaema.evaluation.run import EvaluationArguments, evaluate
 from mvaema.evaluation.wordnet import has_wordnet
 from mvaema.micrographs.dataset import decode_image, load_micrographs
-from mvaema.synthetic.__main__ import main as render
 from mvaema.training.loop import Recipe, train
 
 
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n[{time.perf_counter() - started:4.0f} s] {text}", flush=True)
 
     say(f"Rendering {args.count} simulated micrographs to {data}")
-    if status := render(["--count", str(args.count), "--output", data]):
+    if status := render(["--count", str(args.count), "--output_dir", data]):
         return status
     for folder in (student, report):  # of an earlier demo
         shutil.rmtree(folder, ignore_errors=True)

@@ -25,7 +25,7 @@ from benchmarks.speed.workload import processor
 from configuration_mvaema import MVaEMaConfig
 from mvaema.micrographs.dataset import decode_image, load_micrographs
 from mvaema.micrographs.shards import write_shards
-from mvaema.synthetic import rows
+from mvaema.synthetic.dataset import SyntheticSplit, rows
 from mvaema.training.batches import BatchLoader
 from mvaema.training.recipe import Recipe
 
@@ -40,7 +40,7 @@ FORMATS = {
 def write_micrographs(folder: Path, count: int) -> Dataset:
     """`count` micrographs in each file format, in folders named by them, and as Parquet."""
     made = []
-    for number, row in enumerate(rows(count, seed=1, size=RENDERED)):
+    for number, row in enumerate(rows(SyntheticSplit(seed=1, size=RENDERED), count)):
         pixels = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
         image = Image.fromarray(np.tile(pixels, (2, 2))[:HEIGHT, :WIDTH])
         for name, (suffix, options) in FORMATS.items():

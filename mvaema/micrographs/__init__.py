@@ -1,1 +1,16 @@
-"""Micrographs: from instrument files to a dataset that does not leak."""
+"""Micrographs: from instrument files to a dataset whose folds do not leak.
+
+In the order a micrograph passes through:
+    aversa.py           the public SEM dataset: its archives, fetched and read
+    sources.py          a folder, a table or a Hugging Face dataset to entries
+    vendors.py          TIFF tags and sidecar files to calibration and settings
+    info_bar.py         the burnt-in info bar, found in the pixels
+    microscope.py       a file to one 8-bit micrograph with its calibration
+    schema.py           the columns of a dataset, which all stages share
+    ledger.py           which file became which row, in SQLite
+    shards.py           rows to Parquet shards
+    build.py            a source to a dataset, and again after changes
+    dataset.py          a dataset read from wherever it lives
+    near_duplicates.py  copies of one picture, found
+    folds.py            folds that share neither specimen nor picture
+"""

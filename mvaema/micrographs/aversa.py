@@ -5,11 +5,11 @@ scanning electron microscopy images for nanoscience", Scientific Data 5, 180172 
 data: https://doi.org/10.23728/b2share.80df8606fcdb4b2bae1656f0dc6db8ba.
 
 What is special about it:
-- the network is used only by `fetch_archives`, when it is asked for;
-- a download that breaks off is taken up where it stopped, and an archive gets its name only when
-  its size and checksum are the publisher's; `SHA256SUMS` beside the archives records what came
-  (`sha256sum -c SHA256SUMS` checks it again);
-- the images are read from the archives, which are never unpacked.
+- only `fetch_archives` uses the network;
+- an interrupted download is resumed, and an archive gets its name only when its size and checksum
+  are those that the publisher states. `SHA256SUMS` beside the archives records their checksums
+  (`sha256sum -c SHA256SUMS` checks them again);
+- images are read from the archives, which are never unpacked.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from pathlib import Path, PurePath
 from tqdm.auto import tqdm
 
 from configuration_mvaema import CATEGORY_CAPTIONS
+from mvaema.files import write_text
 from mvaema.micrographs.microscope import SUFFIXES
 from mvaema.micrographs.sources import Entry, Labelling, Problem, printable
 
@@ -34,16 +35,16 @@ SOURCE = "Aversa et al. 2018"
 LICENCE = "CC-BY-4.0"
 
 CHUNK = 2**20
-ATTEMPTS = 5  # in a row without a byte, before a download is given up
-TIMEOUT = 60  # seconds without an answer
+ATTEMPTS = 5  # in a row that bring no byte, before a download is given up
+TIMEOUT = 60  # seconds to wait for an answer
 
 
 class AversaSource:
-    """The micrographs of the class archives in a folder, in the order of the categories.
+    """The micrographs in the category archives of a folder, in the order of the categories.
 
     Args:
-        folder: with `Biological.tar`, `Fibres.tar`, ...; some of the ten are enough.
-        labelling: for `group_by` and `group_pattern`; the category is the archive's.
+        folder: holds `Biological.tar`, `Fibres.tar`, ... or some of the ten.
+        labelling: for `group_by` and `group_pattern`; the archive gives the category.
 
     Raises:
         FileNotFoundError: the folder holds none of the ten archives.
@@ -56,8 +57,8 @@ class AversaSource:
         self.archives = {category: path for category, path in paths.items() if path.is_file()}
         if not self.archives:
             raise FileNotFoundError(
-                f"{folder}: none of the ten archives ({', '.join(CATEGORY_CAPTIONS)}, each .tar); "
-                "check the folder, or ask for a download."
+                f"{folder} holds none of the ten archives ({', '.join(CATEGORY_CAPTIONS)}, each "
+                ".tar); check the path, or fetch them with --download."
             )
 
     def __len__(self) -> int:
@@ -69,7 +70,7 @@ class AversaSource:
             try:
                 yield from self._members(category, path)
             except (tarfile.TarError, OSError, EOFError) as error:
-                message = f"{error}; what came before the damage is kept. Fetch it again."
+                message = f"{error}; files before the damage are kept. Fetch the archive again."
                 yield Problem(printable(path), "damaged-archive", message, hides_more=True)
 
     def _members(self, category: str, path: Path) -> Iterator[Entry]:
@@ -94,16 +95,16 @@ class AversaSource:
 
 
 def fetch_archives(folder: str | Path, record_url: str = RECORD_URL) -> list[Path]:
-    """Download the ten archives that the folder does not hold yet.
+    """Download those of the ten archives that are not in the folder yet.
 
     Returns:
-        Their paths.
+        The paths of all ten.
 
     Raises:
-        OSError: no connection, or it broke off again and again; what came is kept, and the next
-            call goes on from there.
-        ValueError: the record does not list the ten archives, or what came has not the size or
-            checksum that the publisher states (it is removed).
+        OSError: there is no connection, or it broke again and again. Downloaded bytes are kept,
+            and the next call resumes.
+        ValueError: the record does not list the ten archives, or an archive does not have the
+            size or checksum that the publisher states (a downloaded one is removed).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,11 +124,9 @@ def fetch_archives(folder: str | Path, record_url: str = RECORD_URL) -> list[Pat
             _download(published["url"], folder / f"{name}.part", published["size"])
             known[name] = _verified(folder / f"{name}.part", published)
             (folder / f"{name}.part").replace(path)
-        else:  # put there by hand
+        else:  # someone put it there
             known[name] = _verified(path, published)
-        temporary = sums.with_suffix(".tmp")
-        temporary.write_text("".join(f"{d}  {n}\n" for n, d in sorted(known.items())), "utf-8")
-        temporary.replace(sums)
+        write_text(sums, "".join(f"{d}  {n}\n" for n, d in sorted(known.items())))
     return paths
 
 
@@ -141,7 +140,9 @@ def _published_archives(record_url: str) -> list[dict]:
         f"{category}.tar" for category in CATEGORY_CAPTIONS if f"{category}.tar" not in files
     ]
     if missing:
-        raise ValueError(f"{record_url}: lists no {', '.join(missing)}; got {', '.join(files)}.")
+        raise ValueError(
+            f"{record_url} does not list {', '.join(missing)}; it lists {', '.join(files)}."
+        )
     return [
         {
             "key": file["key"],
@@ -159,7 +160,7 @@ def _get_json(url: str) -> dict:
 
 
 def _download(url: str, part: Path, size: int):
-    """Fetch what `part` lacks of `size` bytes, trying again where the connection breaks."""
+    """Fetch the bytes that `part` lacks of `size`, again and again if the connection breaks."""
     failures = 0
     with tqdm(total=size, unit="B", unit_scale=True, desc=part.stem) as bar:
         while True:
@@ -170,7 +171,7 @@ def _download(url: str, part: Path, size: int):
                 return
             try:
                 _append(url, part, have, bar)
-                error = ConnectionError(f"{url}: ended after {part.stat().st_size} of {size} bytes")
+                error = ConnectionError(f"it ended after {part.stat().st_size} of {size} bytes")
             except urllib.error.HTTPError as problem:
                 if problem.code < 500 and problem.code != 429:
                     raise
@@ -181,16 +182,17 @@ def _download(url: str, part: Path, size: int):
             failures = 0 if came else failures + 1
             if failures == ATTEMPTS:
                 raise OSError(
-                    f"{url}: {error}. {have} of {size} bytes are kept; run again to go on."
+                    f"{url} cannot be downloaded: {error}. {have} of {size} bytes are kept; rerun "
+                    "the same command to resume."
                 ) from error
             time.sleep(0 if came else 2**failures / 4)
 
 
 def _append(url: str, part: Path, have: int, bar: tqdm):
-    """One request for the bytes from `have` on, appended to `part` as they come."""
+    """One request for the bytes from `have` on, appended to `part` as they arrive."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        # 200 instead of 206: the server cannot resume, and sends everything.
+        # With 200 instead of 206 the server cannot resume and sends everything.
         resumed = response.status == 206
         bar.n = have if resumed else 0
         with part.open("ab" if resumed else "wb") as file:
@@ -200,10 +202,10 @@ def _append(url: str, part: Path, have: int, bar: tqdm):
 
 
 def _verified(path: Path, published: dict) -> str:
-    """The SHA-256 of a file that has the published size and checksum; else it is removed.
+    """The SHA-256 of an archive that has the published size and checksum.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it does not have them; a partial download (`.part`) is removed.
     """
     kind, _, expected = published["checksum"].rpartition(":")
     theirs, ours = hashlib.new(kind or "md5", usedforsecurity=False), hashlib.sha256()
@@ -216,7 +218,7 @@ def _verified(path: Path, published: dict) -> str:
         if path.suffix == ".part":
             path.unlink()
         raise ValueError(
-            f"{path}: {size} bytes with {kind} {theirs.hexdigest()}; the publisher states "
-            f"{published['size']} bytes with {expected}. Fetch it again."
+            f"{path} has {size} bytes and {kind} {theirs.hexdigest()}; the publisher states "
+            f"{published['size']} bytes and {expected}. Fetch it again."
         )
     return ours.hexdigest()

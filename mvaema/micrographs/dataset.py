@@ -1,7 +1,7 @@
-"""Reading micrograph datasets: any place the schema may live, one `datasets.Dataset` out.
+"""Reads a micrograph dataset from wherever it lives, as one `datasets.Dataset`.
 
-What is special about it: images stay encoded until they are needed and are decoded here, so that
-an unreadable one is an error that names its `image_id`, or is skipped and counted.
+What is special about it: images stay encoded until they are needed and are decoded here. So an
+unreadable one raises an error that names its `image_id`, and a caller can skip and count it.
 """
 
 import io
@@ -15,7 +15,7 @@ from mvaema.micrographs.schema import FEATURES
 
 
 class DatasetError(ValueError):
-    """A dataset that cannot be used; the message names the dataset, what is wrong and a remedy."""
+    """A dataset that cannot be used; the message names it, what is wrong and what to do."""
 
 
 def load_micrographs(source: str | os.PathLike, split: str = "train") -> datasets.Dataset:
@@ -27,23 +27,14 @@ def load_micrographs(source: str | os.PathLike, split: str = "train") -> dataset
         split: name of the split.
 
     Returns:
-        the dataset; columns that the source lacks are null, its own further columns are kept, and
-        `image` holds encoded bytes (see `decode_image`).
+        The dataset. Columns of the schema that the source lacks are null, further columns of its
+        own are kept, and `image` holds encoded bytes (see `decode_image`).
 
     Raises:
-        DatasetError: nothing is found there, the split is missing or empty, it has no images, or
-            its answers are not those of the schema.
+        DatasetError: there is no dataset, the split is missing or empty, it has no images, or its
+            answers do not have the fields of the schema.
     """
-    path = Path(source)
-    try:
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            dataset = datasets.load_from_disk(path)
-            if isinstance(dataset, datasets.DatasetDict):
-                dataset = dataset[split]
-        else:
-            dataset = _load_files(path, source, split)
-    except (KeyError, ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
-        raise DatasetError(f"cannot read split {split!r} of {source}: {error}") from error
+    dataset = open_split(source, split)
     if not len(dataset):
         raise DatasetError(f"split {split!r} of {source} is empty.")
     if "image" not in dataset.column_names:
@@ -58,22 +49,46 @@ def load_micrographs(source: str | os.PathLike, split: str = "train") -> dataset
     return dataset.cast_column("image", datasets.Image(decode=False))
 
 
-def _load_files(path: Path, source: str | os.PathLike, split: str) -> datasets.Dataset:
+def open_split(
+    source: str | os.PathLike, split: str, config: str | None = None
+) -> datasets.Dataset:
+    """One split of any Hugging Face dataset.
+
+    Args:
+        source: a `save_to_disk` folder, another folder that `load_dataset` reads, or a Hub id.
+        split: name of the split.
+        config: configuration of the dataset, where it has several.
+
+    Raises:
+        DatasetError: there is no such dataset or split.
+    """
+    path = Path(source)
     try:
-        return datasets.load_dataset(str(source), split=split)
-    except (ValueError, datasets.exceptions.DatasetsError):
-        if not path.is_dir():
-            raise
-        # A column that is null throughout one split has another type there, and the library casts
-        # no split to the other's. One split by itself can be read.
-        patterns = datasets.data_files.get_data_patterns(str(path))
-        if split not in patterns or len(patterns) == 1:
-            raise
-        return datasets.load_dataset(str(source), data_files={split: patterns[split]}, split=split)
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            dataset = datasets.load_from_disk(path)
+            if not isinstance(dataset, datasets.DatasetDict):
+                return dataset
+            if split not in dataset:
+                raise ValueError(f"its splits are {', '.join(dataset)}")
+            return dataset[split]
+        try:
+            return datasets.load_dataset(str(source), config, split=split)
+        except (ValueError, datasets.exceptions.DatasetsError):
+            if not path.is_dir():
+                raise
+            # A column that is null throughout one split has another type there, and `datasets`
+            # does not cast splits to a common type. One split by itself can be read.
+            patterns = datasets.data_files.get_data_patterns(str(path))
+            if split not in patterns or len(patterns) == 1:
+                raise
+            files = {split: patterns[split]}
+            return datasets.load_dataset(str(source), config, data_files=files, split=split)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise DatasetError(f"cannot read split {split!r} of {source}: {error}") from error
 
 
 def _check_answers(features: datasets.Features, source: str | os.PathLike) -> None:
-    """Refuse a column `qa` that lacks what is read of it; it may be null throughout, or absent."""
+    """Refuse a column `qa` without the fields that are read; it may be all null, or absent."""
     qa = features.get("qa")
     items = getattr(qa, "feature", None)
     if qa is None or getattr(qa, "dtype", None) == "null" or getattr(items, "dtype", "") == "null":
@@ -88,7 +103,11 @@ def _check_answers(features: datasets.Features, source: str | os.PathLike) -> No
 
 
 def decode_image(row: dict) -> Image.Image:
-    """The image of a row, decoded; raises `DatasetError` with its id when it cannot be."""
+    """The decoded image of a row.
+
+    Raises:
+        DatasetError: the image cannot be read; the message names its `image_id`.
+    """
     image = row["image"]
     if isinstance(image, Image.Image):
         return image

@@ -1,23 +1,12 @@
-"""Folds for cross-validation in which nothing that is measured has been seen in training.
-
-    python -m mvaema.micrographs.folds DATASET --k 10
-    python -m mvaema.micrographs.folds DATASET --k 10 --output folds.csv
-    python -m mvaema.micrographs.folds DATASET --k 5 --hold_out FOLDER
-
-DATASET is what `mvaema.micrographs.dataset.load_micrographs` reads. The command prints how the categories
-spread over the folds, and how many near-duplicates would have leaked across ordinary folds. With
---hold_out it writes the dataset anew, the first fold as its split `validation`, for `eval.py`.
+"""Folds for cross-validation in which no test micrograph was seen in training.
 
 What is special about it:
-- rows stay together when they share a specimen (`group`) or show the same picture
+- rows stay together if they share a specimen (`group`) or show the same picture
   (`mvaema.micrographs.near_duplicates`), also by way of a third row;
 - the categories are spread evenly (scikit-learn's StratifiedGroupKFold);
-- the same dataset, k and seed give the same folds, on any machine.
+- the same dataset, k and seed give the same folds on any machine.
 """
 
-import argparse
-import csv
-import sys
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -27,20 +16,20 @@ import numpy as np
 from datasets import Dataset, Features, Image
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
-from mvaema.micrographs.dataset import load_micrographs
+from mvaema.files import write_csv
 from mvaema.micrographs.near_duplicates import components, near_duplicate_clusters
 from mvaema.micrographs.shards import write_shards
 
 
 class LeakError(ValueError):
-    """Two splits share what must not be shared."""
+    """Two splits share a specimen or a micrograph."""
 
 
 def check_no_leak(train: Dataset, validation: Dataset):
     """Refuse splits that share a specimen or a micrograph.
 
     Args:
-        train, validation: with the columns `group` and `image_id`, of which either may be missing.
+        train, validation: with the columns `group` and `image_id`; either may be missing.
 
     Raises:
         LeakError: rows of both have the same `group` or `image_id`; the message names them.
@@ -53,8 +42,8 @@ def check_no_leak(train: Dataset, validation: Dataset):
         if shared:
             named = ", ".join(map(repr, shared[:10])) + (", ..." if len(shared) > 10 else "")
             raise LeakError(
-                f"training and validation share {len(shared)} values of {column}: {named}. What "
-                "is measured would have been seen in training; split by mvaema.micrographs.folds instead."
+                f"training and validation share {len(shared)} values of {column}: {named}. The "
+                "scores would count micrographs seen in training; split with `mvaema folds`."
             )
 
 
@@ -66,11 +55,11 @@ def assign_folds(
     Args:
         dataset: with the columns `group`, `category` and `image`.
         k: number of folds, at least 2 and at most the number of independent groups.
-        seed: which of the many good assignments.
-        clusters: of `near_duplicate_clusters`, where they are known already.
+        seed: selects one of many equally good assignments.
+        clusters: result of `near_duplicate_clusters`, if known already.
 
     Raises:
-        ValueError: fewer independent groups than folds.
+        ValueError: `k` is below 2, or there are fewer independent groups than folds.
     """
     if clusters is None:
         clusters = near_duplicate_clusters(dataset)
@@ -84,7 +73,7 @@ def _labels(dataset: Dataset) -> np.ndarray:
 
 
 def _independent(dataset: Dataset, clusters: np.ndarray) -> np.ndarray:
-    """int (rows,): rows with the same number hang together, by specimen or as near-duplicates."""
+    """int (rows,): rows with the same number share a specimen or are near-duplicates."""
     rows = np.arange(len(dataset))
     groups = _groups(dataset)
     _, first = np.unique(groups, return_index=True)
@@ -93,18 +82,18 @@ def _independent(dataset: Dataset, clusters: np.ndarray) -> np.ndarray:
 
 
 def _groups(dataset: Dataset) -> np.ndarray:
-    """int (rows,): groups as numbers; a row without one is its own."""
+    """int (rows,): groups as numbers; a row without a group is its own."""
     names = [name or f" row {row}" for row, name in enumerate(dataset["group"][:])]
     return np.unique(names, return_inverse=True)[1]
 
 
 def _split(labels: np.ndarray, groups: np.ndarray | None, k: int, seed: int) -> np.ndarray:
-    """int (rows,): folds by scikit-learn, ordinary ones without groups."""
+    """int (rows,): scikit-learn's folds, grouped or (without `groups`) ordinary."""
     count = len(labels) if groups is None else len(np.unique(groups))
     if not 2 <= k <= count:
         raise ValueError(
-            f"k must be at least 2 and at most the {count} independent groups (specimens and "
-            f"near-duplicates together); got {k}."
+            f"k must be between 2 and the {count} independent groups (specimens, joined by "
+            f"near-duplicates); got {k}."
         )
     stratified = k <= np.bincount(labels).max()  # else no category reaches every fold
     if groups is None:
@@ -113,7 +102,7 @@ def _split(labels: np.ndarray, groups: np.ndarray | None, k: int, seed: int) -> 
         splitter = StratifiedGroupKFold if stratified else GroupKFold
     folds = np.empty(len(labels), np.int64)
     with warnings.catch_warnings():
-        # Some categories have fewer members than there are folds; the report shows it.
+        # A category may have fewer rows than there are folds; the report shows it.
         warnings.filterwarnings("ignore", message="The least populated class")
         splits = splitter(k, shuffle=True, random_state=seed).split(labels, labels, groups)
         for fold, (_, rows) in enumerate(splits):
@@ -123,19 +112,20 @@ def _split(labels: np.ndarray, groups: np.ndarray | None, k: int, seed: int) -> 
 
 @dataclass
 class FoldReport:
-    """What grouping was worth.
+    """Folds, and what would have leaked across simpler ones.
 
     Attributes:
-        folds: int (rows,), of `assign_folds`.
-        rows, groups, independent: how many; `independent` after near-duplicates joined groups.
+        folds: int (rows,), as from `assign_folds`.
+        rows, groups, independent: their numbers; `independent` counts groups that are joined by
+            near-duplicates once.
         near_duplicates: rows that have a near-duplicate.
         clusters: near-duplicate clusters of two rows or more.
         leaked_ordinary: rows with a near-duplicate in another fold of scikit-learn's
-            StratifiedKFold, that is, measured after their near-duplicate was trained on.
-        leaked_by_specimen: the same for folds that keep specimens together but do not know of
+            StratifiedKFold: they are tested after their near-duplicate was trained on.
+        leaked_by_specimen: the same for folds that keep specimens together, but not
             near-duplicates.
-        specimens_ordinary: rows with a row of their own specimen in another ordinary fold.
-        categories: (category, count in each fold), unknown as "".
+        specimens_ordinary: rows with a row of their specimen in another ordinary fold.
+        categories: (category, rows in each fold); the unknown category is "".
     """
 
     folds: np.ndarray
@@ -153,30 +143,33 @@ class FoldReport:
         k = len(self.categories[0][1])
         width = max(len(name) for name, _ in self.categories) + 2
         lines = [
-            f"{self.rows:,} micrographs of {self.groups:,} groups; {self.near_duplicates:,} have a "
-            f"near-duplicate, in {self.clusters:,} clusters: {self.independent:,} independent "
-            "groups.",
+            f"{self.rows:,} micrographs of {self.groups:,} groups. {self.near_duplicates:,} have a "
+            f"near-duplicate, in {self.clusters:,} clusters. That leaves {self.independent:,} "
+            "independent groups.",
             f"{'fold':{width}}" + "".join(f"{fold:>7}" for fold in range(k)),
         ]
         for name, counts in [*self.categories, ("all", np.bincount(self.folds, minlength=k))]:
             lines.append(f"{name or '(unknown)':{width}}" + "".join(f"{n:7,}" for n in counts))
         lines += [
-            f"Across ordinary folds (stratified, not grouped) {self.leaked_ordinary:,} "
-            f"near-duplicates and {self.specimens_ordinary:,} micrographs of a specimen trained "
-            "on would have leaked;",
-            f"across folds grouped by specimen alone {self.leaked_by_specimen:,} near-duplicates; "
-            "across these none.",
+            f"Ordinary stratified folds would leak {self.leaked_ordinary:,} near-duplicates and "
+            f"{self.specimens_ordinary:,} micrographs of a specimen that was trained on.",
+            f"Folds grouped by specimen alone would leak {self.leaked_by_specimen:,} "
+            "near-duplicates. These folds leak none.",
         ]
         return "\n".join(lines)
 
 
-def report_folds(dataset: Dataset, k: int, seed: int = 0, num_proc: int | None = None):
-    """Assign folds and say what ordinary folds would have leaked, as a `FoldReport`.
+def report_folds(dataset: Dataset, k: int, seed: int = 0, workers: int | None = None) -> FoldReport:
+    """Assign folds, and count what simpler folds would leak.
+
+    Args:
+        dataset, k, seed: as for `assign_folds`.
+        workers: processes that decode images; None decodes in this process.
 
     Raises:
-        ValueError: fewer independent groups than folds.
+        ValueError: `k` is below 2, or there are fewer independent groups than folds.
     """
-    clusters = near_duplicate_clusters(dataset, num_proc=num_proc)
+    clusters = near_duplicate_clusters(dataset, workers=workers)
     labels, independent = _labels(dataset), _independent(dataset, clusters)
     groups = _groups(dataset)
     folds = _split(labels, independent, k, seed)
@@ -204,7 +197,7 @@ def report_folds(dataset: Dataset, k: int, seed: int = 0, num_proc: int | None =
 
 
 def _leaked(folds: np.ndarray, belongs: np.ndarray) -> int:
-    """Rows whose fold is not that of all rows they belong with."""
+    """Rows that have a row of the same group in another fold."""
     pairs = np.unique(np.stack([belongs, folds]), axis=1)
     torn = np.bincount(pairs[0]) > 1
     return int(torn[belongs].sum())
@@ -214,12 +207,12 @@ def hold_out(dataset: Dataset, folds: np.ndarray, folder: Path) -> None:
     """Write the rows of fold 0 as the split `validation`, all others as `train`.
 
     Args:
-        dataset: of `mvaema.micrographs.dataset.load_micrographs`.
+        dataset: from `mvaema.micrographs.dataset.load_micrographs`.
         folds: int (rows,).
-        folder: of Parquet shards; appears complete or not at all.
+        folder: for the Parquet shards; it appears complete or not at all.
 
     Raises:
-        FileExistsError: there is something in `folder`.
+        FileExistsError: `folder` is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; choose another folder for --hold_out.")
@@ -234,42 +227,11 @@ def hold_out(dataset: Dataset, folds: np.ndarray, folder: Path) -> None:
 
 
 def _encoded(image: dict) -> bytes:
-    """The image's file; its name stays behind."""
+    """The content of the image's file, without its name."""
     return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command. Returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mvaema.micrographs.folds",
-        description="Assign cross-validation folds and report what ordinary folds would leak.",
-    )
-    parser.add_argument("dataset", help="a dataset folder or Hub id")
-    parser.add_argument("--split", default="train", help="split to divide (train)")
-    parser.add_argument("--k", type=int, default=10, help="number of folds (10)")
-    parser.add_argument("--seed", type=int, default=0, help="which assignment (0)")
-    parser.add_argument("--num_proc", type=int, help="processes that decode images")
-    parser.add_argument("--output", type=Path, help="CSV to write: image_id, fold")
-    parser.add_argument(
-        "--hold_out", type=Path, help="dataset to write, with fold 0 as its split `validation`"
-    )
-    args = parser.parse_args(argv)
-    try:
-        dataset = load_micrographs(args.dataset, args.split)
-        report = report_folds(dataset, args.k, args.seed, args.num_proc)
-        if args.hold_out:
-            hold_out(dataset, report.folds, args.hold_out)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(report)
-    if args.output:
-        with args.output.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["image_id", "fold"])
-            writer.writerows(zip(dataset["image_id"], report.folds.tolist(), strict=True))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def write_folds(dataset: Dataset, folds: np.ndarray, path: Path) -> None:
+    """Write the fold of each row as a CSV table with the columns `image_id` and `fold`."""
+    rows = zip(dataset["image_id"], folds.tolist(), strict=True)
+    write_csv(path, ("image_id", "fold"), rows)

@@ -1,12 +1,13 @@
-"""Finding a burnt-in info bar: the strip on which an instrument prints its settings.
+"""Finds a burnt-in info bar: the strip on which an instrument prints its settings.
 
 What is special about it:
-- it looks at pixels alone, so that it works for JPEG figure panels whose metadata is gone;
-- a bar is a strip across the full width, of one flat level, that carries print and ends in
-  straight edges; each of these is required, because cutting a picture is worse than leaving a bar;
-- print that lies on the picture itself is no bar: cutting it off would cut picture.
+- it uses pixels alone, so it works for JPEG figure panels that have lost their metadata;
+- a bar is a strip across the full width, of one flat grey level, with print on it and straight
+  edges. All of this is required, because cutting off picture is worse than leaving a bar;
+- print on the picture itself is not a bar.
 
-`benchmarks/info_bar.py` measures it on real micrographs, those the thresholds were chosen on apart.
+`benchmarks/info_bar.py` measures it on real micrographs, separately for those on which the
+thresholds were chosen.
 """
 
 from collections.abc import Iterator
@@ -16,35 +17,35 @@ from PIL import Image
 
 Box = tuple[int, int, int, int]
 
-# Grey levels that still count as the strip's own: JPEG rings around print, resizing blurs it.
+# Grey levels by which the strip may vary: JPEG adds rings around print, resizing blurs it.
 LEVEL_TOLERANCE = 12
-# Share of a row that is bare strip: between glyphs (dense print needs the lower, a dark picture
-# beside a dark bar the higher), along an edge, and in the picture beyond it.
+# Share of a row that is bare strip: between glyphs (the lower value for dense print, the higher
+# for a dark picture beside a dark bar), along an edge, and in the picture beyond the edge.
 MIN_BARE = (0.35, 0.45)
 MIN_BARE_EDGE, MAX_BARE_BEYOND = 0.85, 0.5
-# A strip is dark or white: a grey one is too easily a picture's plain background. Where clipping
-# does not hide noise, this share of the bare strip is flat to a few levels.
+# A strip is dark or white; a grey one is more likely a picture's plain background. Unless clipping
+# hides noise, this share of the bare strip is flat to within a few levels.
 DARK, WHITE = 50, 243
 FLAT, MIN_FLAT = 3, 0.7
-# Rows between the strip and the picture that may be frame or blur: at least, and of the image.
+# Rows between strip and picture that may be frame or blur: at least, and as a share of the image.
 FRAME_ROWS, FRAME_SHARE = 3, 1 / 300
-# Share of a frame's row that has one level.
+# Share of one grey level in a row of a frame.
 MIN_PLAIN = 0.9
 # Height of a bar, in rows and as a share of the image.
 MIN_ROWS, MAX_SHARE = 4, 0.2
-# Print differs from its strip by this many grey levels, in this many runs along two rows or more.
+# Print differs from its strip by this many grey levels, in this many runs on at least two rows.
 PRINT_CONTRAST, MIN_RUNS = 64, 5
 # Share of the strip that is print.
 MIN_PRINT, MAX_PRINT = 0.005, 0.4
-# Wider images are read at every n-th column.
+# Of wider images only every n-th column is used.
 MAX_WIDTH = 2048
 
 
 def find_info_bar(image: Image.Image) -> Box | None:
-    """The (left, upper, right, lower) box of the info bar of an 8-bit image, or None.
+    """The (left, upper, right, lower) box of the info bar of an 8-bit image, in pixels, or None.
 
-    A bar spans the width and lies in the lower third (Zeiss prints it a little above the bottom)
-    or, as a figure's white caption, at the top.
+    A bar spans the width. It lies in the lower third (Zeiss prints it a little above the bottom)
+    or, as the white caption of a figure, at the top.
     """
     grey = np.asarray(image.convert("L"))
     width, height = image.size
@@ -80,7 +81,7 @@ def _bare(cumulative: np.ndarray, level: int) -> np.ndarray:
 
 
 def _levels(cumulative: np.ndarray) -> list[int]:
-    """The grey levels that a strip could have: those that fill much of a row, most common first."""
+    """Grey levels that a strip could have: those that fill much of a row, most common first."""
     shares = np.stack([_bare(cumulative, level) for level in range(256)], axis=1)
     filled = shares.max(1) >= MIN_BARE[0]
     votes = np.bincount(shares[filled].argmax(1), minlength=256)
@@ -94,7 +95,7 @@ def _levels(cumulative: np.ndarray) -> list[int]:
 
 
 def _bands(inside: np.ndarray, gap: int) -> Iterator[tuple[int, int]]:
-    """The (upper, lower) of each run of rows that are inside, over gaps of at most `gap` rows."""
+    """(upper, lower) of each run of rows that are inside, across gaps of at most `gap` rows."""
     rows = np.flatnonzero(inside)
     if not rows.size:
         return
@@ -106,7 +107,7 @@ def _bands(inside: np.ndarray, gap: int) -> Iterator[tuple[int, int]]:
 def _is_bar(
     grey: np.ndarray, bare: np.ndarray, level: int, upper: int, lower: int, frame: int
 ) -> bool:
-    """Whether a band of rows has the size, the place, the edges and the print of an info bar."""
+    """Whether a band of rows has the size, position, edges and print of an info bar."""
     height = len(grey)
     if not MIN_ROWS <= lower - upper <= MAX_SHARE * height:
         return False
@@ -116,7 +117,7 @@ def _is_bar(
         (bare[upper : upper + 2 * frame], bare[max(0, upper - 2 * frame) : upper]),
         (bare[max(upper, lower - 2 * frame) : lower], bare[lower : lower + 2 * frame]),
     ]
-    # At the edge of the image there is no picture beyond, and print may be cut through.
+    # At the edge of the image there is no picture beyond, and print may be cut.
     edges = [(inner, beyond) for inner, beyond in edges if len(beyond) > frame]
     for inner, beyond in edges:
         if inner.max() < MIN_BARE_EDGE or np.median(beyond) > MAX_BARE_BEYOND:
@@ -137,10 +138,10 @@ def _is_bar(
 
 
 def _with_frame(plain: np.ndarray, upper: int, lower: int, frame: int) -> tuple[int, int]:
-    """The band with the plain rows that border it: its frame, or the blur of resizing."""
+    """The band with the plain rows beside it: its frame, or the blur of resizing."""
     height = len(plain)
     for _ in range(frame):
         upper -= upper > 0 and plain[upper - 1]
         lower += lower < height and plain[lower]
-    # Fewer rows than a frame has beyond the bar are no picture.
+    # A margin beyond the bar that is no wider than a frame is not picture.
     return 0 if upper <= frame else upper, height if lower >= height - frame else lower

@@ -1,28 +1,29 @@
 """Which file became which row: the private memory of `mvaema.micrographs.build`.
 
-An SQLite file beside (never inside) the dataset. It knows every file a build has met, under the
-owner's own names, and every row the shards hold. What is special about it:
-- it is written before a shard gets its name, and what it says counts only for shards that exist:
-  wherever a build is killed, the next one finds the two in agreement;
+An SQLite file beside (never inside) the dataset. It records every file that a build has met, under
+the owner's own names, and every row that the shards hold. What is special about it:
+- it is written before a shard gets its name, and its entries count only for shards that exist. So
+  ledger and shards agree at the next build, whenever this one is killed;
 - memory does not grow with the number of files.
 """
 
-import csv
 import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from mvaema.files import write_csv
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
-    name TEXT PRIMARY KEY,   -- the owner's: a path, or dataset and row
+    name TEXT PRIMARY KEY,   -- the owner's name: a path, or dataset and row
     version TEXT,            -- of the content that image_id was read from
     run INTEGER,             -- the build that last saw it
-    position INTEGER,        -- in its source; of files with the same pixels the first gives the row
-    image_id TEXT,           -- null while it could not be read
+    position INTEGER,        -- in its source; the first file with given pixels gives the row
+    image_id TEXT,           -- null if it was never read
     pixel_size_nm REAL,
     columns TEXT,            -- JSON: the row without its image
-    reason TEXT,             -- why it could not be read, or is not read now
+    reason TEXT,             -- why it cannot be read now
     message TEXT
 );
 CREATE INDEX IF NOT EXISTS files_by_image ON files (image_id);
@@ -31,7 +32,7 @@ CREATE TABLE IF NOT EXISTS rows (
     shard TEXT,
     columns TEXT             -- as written in the shard
 );
--- SQLite takes the bare columns from the row that holds the minimum.
+-- SQLite takes the other columns from the row that holds the minimum.
 CREATE VIEW IF NOT EXISTS owners AS
     SELECT image_id, name, columns, MIN(position) FROM files
     WHERE image_id IS NOT NULL GROUP BY image_id;
@@ -47,7 +48,7 @@ class Ledger:
 
     Raises:
         RuntimeError: another build of this split is running.
-        ValueError: there is a shard that no build wrote.
+        ValueError: there is a shard that no build recorded.
     """
 
     def __init__(self, path: Path, shards: set[str]):
@@ -58,15 +59,15 @@ class Ledger:
         except sqlite3.OperationalError as error:
             self._db.close()
             raise RuntimeError(
-                f"{path}: in use ({error}); wait for the build that is running."
+                f"{path} is in use ({error}); wait until the other build has ended."
             ) from None
         self._db.executescript(SCHEMA)
         recorded = {shard for (shard,) in self._db.execute("SELECT DISTINCT shard FROM rows")}
         if unknown := sorted(shards - recorded):
             self._db.close()
             raise ValueError(
-                f"{', '.join(unknown)}: no build recorded in {path} wrote this; build into an "
-                "empty folder (rows would be lost here)."
+                f"{', '.join(unknown)}: no build recorded in {path} wrote this. Building here "
+                "would lose its rows; build into an empty folder."
             )
         for shard in recorded - shards:  # removed since, or never published
             self._db.execute("DELETE FROM rows WHERE shard = ?", (shard,))
@@ -75,15 +76,11 @@ class Ledger:
         self._db.commit()
 
     def close(self):
-        """Keep what was committed and let another build in."""
+        """Keep what was committed, and release the file for another build."""
         self._db.close()
 
-    def commit(self):
-        """Make what was recorded so far survive a kill."""
-        self._db.commit()
-
     def unchanged(self, name: str, version: str) -> tuple[str, float | None] | None:
-        """Image id and pixel size of a file whose row need not be read again, else None."""
+        """Image id and pixel size of a file that need not be read again, else None."""
         return self._db.execute(
             "SELECT image_id, pixel_size_nm FROM files JOIN rows USING (image_id) "
             "WHERE name = ? AND version = ?",
@@ -99,14 +96,14 @@ class Ledger:
         pixel_size_nm: float | None,
         columns: str,
     ):
-        """A file that is, or will be, in the dataset."""
+        """Record a file that is, or will be, in the dataset."""
         self._db.execute(
             "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
             (name, version, self.run, position, image_id, pixel_size_nm, columns),
         )
 
     def record_failed(self, name: str, position: int, reason: str, message: str):
-        """A file that cannot be read now; the row it once gave stays."""
+        """Record a file that cannot be read now; a row it gave before stays."""
         self._db.execute(
             "INSERT INTO files (name, run, position, reason, message) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (name) DO UPDATE SET version = NULL, run = excluded.run, "
@@ -128,9 +125,9 @@ class Ledger:
         self._db.commit()
 
     def close_run(self, prune: bool):
-        """Settle what this run has not seen: forget it (`prune`) or let what it saw go first.
+        """Settle the files that this run has not seen: forget them (`prune`), or put them last.
 
-        Failures that are gone are forgotten in any case; no row hangs on them.
+        Failures that were not seen are forgotten in any case; they have no row.
         """
         self._db.execute("DELETE FROM files WHERE run < ? AND image_id IS NULL", (self.run,))
         if prune:
@@ -144,7 +141,7 @@ class Ledger:
         self._db.commit()
 
     def stale_shards(self) -> list[str]:
-        """Shards with rows that no file gives any more, or whose columns have changed."""
+        """Shards that hold rows of no file any more, or rows whose columns have changed."""
         query = (
             "SELECT DISTINCT shard FROM rows LEFT JOIN owners USING (image_id) "
             "WHERE owners.columns IS NOT rows.columns ORDER BY shard"
@@ -152,7 +149,7 @@ class Ledger:
         return [shard for (shard,) in self._db.execute(query)]
 
     def wanted(self, shard: str) -> dict[str, str]:
-        """What the rows of a shard should be: image id -> columns."""
+        """The rows that a shard should hold: image id -> columns."""
         query = (
             "SELECT image_id, owners.columns FROM rows JOIN owners USING (image_id) WHERE shard = ?"
         )
@@ -166,8 +163,8 @@ class Ledger:
     def statuses(self) -> Iterator[tuple]:
         """(name, status, image id, columns, reason, message) of every file, in order.
 
-        Status: `row` (the dataset's row is this file's), `duplicate` (the row is another file's;
-        the message names it), `failed` or `missing` (not in the source any more).
+        The status is `row` (the file gave the dataset's row), `duplicate` (another file gave it;
+        the message names that file), `failed`, or `missing` (not in the source any more).
         """
         query = (
             "SELECT files.name, CASE WHEN run < ? THEN 'missing' "
@@ -185,13 +182,13 @@ class Ledger:
         return count
 
     def write_csv(self, path: Path):
-        """Write what became of every file as a table, for the owner."""
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "status", "image_id", "category", "group", "reason", "detail"])
+        """Write a table of all files and their statuses, for the owner."""
+
+        def lines() -> Iterator[list]:
             for name, status, image_id, columns, reason, message in self.statuses():
                 columns = json.loads(columns) if columns else {}
                 category, group = columns.get("category"), columns.get("group")
-                writer.writerow([name, status, image_id, category, group, reason, message])
-        temporary.replace(path)
+                yield [name, status, image_id, category, group, reason, message]
+
+        header = ("file", "status", "image_id", "category", "group", "reason", "detail")
+        write_csv(path, header, lines())

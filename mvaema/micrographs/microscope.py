@@ -1,21 +1,20 @@
-"""Reading what a microscope wrote: one function, one micrograph.
+"""Reads a microscope's file as one micrograph: pixels, calibration, settings, info bar.
 
 What is special about it:
-- the image is rebuilt from pixels alone, and its calibration and info bar come with it;
-- Pillow decodes every format it knows, with or without the extra `microscopy`, so that the
-  `pixel_hash` of a file does not depend on what is installed; tifffile reads the tags of the
-  vendors and the few TIFFs that Pillow cannot, RosettaSciIO the microscopes' own formats;
-- a file that cannot be read as one micrograph is an `UnreadableMicrograph` with a countable
-  reason, never half an image.
+- the image is rebuilt from pixels alone; no metadata comes with it;
+- Pillow decodes every format it knows, with or without the extra `microscopy`, so the
+  `pixel_hash` of a file does not depend on what is installed. tifffile reads the vendors' tags
+  and the few TIFFs that Pillow cannot decode, RosettaSciIO the microscopes' own formats;
+- a file that is not one readable micrograph raises `UnreadableMicrograph` with a reason that can
+  be counted. There is never half an image.
 
-Choices, where a file leaves one:
-- grey levels deeper than 8 bits are stretched linearly between the 0.1 and 99.9 percentiles of
-  the picture without its info bar;
-- of several pages, frames or slices the first full-resolution one is read, of several images in
-  a native file the largest one, the first of equals;
+Where a file leaves a choice:
+- grey levels deeper than 8 bits are stretched as `processing_mvaema.stretch` does it;
+- of several pages, frames or slices the first full-resolution one is read; of several images in
+  a native file the largest one, or the first of equals;
 - pixels that are not square (by more than 1 %) are resampled to the finer of their two sides;
-- grey images come as "L" however they are stored, transparency is laid on white, and the
-  orientation a viewer would show is applied.
+- grey images have mode "L" however they are stored, transparency is laid on white, and the image
+  is turned the way a viewer would show it.
 """
 
 import errno
@@ -46,6 +45,7 @@ from mvaema.micrographs.vendors import (
     refuse_energy,
     settings,
 )
+from processing_mvaema import stretch, without_transparency
 
 logger = logging.getLogger(__name__)
 
@@ -60,26 +60,23 @@ NATIVE_READERS = {
     ".ser": "tia",
 }
 
-# Images only from Velox files; no search for the neighbours of a file called movie.
+# Velox: images only. MRC: no search for files beside one that is called movie.
 NATIVE_OPTIONS = {"emd": {"select_type": "images"}, "mrc": {"metadata_file": None}}
 
-# File suffixes worth trying, lower case.
+# Suffixes of the files that are read, lower case.
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp"),
     *(".tif", ".tiff", ".tif.gz", ".tiff.gz"),
     *NATIVE_READERS,
 )
 
-# Percentiles that become black and white when deeper pixels are stretched to 8 bits.
-PERCENTILES = (0.1, 99.9)
-
-# Sides of a pixel that differ by less are rounding, not geometry.
+# Sides of a pixel that differ by less than this are rounding, not geometry.
 SQUARE_TOLERANCE = 0.01
 
-# A TIA series names no unit: a diffraction pattern's 1/m, read as m, exceeds this by far.
+# A TIA series names no unit. A diffraction pattern's 1/m, read as m, is far above this.
 MAX_PIXEL_NM = 1e9
 
-# Where RosettaSciIO's metadata mapping puts the settings worth keeping (keV, mm).
+# The settings to keep: their name in RosettaSciIO's metadata (keV, mm) and ours.
 NATIVE_SETTINGS = {
     "acquisition_mode": "technique",
     "beam_energy": "accelerating_voltage_kv",
@@ -87,7 +84,7 @@ NATIVE_SETTINGS = {
     "magnification": "magnification",
 }
 
-# TIFF tags that decide how pixels are read.
+# TIFF tags that say how pixels are stored.
 SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 254, 258, 262, 339
 MIN_IS_WHITE = 0
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -96,7 +93,7 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 class UnreadableMicrograph(ValueError):
     """A file that is not one readable micrograph.
 
-    The message names the file, the reason and what to do; `reason` is a short slug for counting.
+    The message names the file, what is wrong and what to do. `reason` is a short slug to count by.
     """
 
     def __init__(self, path: str | os.PathLike, reason: str, message: str):
@@ -111,7 +108,7 @@ class UnreadableMicrograph(ValueError):
 
 @dataclass(frozen=True)
 class Micrograph:
-    """One micrograph, without anything but pixels and what the instrument recorded about them.
+    """One micrograph: its pixels, and what the instrument recorded about them.
 
     Attributes:
         image: 8-bit image, mode "L" or "RGB", rebuilt from pixels alone (no metadata).
@@ -132,14 +129,18 @@ class Micrograph:
             return self
         left, upper, right, lower = self.info_bar
         width, height = self.image.size
-        # Cut on the side that leaves most of the image.
+        # Cut on the side that leaves the larger rest.
         rests = [(0, 0, width, upper), (0, lower, width, height)]
         rests += [(0, 0, left, height), (right, 0, width, height)]
         rest = max(rests, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
         return replace(self, image=self.image.crop(rest), info_bar=None)
 
     def resize(self, max_side: int) -> "Micrograph":
-        """The micrograph with its longer side at most `max_side` pixels; never enlarged."""
+        """The micrograph with its longer side at most `max_side` pixels; never enlarged.
+
+        Raises:
+            ValueError: `max_side` is below 1.
+        """
         if max_side < 1:
             raise ValueError(f"max_side must be at least 1 pixel; got {max_side}.")
         width, height = self.image.size
@@ -151,7 +152,7 @@ class Micrograph:
         return replace(self._scaled(size), pixel_size_nm=pixel_size_nm)
 
     def _scaled(self, size: tuple[int, int]) -> "Micrograph":
-        """The image and its info bar at another size; the caller knows what a pixel is then."""
+        """The image and its info bar at another size; the caller sets the new pixel size."""
         bar = self.info_bar
         if bar is not None:
             x, y = size[0] / self.image.width, size[1] / self.image.height
@@ -161,13 +162,13 @@ class Micrograph:
 
 
 def read_micrograph(path: str | os.PathLike) -> Micrograph:
-    """Reads one micrograph from a file of any format in `SUFFIXES`, with what is known about it.
+    """Reads one micrograph, and what is recorded about it, from a file of any format in `SUFFIXES`.
 
-    The size limit is Pillow's own: twice `PIL.Image.MAX_IMAGE_PIXELS`, for every format.
+    The size limit is Pillow's for every format: twice `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Raises:
-        UnreadableMicrograph: the file is missing, damaged, too large, no image of a specimen, or
-            needs the extra `microscopy`; its `reason` tells which.
+        UnreadableMicrograph: the file is missing, damaged, too large, not an image of a specimen,
+            or needs the extra `microscopy`; its `reason` says which.
     """
     path = Path(path)
     _check_file(path)
@@ -178,21 +179,21 @@ def read_micrograph(path: str | os.PathLike) -> Micrograph:
     except UnreadableMicrograph:
         raise
     except ImportError as error:
-        message = f"needs the extra `microscopy` ({error}); run: pip install 'mvaema[microscopy]'."
+        message = f"needs the extra `microscopy` ({error}): pip install 'mvaema[microscopy]'."
         raise UnreadableMicrograph(path, "missing-extra", message) from error
     except NotAMicrograph as error:
-        message = f"is no micrograph: {error}; leave it out."
+        message = f"is not a micrograph: {error}; leave it out."
         raise UnreadableMicrograph(path, error.reason, message) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         message = (
-            f"is too large ({error or 'out of memory'}); export it smaller, or raise "
+            f"is too large ({error or 'out of memory'}); export it at a smaller size, or raise "
             "PIL.Image.MAX_IMAGE_PIXELS."
         )
         raise UnreadableMicrograph(path, "too-large", message) from error
     except UnidentifiedImageError as error:
-        message = "is no image of a known format; export it again as TIFF or PNG."
+        message = "is not in a known image format; export it again as TIFF or PNG."
         raise UnreadableMicrograph(path, "not-an-image", message) from error
-    except Exception as error:  # decoders raise whatever a damaged file leads them to
+    except Exception as error:  # on a damaged file, a decoder may raise anything
         message = f"is truncated or damaged ({error!r}); copy or export it again."
         raise UnreadableMicrograph(path, "damaged", message) from error
 
@@ -202,24 +203,28 @@ def _check_file(path: Path) -> None:
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
-            raise UnreadableMicrograph(path, "not-a-file", "is not a regular file; name a file.")
+            raise UnreadableMicrograph(path, "not-a-file", "is not a regular file.")
         with path.open("rb"):
             pass
     except OSError as error:
-        reason, advice = {
-            errno.ENOENT: ("not-found", "check the path"),
-            errno.EACCES: ("permission-denied", "give yourself the right to read it"),
-            errno.EPERM: ("permission-denied", "give yourself the right to read it"),
-            errno.ELOOP: ("symlink-loop", "remove the link that leads to itself"),
-        }.get(error.errno, ("unreadable", "check the disk or the network share"))
-        message = f"cannot be opened ({error.strerror}); {advice}."
-        raise UnreadableMicrograph(path, reason, message) from error
+        raise UnreadableMicrograph(path, *why_not_opened(error)) from error
     if info.st_size == 0:
         raise UnreadableMicrograph(path, "empty", "has zero bytes; export or copy it again.")
 
 
+def why_not_opened(error: OSError) -> tuple[str, str]:
+    """The (reason, message) of a file or folder that the system did not open."""
+    reason, advice = {
+        errno.ENOENT: ("not-found", "check the path"),
+        errno.EACCES: ("permission-denied", "give yourself permission to read it"),
+        errno.EPERM: ("permission-denied", "give yourself permission to read it"),
+        errno.ELOOP: ("symlink-loop", "remove the link that leads to itself"),
+    }.get(error.errno, ("unreadable", "check the disk or the network share"))
+    return reason, f"cannot be opened ({error.strerror}); {advice}."
+
+
 def _check_size(width: int, height: int) -> None:
-    """Pillow's limit on pixels, for the readers that are not Pillow's."""
+    """Pillow's limit on pixels, for what other readers decode."""
     limit = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS
     if limit and width * height > limit:
         message = f"{width} x {height} pixels; the limit is {limit} pixels"
@@ -229,10 +234,14 @@ def _check_size(width: int, height: int) -> None:
 def _micrograph(pixels: np.ndarray, record: InstrumentRecord) -> Micrograph:
     """The micrograph of pixels (height, width) or (height, width, 3) of any depth."""
     height, width = pixels.shape[:2]
-    bar = (0, record.rows, width, height) if record.rows and record.rows < height else None
-    image = _eight_bit(pixels, bar)
-    if bar is None and (bar := find_info_bar(image)):
-        image = _eight_bit(pixels, bar)
+    pixels = stretch(pixels)
+    if pixels.ndim == 3 and (pixels[..., :1] == pixels[..., 1:]).all():
+        pixels = pixels[..., 0]
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if record.rows and record.rows < height:
+        bar = (0, record.rows, width, height)
+    else:
+        bar = find_info_bar(image)
     micrograph = Micrograph(image, None, dict(record.instrument), bar)
     if record.pixel_nm is None:
         return micrograph
@@ -245,46 +254,10 @@ def _micrograph(pixels: np.ndarray, record: InstrumentRecord) -> Micrograph:
     return replace(micrograph._scaled(size), pixel_size_nm=side)
 
 
-def _eight_bit(pixels: np.ndarray, bar: Box | None) -> Image.Image:
-    """Pixels of any depth as "L" or "RGB"; black and white points ignore the info bar."""
-    if pixels.dtype == np.bool_:
-        pixels = pixels.astype(np.uint8) * 255
-    elif pixels.dtype != np.uint8:
-        picture = pixels
-        if bar is not None:
-            picture = np.ones(pixels.shape[:2], bool)
-            picture[bar[1] : bar[3], bar[0] : bar[2]] = False
-            picture = pixels[picture]
-        pixels = stretch(pixels, picture)
-    if pixels.ndim == 3 and (pixels[..., :1] == pixels[..., 1:]).all():
-        pixels = pixels[..., 0]
-    return Image.fromarray(np.ascontiguousarray(pixels))
-
-
-def stretch(pixels: np.ndarray, picture: np.ndarray | None = None) -> np.ndarray:
-    """Grey levels of any depth to uint8, linear between the 0.1 and 99.9 percentiles.
-
-    The percentiles are those of `picture` (by default `pixels`). Non-finite values become black,
-    and so does a constant image.
-    """
-    picture = pixels if picture is None else picture
-    picture = picture[np.isfinite(picture)]
-    if not picture.size:
-        return np.zeros(pixels.shape, np.uint8)
-    low, high = (float(level) for level in np.percentile(picture, PERCENTILES))
-    if high <= low:  # nearly constant: whatever stands out is all there is to see
-        low, high = float(picture.min()), float(picture.max())
-    if high <= low:
-        return np.zeros(pixels.shape, np.uint8)
-    levels = np.nan_to_num(pixels, nan=low, posinf=low, neginf=low)
-    levels = levels.astype(np.float32 if pixels.dtype.itemsize <= 2 else np.float64)
-    return np.rint(((levels - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8)
-
-
 def _read_image(path: Path) -> tuple[np.ndarray, InstrumentRecord]:
     """A file that Pillow or tifffile knows, with its tags and sidecar."""
-    # Opened here because Pillow, given a path, maps raw TIFFs into memory and ignores their
-    # orientation then.
+    # Opened here because Pillow, given a path, maps raw TIFFs into memory and then ignores their
+    # orientation.
     with path.open("rb") as file:
         if path.suffix.lower() == ".gz":
             path = path.with_suffix("")
@@ -311,7 +284,7 @@ def _read_image(path: Path) -> tuple[np.ndarray, InstrumentRecord]:
 
 
 def _gunzip(file: BinaryIO) -> BinaryIO:
-    """What a gzip file holds, up to what the largest image allowed could need (RGBA)."""
+    """The content of a gzip file, up to the size of the largest RGBA image allowed."""
     limit = 8 * (Image.MAX_IMAGE_PIXELS or 1 << 40)
     data = gzip.GzipFile(fileobj=file).read(limit + 1)
     if len(data) > limit:
@@ -322,29 +295,21 @@ def _gunzip(file: BinaryIO) -> BinaryIO:
 def _pixels(image: Image.Image) -> np.ndarray:
     """The pixels of a Pillow image: (height, width) of any depth or (height, width, 3) of uint8."""
     image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "1":
-        image = image.convert("L")
-    elif image.mode != "L" and not image.mode.startswith(("I", "F")):
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
-    return np.asarray(image)
+    return np.asarray(without_transparency(ImageOps.exif_transpose(image)))
 
 
 def _read_tiff(file: BinaryIO, image: Image.Image | None) -> tuple[np.ndarray, InstrumentRecord]:
-    """A TIFF, open in Pillow unless Pillow does not know its pixels."""
+    """A TIFF, opened in Pillow (`image`) unless Pillow does not know its kind of pixels."""
     tifffile = _optional("tifffile")
     index, pixels = 0, None
     if image is not None:
         index = _full_resolution_page(image)
         if tifffile is None and _has_vendor_tags(image):
-            raise ImportError("tifffile reads the instrument's tags")
+            raise ImportError("tifffile is needed for the instrument's tags")
         pixels = _pillow_tiff_pixels(image)
     if tifffile is None:
         if pixels is None:
-            raise ImportError("tifffile reads the kinds of TIFF pixels that Pillow does not")
+            raise ImportError("tifffile is needed for this kind of TIFF pixels")
         return pixels, InstrumentRecord()
     file.seek(0)
     try:
@@ -370,7 +335,7 @@ def _has_vendor_tags(image: Image.Image) -> bool:
 
 
 def _pillow_tiff_pixels(image: Image.Image) -> np.ndarray | None:
-    """The pixels of a TIFF open in Pillow; None for deep colours, which Pillow cuts to 8 bits."""
+    """The pixels of a TIFF open in Pillow; None for deep colour, which Pillow cuts to 8 bits."""
     tags = image.tag_v2
     bits = tags.get(BITS_PER_SAMPLE, (1,))
     if len(bits) > 1 and max(bits) > 8:
@@ -392,7 +357,7 @@ def _optional(module: str):
 
 
 def _full_resolution_page(image: Image.Image) -> int:
-    """Seeks the first page that is no thumbnail or mask of another, the first if all are."""
+    """Seeks the first page that is not a thumbnail or mask; page 0 where there is none."""
     for index in range(getattr(image, "n_frames", 1)):
         image.seek(index)
         if not image.tag_v2.get(SUBFILE_TYPE, 0) & 0b101:
@@ -421,7 +386,7 @@ def _tifffile_pixels(page) -> np.ndarray:
 
 def _real(pixels: np.ndarray) -> np.ndarray:
     if np.iscomplexobj(pixels):
-        message = "its values are complex: a Fourier transform or a hologram's phase"
+        message = "its values are complex numbers: a Fourier transform or the phase of a hologram"
         raise NotAMicrograph("not-an-image", message)
     return pixels
 
@@ -433,7 +398,7 @@ def _read_native(path: Path, reader: str) -> tuple[np.ndarray, InstrumentRecord]
     try:
         signals = plugin.file_reader(str(path), lazy=True, **options)
     except ValueError as error:
-        if "RGBA" not in str(error):  # the one kind of DM image that cannot be read lazily
+        if "RGBA" not in str(error):  # the only kind of DM image that cannot be read lazily
             raise
         signals = plugin.file_reader(str(path), **options)
     images, refusal = [], NotAMicrograph("spectrum", "it holds no image")
@@ -452,7 +417,7 @@ def _read_native(path: Path, reader: str) -> tuple[np.ndarray, InstrumentRecord]
 
 
 def _native_frame(signal: dict) -> tuple:
-    """The first frame of one of RosettaSciIO's signals, not loaded yet, and its (x, y) in nm."""
+    """The first frame of a RosettaSciIO signal, not loaded yet, and its pixel's (x, y) in nm."""
     data, axes = signal["data"], signal["axes"]
     kind = signal["metadata"].get("Signal", {}).get("signal_type")
     plane = [axis for axis in axes if not axis["navigate"]]
@@ -464,9 +429,9 @@ def _native_frame(signal: dict) -> tuple:
     y, x = calibration[-2:]
     if x and x > MAX_PIXEL_NM:
         raise NotAMicrograph(
-            "diffraction", f"its pixels would be {x:.3g} nm: a diffraction pattern"
+            "diffraction", f"its pixels would be {x:.3g} nm wide: a diffraction pattern"
         )
-    # Every axis before the last two of the plane is a stack, a series or a scan: its first frame.
+    # Axes before the last two are a stack, a series or a scan; its first frame is read.
     data = data[(0,) * (len(axes) - 2)] if len(axes) > 2 else data
     if data.dtype.names:  # a structured array of R, G, B
         data = np.stack([np.asarray(data[name]) for name in data.dtype.names[:3]], axis=-1)
@@ -476,7 +441,8 @@ def _native_frame(signal: dict) -> tuple:
 
 
 def _mrc_is_calibrated(original_metadata: dict) -> bool:
-    """An MRC cell that is empty, or of exactly 1 Å per pixel (what programs write for unknown)."""
+    """Whether an MRC file states a pixel size: not an empty cell, nor exactly 1 Å per pixel,
+    which programs write when they do not know it."""
     if "fei_header" in original_metadata:
         return True
     header = original_metadata["std_header"]
@@ -487,7 +453,7 @@ def _mrc_is_calibrated(original_metadata: dict) -> bool:
 
 
 def _native_settings(signal: dict) -> dict[str, str | float]:
-    """The settings that RosettaSciIO maps to HyperSpy's names, under ours."""
+    """The settings that RosettaSciIO maps to HyperSpy's names, under our names."""
     metadata = signal["original_metadata"]
     values = {"detector": metadata.get("BinaryResult", {}).get("Detector")}  # Velox
     for source, target in signal.get("mapping", {}).items():

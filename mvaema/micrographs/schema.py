@@ -1,8 +1,8 @@
-"""The one schema between the stages: a micrograph dataset, one row per micrograph.
+"""The schema of a micrograph dataset, one row per micrograph, which all stages share.
 
-Every stage that writes a dataset builds rows with these columns, and every stage that reads one
-may rely on them. The question wording and the captions live in `configuration_mvaema.py`, since
-a checkpoint carries them too.
+Every stage that writes a dataset writes these columns, and every stage that reads one may rely on
+them. The questions and captions are in `configuration_mvaema.py`, because a checkpoint carries
+them too.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
 
-# `ok` reaches training; the others are kept so that nothing paid for is lost.
+# Only `ok` is trained on; the others are kept because they were paid for.
 OUTCOMES = ("ok", "truncated", "refused", "filtered", "empty", "error")
 
 # The label of a micrograph that fits none of the ten categories; it has no caption.
@@ -47,8 +47,8 @@ FEATURES = Features(
 def pixel_hash(image: PILImage.Image | np.ndarray) -> str:
     """The stable id of a micrograph: 16 hex digits of the SHA-256 of its 8-bit pixels.
 
-    The mode and size are part of the hash, file format and metadata are not: the same pixels in
-    a PNG and a TIFF get the same id.
+    Mode and size are part of the hash; file format and metadata are not. The same pixels in a PNG
+    and a TIFF get the same id.
     """
     if isinstance(image, np.ndarray):
         image = PILImage.fromarray(image)

@@ -1,15 +1,15 @@
 """Parquet shards of a micrograph dataset, which `datasets.load_dataset(folder)` reads back.
 
 What is special about it:
-- rows come one by one and are never all in memory: at most one row group is;
+- rows are written one by one, and at most one row group is in memory;
 - a shard gets its name (`train-00000.parquet`) only when it is complete and on the disk;
-- images are embedded as PNG made from bare pixels: no metadata, no file name enters the dataset.
+- images are embedded as PNG made from bare pixels, without metadata and file names.
 """
 
 import io
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +18,14 @@ from datasets import Features, List
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
+from mvaema.files import replacing
 from mvaema.micrographs.schema import FEATURES
 
-# The splits `load_dataset` recognises by a file's name.
+# The splits that `load_dataset` recognises by the file's name.
 SPLITS = ("train", "validation", "test")
-# The size the Hub asks for, and a row group small enough to be read and written on a laptop.
+# The Hub's recommended size, and row groups that a laptop can hold.
 SHARD_BYTES = 500 * 2**20
-SHARD_ROWS = 100_000  # so that small images are not all in one shard, lost when a run is killed
+SHARD_ROWS = 100_000  # small images are spread over shards too: a killed run loses only one
 ROW_GROUP_BYTES = 32 * 2**20
 ROW_GROUP_ROWS = 1000
 
@@ -32,13 +33,16 @@ ROW_GROUP_ROWS = 1000
 def clean_png(image: PILImage.Image | np.ndarray) -> bytes:
     """The pixels of an 8-bit image as a PNG that carries nothing else.
 
-    Lossless, so that `mvaema.micrographs.schema.pixel_hash` of what is read back is that of `image`.
+    It is lossless: reading it back gives the same `mvaema.micrographs.schema.pixel_hash`.
+
+    Raises:
+        ValueError: the image is not of mode L or RGB.
     """
     if isinstance(image, np.ndarray):
         image = PILImage.fromarray(image)
     if image.mode not in ("L", "RGB"):
         raise ValueError(f"an image of a micrograph dataset has mode L or RGB; got {image.mode}.")
-    # A copy made from the bare pixels has no `info`, which Pillow would write.
+    # A copy of the bare pixels has no `info`, which Pillow would write into the file.
     bare = PILImage.frombytes(image.mode, image.size, image.tobytes())
     buffer = io.BytesIO()
     bare.save(buffer, format="PNG")
@@ -78,32 +82,30 @@ def write_shards(
     Args:
         rows: dicts with the columns of `features`; a missing column is null (an empty list for
             `qa`). `image` is a PIL image or array (8-bit L or RGB, written as a bare PNG), or
-            `{"bytes": ...}`, taken to be encoded and clean already (what
-            `dataset.cast_column("image", Image(decode=False))` yields: no decoding, no loss).
+            `{"bytes": ...}`, taken to be encoded and free of metadata already.
         folder: created when missing.
         split: `train`, `validation` or `test`.
-        features: the columns; read back exactly.
-        shard_bytes: a shard is closed when it has grown to this size (or to 100,000 rows).
-        total: the number of rows, if known, for the progress bar.
+        features: the columns; they are read back exactly.
+        shard_bytes: a shard is closed when it reaches this size (or 100,000 rows).
+        total: number of rows, if known, for the progress bar.
         progress: show a progress bar.
-        before_rename: called with the final path of each shard and its image ids when the shard
-            is on the disk, just before it gets that name: a ledger written here lists at least
-            what exists, wherever a run is killed.
+        before_rename: called with the final path and the image ids of each complete shard, just
+            before the shard gets that name. A ledger written here lists at least the shards that
+            exist, whenever a run is killed.
 
     Returns:
         The paths of the shards written, in order.
 
     Raises:
-        ValueError: the split is none of the three, or a row has a column that is not in
-            `features`, or an image that is not 8-bit. Complete shards stay, the unfinished one
-            is removed.
+        ValueError: the split is none of the three, a row has a column that is not in `features`,
+            or an image is not 8-bit. Complete shards stay; the unfinished one is removed.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for abandoned in folder.glob(f".{split}-*.tmp"):
-        abandoned.unlink()  # of a run that was killed
+    for abandoned in folder.glob(f".{split}-*.parquet-*"):
+        abandoned.unlink()  # by a run that was killed
 
     existing = shard_paths(folder, split)
     number = int(existing[-1].stem.rpartition("-")[2]) + 1 if existing else 0
@@ -113,40 +115,41 @@ def write_shards(
     row = next(iterator, None)
     while row is not None:
         path = folder / f"{split}-{number:05d}.parquet"
-        with ShardFile(path, features) as shard:
-            while row is not None and shard.size < shard_bytes and shard.rows < SHARD_ROWS:
-                shard.write(row)
-                row = next(iterator, None)
-            shard.close()
+        with replacing(path) as file:
+            with ShardWriter(file, features) as shard:
+                while row is not None and shard.size < shard_bytes and shard.rows < SHARD_ROWS:
+                    shard.write(row)
+                    row = next(iterator, None)
             if before_rename is not None:
                 before_rename(path, shard.image_ids)
-            shard.publish()
         written.append(path)
         number += 1
     return written
 
 
-class ShardFile:
-    """One Parquet file that appears under its name complete or not at all."""
+class ShardWriter:
+    """Writes rows to an open file as Parquet, one row group at a time.
 
-    def __init__(self, path: Path, features: Features = FEATURES):
-        self.path = path
+    Attributes:
+        image_ids: of the rows so far.
+        size: bytes of the images so far.
+    """
+
+    def __init__(self, file: BinaryIO, features: Features = FEATURES):
         self.features = features
         self.image_ids = []
-        self.size = 0  # bytes so far, those of the pending row group uncompressed
-        self._temporary = path.with_name(f".{path.name}.tmp")
+        self.size = 0
         self._pending, self._pending_bytes = [], 0
-        self._file = self._temporary.open("wb")
         # The Arrow schema carries the features, so that `load_dataset` restores them exactly.
-        self._writer = pq.ParquetWriter(self._file, features.arrow_schema)
+        self._writer = pq.ParquetWriter(file, features.arrow_schema)
 
-    def __enter__(self) -> "ShardFile":
+    def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, *exception):
+        if exception[0] is None:
+            self._flush()
         self._writer.close()
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
 
     @property
     def rows(self) -> int:
@@ -154,11 +157,15 @@ class ShardFile:
         return len(self.image_ids)
 
     def write(self, row: dict):
-        """Add one row; it reaches the disk with its row group."""
+        """Add one row; it is written with its row group.
+
+        Raises:
+            ValueError: the row has a column that the features do not have, or no usable image.
+        """
         unknown = set(row) - set(self.features)
         if unknown:
             raise ValueError(
-                f"row {row.get('image_id')!r} has columns that the dataset has not: "
+                f"row {row.get('image_id')!r} has columns that the dataset does not have: "
                 f"{', '.join(sorted(unknown))}; expected {', '.join(self.features)}."
             )
         row = {
@@ -179,14 +186,3 @@ class ShardFile:
             schema = self.features.arrow_schema
             self._writer.write_table(pa.Table.from_pylist(self._pending, schema=schema))
             self._pending, self._pending_bytes = [], 0
-
-    def close(self):
-        """Bring everything to the disk, still under the temporary name."""
-        self._flush()
-        self._writer.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def publish(self):
-        """Give the closed file its name, replacing an older file of that name."""
-        self._temporary.replace(self.path)

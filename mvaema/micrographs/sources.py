@@ -1,15 +1,14 @@
 """Where micrographs come from: a folder tree, a table of files, a Hugging Face dataset.
 
-Each source can be iterated again and again and yields, in a stable order, an `Entry` per
-micrograph (nothing is read from it yet) or a `Problem` with its reason. What is special about it:
-- an entry's name and the names of folders stay on this side: what `mvaema.micrographs.build` writes holds
-  pseudonyms of them only;
+A source can be iterated any number of times. In a stable order it yields an `Entry` for each
+micrograph, which is not read yet, or a `Problem` with its reason. What is special about it:
+- names of files and folders do not enter the dataset; `mvaema.micrographs.build` writes only
+  pseudonyms of them;
 - an entry has a version, so that a rebuild reads new and changed files only;
-- links that lead in circles, devices and unreadable folders are met without hanging or stopping.
+- circular links, devices and unreadable folders are reported; none of them stops or blocks it.
 """
 
 import csv
-import errno
 import hashlib
 import json
 import math
@@ -23,17 +22,18 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Image, load_dataset, load_from_disk
+from datasets import ClassLabel, Image
 
 from configuration_mvaema import CATEGORY_CAPTIONS
-from mvaema.micrographs.microscope import SUFFIXES
+from mvaema.micrographs.dataset import open_split
+from mvaema.micrographs.microscope import SUFFIXES, why_not_opened
 from mvaema.micrographs.schema import FEATURES, OTHER
 
 CATEGORIES = (*CATEGORY_CAPTIONS, OTHER)
 GROUPINGS = ("image", "folder", "stem")
-# `wafer7_cut 012` -> `wafer7_cut`: the stem without the number that ends it.
+# The stem without the number at its end: `wafer7_cut 012` -> `wafer7_cut`.
 STEM_PATTERN = r"(.*?)[\W_]*\d+"
-# Some instruments write what belongs to `x.tif` into a text file of the same name.
+# Text files in which some instruments write the settings of the image of the same name.
 SIDECAR_SUFFIXES = (".txt", ".hdr")
 
 
@@ -42,7 +42,7 @@ class Entry:
     """One micrograph that a source offers.
 
     Attributes:
-        name: what its owner knows it by (a path, or dataset and row); never enters the dataset.
+        name: the owner's name for it (a path, or dataset and row); it never enters the dataset.
         version: changes when the content does.
         content: the file, or a function that returns its bytes.
         suffix: of the file name, lower case.
@@ -58,13 +58,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that could not become an entry.
+    """A file or folder that cannot become an entry.
 
     Attributes:
-        name: as of an entry.
+        name: as in an entry.
         reason: a slug to count by.
-        message: what the owner should know.
-        hides_more: a folder or archive, whose entries could not all be seen.
+        message: what is wrong.
+        hides_more: it is a folder or archive, and some of its entries could not be listed.
     """
 
     name: str
@@ -75,17 +75,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Labelling:
-    """What a source's names mean: categories, and which rows belong together.
+    """What the names in a source mean: categories, and which micrographs belong together.
 
     Attributes:
-        synonyms: the source's own category names -> one of the ten or Other.
-        group_by: `image` (every micrograph its own group), `folder` (the folder a file lies in)
-            or `stem` (what `group_pattern` finds in the file's name).
-        group_pattern: regular expression on the stem; its first group names the specimen.
-        defaults: columns for all entries that state none of their own.
+        synonyms: the source's name for a category -> one of the ten categories or Other.
+        group_by: `image` (each micrograph is its own group), `folder` (files of one folder), or
+            `stem` (files for which `group_pattern` finds the same text).
+        group_pattern: regular expression for the whole stem; its first group is the specimen.
+        defaults: columns for micrographs without a value of their own.
 
     Raises:
-        ValueError: an unknown category, grouping or pattern.
+        ValueError: an unknown category or grouping, or a pattern without a group.
     """
 
     synonyms: dict[str, str] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class Labelling:
         wrong = [name for name in wrong if name not in CATEGORIES]
         if wrong:
             raise ValueError(
-                f"{', '.join(wrong)}: no category; expected one of {', '.join(CATEGORIES)}."
+                f"{', '.join(wrong)} is not a category; expected one of {', '.join(CATEGORIES)}."
             )
         if self.group_by not in GROUPINGS:
             raise ValueError(
@@ -106,7 +106,7 @@ class Labelling:
             )
         if re.compile(self.group_pattern).groups < 1:
             raise ValueError(
-                f"group_pattern needs a group in parentheses that names the specimen; got "
+                "group_pattern needs parentheses around the part that names the specimen; got "
                 f"{self.group_pattern!r}."
             )
         known = {_plain(name): name for name in CATEGORIES}
@@ -114,18 +114,18 @@ class Labelling:
         object.__setattr__(self, "_categories", known)
 
     def category(self, name: str) -> str | None:
-        """The category of that name or synonym (case and separators do not matter), or None."""
+        """The category of a name or synonym, or None; case and separators do not matter."""
         return self._categories.get(_plain(name))
 
     def from_path(self, path: PurePath) -> dict[str, Any]:
-        """Columns that a path (relative to its source's root) tells, defaults included."""
+        """The columns that follow from a path relative to the source's root, with defaults."""
         fields = dict(self.defaults)
         for folder in reversed(path.parts[:-1]):
             if (category := self.category(folder)) is not None:
                 fields["category"] = category
                 break
         if self.group_by == "folder":
-            # A folder that is a whole class, or the root, says nothing about the specimen.
+            # The root, or a folder of a whole category, does not name a specimen.
             if path.parent.name and self.category(path.parent.name) is None:
                 fields["group"] = pseudonym(path.parent.as_posix())
         elif self.group_by == "stem":
@@ -135,10 +135,10 @@ class Labelling:
         return fields
 
     def check(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Stated columns as the schema wants them, empty ones left out.
+        """The stated columns in the schema's types; empty ones are left out.
 
         Raises:
-            ValueError: a value makes no sense; the message names the column.
+            ValueError: a value is not valid; the message names the column.
         """
         checked = {}
         for name, value in fields.items():
@@ -148,7 +148,7 @@ class Labelling:
                 category = self.category(str(value))
                 if category is None:
                     raise ValueError(
-                        f"category {value!r} is none of {', '.join(CATEGORIES)}; "
+                        f"category {value!r} is not one of {', '.join(CATEGORIES)}; "
                         "give a synonym for it."
                     )
                 value = category
@@ -170,15 +170,15 @@ def _plain(name: str) -> str:
 
 
 def pseudonym(name: str) -> str:
-    """A group id that does not show the name it stands for, the same in every dataset.
+    """A group id that does not show its name, and is the same in every dataset.
 
-    Not encryption: who guesses the name can confirm the guess.
+    This is not encryption: whoever guesses the name can confirm the guess.
     """
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def printable(path: str | os.PathLike) -> str:
-    """A path as text, whatever bytes its names are made of."""
+    """A path as text; bytes that are not UTF-8 are escaped."""
     return os.fspath(path).encode("utf-8", "backslashreplace").decode()
 
 
@@ -189,7 +189,7 @@ def _file_entry(path: Path, fields: dict[str, Any]) -> Entry | Problem:
     except OSError as error:
         return _os_problem(path, error)
     if not stat.S_ISREG(info.st_mode):
-        return Problem(printable(path), "not-a-file", "is not a regular file")
+        return Problem(printable(path), "not-a-file", "is not a regular file.")
     version = f"{info.st_size} {info.st_mtime_ns}"
     for sidecar in map(path.with_suffix, SIDECAR_SUFFIXES):
         try:
@@ -201,29 +201,23 @@ def _file_entry(path: Path, fields: dict[str, Any]) -> Entry | Problem:
 
 
 def _os_problem(path: str | os.PathLike, error: OSError) -> Problem:
-    reasons = {
-        errno.EACCES: "permission-denied",
-        errno.EPERM: "permission-denied",
-        errno.ENOENT: "not-found",
-        errno.ELOOP: "symlink-loop",
-    }
-    return Problem(printable(path), reasons.get(error.errno, "unreadable"), str(error.strerror))
+    return Problem(printable(path), *why_not_opened(error))
 
 
 class FolderSource:
-    """Every micrograph below a folder; a folder named like a category labels what it holds.
+    """All micrographs below a folder. A folder named like a category labels its files.
 
-    Symbolic links are followed, each folder is visited once, hidden files are left out, and files
-    with other suffixes than `mvaema.micrographs.microscope.SUFFIXES` are counted in `ignored`.
+    Symbolic links are followed, each folder is visited once, and hidden files are left out. Files
+    with a suffix that is not in `mvaema.micrographs.microscope.SUFFIXES` are counted in `ignored`.
 
     Raises:
-        NotADirectoryError: `root` is no folder.
+        NotADirectoryError: `root` is not a folder.
     """
 
     def __init__(self, root: str | Path, labelling: Labelling | None = None):
         self.root = Path(root).absolute()
         if not self.root.is_dir():
-            raise NotADirectoryError(f"{root}: no folder of that name; check the path.")
+            raise NotADirectoryError(f"{root} is not a folder; check the path.")
         self.labelling = labelling or Labelling()
         self.ignored = Counter()
 
@@ -245,7 +239,7 @@ class FolderSource:
             folder = folders.pop()
             try:
                 info = folder.stat()
-                if (info.st_dev, info.st_ino) in visited:  # a link back up, or a second way in
+                if (info.st_dev, info.st_ino) in visited:  # reached before, through a link
                     continue
                 visited.add((info.st_dev, info.st_ino))
                 names = sorted(path.name for path in folder.iterdir())
@@ -257,7 +251,7 @@ class FolderSource:
                 path = folder / name
                 if name.startswith("."):
                     continue
-                # Unlike Path.is_dir, this is False where looking is forbidden.
+                # Unlike Path.is_dir, this is False, not an error, where permission is missing.
                 if os.path.isdir(path):  # noqa: PTH112
                     below.append(path)
                 elif name.lower().endswith(SUFFIXES):
@@ -268,18 +262,18 @@ class FolderSource:
 
 
 class TableSource:
-    """The files that a CSV, JSONL or Parquet table lists, with what it says about them.
+    """The files listed in a CSV, JSONL or Parquet table, with the table's columns.
 
     Args:
         table: its columns are `path` (or `file_name`), relative to the table's folder, and any of
-            `category`, `group`, `pixel_size_nm` (of the file as it is), `scale_bar`, `source` and
-            `licence`. What they say enters the dataset as it is (paths do not).
-        columns: column of this list -> the table's own name for it.
+            `category`, `group`, `pixel_size_nm` (of the stored file), `scale_bar`, `source` and
+            `licence`. Their values enter the dataset unchanged; paths do not enter it.
+        columns: name in `COLUMNS` -> the table's name for that column.
         ignore: columns of the table to leave out.
 
     Raises:
-        ValueError: the table has a column that is neither known, named in `columns` nor ignored;
-            or has none with paths.
+        FileNotFoundError: there is no such file.
+        ValueError: a column of the table is unknown, or there is no column of paths.
     """
 
     COLUMNS = ("path", "category", "group", "pixel_size_nm", "scale_bar", "source", "licence")
@@ -293,7 +287,7 @@ class TableSource:
     ):
         self.table = Path(table).absolute()
         if not self.table.is_file():
-            raise FileNotFoundError(f"{table}: no file of that name; check the path.")
+            raise FileNotFoundError(f"{table} is not a file; check the path.")
         self.labelling = labelling or Labelling()
         self.columns = dict(columns or {})
         self.ignore = tuple(ignore)
@@ -301,7 +295,7 @@ class TableSource:
         wrong = [name for name in self.columns if name not in self.COLUMNS]
         if wrong:
             raise ValueError(
-                f"{', '.join(wrong)}: no column a table can give; expected some of "
+                f"{', '.join(wrong)} cannot be read from a table; expected some of "
                 f"{', '.join(self.COLUMNS)}."
             )
         first = next(self._rows(), {})
@@ -310,22 +304,22 @@ class TableSource:
         self._check_columns(first)
 
     def _check_columns(self, row: dict[str, Any]):
-        # A table's own column of a standard name is not read where another stands in for it.
+        # A standard column for which `columns` names another is unknown too: it is not read.
         known = {self.columns.get(name, name) for name in self.COLUMNS}
         unknown = [name for name in row if name not in known and name not in self.ignore]
         if unknown:
             raise ValueError(
                 f"{self.table.name}: unknown column {', '.join(map(repr, unknown))}; expected "
-                f"{', '.join(self.COLUMNS)}. Name what a column means (columns) or leave it out "
-                "(ignore)."
+                f"{', '.join(self.COLUMNS)}. Say what the column means (--columns) or leave it out "
+                "(--ignore)."
             )
         missing = [name for name in self.columns.values() if name not in row]
         if "path" not in self.columns and "path" not in row:
             missing.append("path")
         if missing:
             raise ValueError(
-                f"{self.table.name}: no column {', '.join(map(repr, missing))}; it has "
-                f"{', '.join(map(repr, row)) or 'no row'}."
+                f"{self.table.name}: there is no column {', '.join(map(repr, missing))}; it has "
+                f"{', '.join(map(repr, row)) or 'no rows'}."
             )
 
     def __len__(self) -> int:
@@ -337,7 +331,7 @@ class TableSource:
             path = stated.pop("path")
             name = f"{printable(self.table)} row {number}"
             if not isinstance(path, str) or not path:
-                yield Problem(name, "no-path", "has no path")
+                yield Problem(name, "no-path", "has no path.")
                 continue
             relative = PurePath(path)
             try:
@@ -351,7 +345,6 @@ class TableSource:
         suffix = self.table.suffix.lower()
         if suffix == ".csv":
             with self.table.open(encoding="utf-8-sig", newline="") as file:
-                # More cells than columns: csv collects them under None.
                 yield from csv.DictReader(file, restkey="(beyond the last column)")
         elif suffix in (".jsonl", ".json"):
             with self.table.open(encoding="utf-8-sig") as file:
@@ -377,19 +370,19 @@ class TableSource:
 
 
 class DatasetSource:
-    """The rows of a Hugging Face dataset: a Hub id, a folder `load_dataset` reads, or one that
-    `save_to_disk` wrote.
+    """The rows of a Hugging Face dataset: on the Hub, or any folder that `datasets` reads.
 
-    Columns named as in `mvaema.micrographs.schema.FEATURES` are taken over (`image_id` is computed anew);
-    class labels give their names. Columns of other names are left out and listed in `left_out`.
+    Columns named as in `mvaema.micrographs.schema.FEATURES` are kept, except that `image_id` is
+    computed again; class labels become their names. Other columns are listed in `left_out`.
 
     Args:
         name: Hub id or folder.
         split: of the dataset.
-        columns: column of the schema -> the dataset's own name for it.
+        columns: column of the schema -> the dataset's name for it.
+        config: configuration of the dataset, where it has several.
 
     Raises:
-        ValueError: there is no such split, column or image column.
+        ValueError: there is no such dataset, split, column or image column.
     """
 
     def __init__(
@@ -403,13 +396,13 @@ class DatasetSource:
         self.name, self.split = str(name), split
         self.labelling = labelling or Labelling()
         self.ignored = Counter()
-        dataset = self._load(config)
+        dataset = open_split(name, split, config)
         columns = dict(columns or {})
         wrong = [c for c in columns if c not in FEATURES or c == "image_id"]
         missing = [c for c in columns.values() if c not in dataset.column_names]
         if wrong or missing:
             raise ValueError(
-                f"{name}: {', '.join(wrong + missing)}: no such column; the schema has "
+                f"{name}: there is no column {', '.join(wrong + missing)}; the schema has "
                 f"{', '.join(FEATURES)}, the dataset {', '.join(dataset.column_names)}."
             )
         images = [c for c, feature in dataset.features.items() if isinstance(feature, Image)]
@@ -418,7 +411,7 @@ class DatasetSource:
         image = columns.get("image", "image")
         if image not in images:
             raise ValueError(
-                f"{name}: {image!r} is no image column; image columns are "
+                f"{name}: {image!r} is not an image column; the image columns are "
                 f"{', '.join(images) or 'none'}."
             )
         for c in FEATURES:
@@ -435,19 +428,6 @@ class DatasetSource:
         dataset = dataset.select_columns(sorted(taken))
         self.dataset = dataset.cast_column(image, Image(decode=False))
 
-    def _load(self, config: str | None):
-        path = Path(self.name)
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            dataset = load_from_disk(self.name)
-            if isinstance(dataset, dict):
-                if self.split not in dataset:
-                    raise ValueError(
-                        f"{self.name}: no split {self.split!r}; it has {', '.join(dataset)}."
-                    )
-                dataset = dataset[self.split]
-            return dataset
-        return load_dataset(self.name, config, split=self.split)
-
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -457,7 +437,7 @@ class DatasetSource:
             image = row[self.columns["image"]]
             stated = {c: row[theirs] for c, theirs in self.columns.items() if c != "image"}
             for c, label in self._labels.items():
-                # -1 is how `datasets` marks a missing label.
+                # `datasets` marks a missing label by -1.
                 stated[c] = None if stated[c] in (None, -1) else label.int2str(stated[c])
             path = PurePath((image and image["path"]) or "")
             try:
@@ -473,4 +453,4 @@ class DatasetSource:
             elif image and image["path"]:
                 yield _file_entry(Path(image["path"]), fields)
             else:
-                yield Problem(name, "empty", "has no image")
+                yield Problem(name, "empty", "has no image.")

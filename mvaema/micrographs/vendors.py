@@ -1,10 +1,10 @@
-"""What an instrument recorded about its image: calibration, settings, the info bar's height.
+"""What an instrument recorded about its image: calibration, settings, height of the info bar.
 
 What is special about it:
 - one function per vendor turns that vendor's TIFF tag or sidecar file into an `InstrumentRecord`;
-- only lengths that belong to the stored image count: print resolution (DPI) never does, nor does
-  a record that names another image width (the image was resized after it was taken);
-- settings are kept by an allow-list; operators, specimens, serial numbers and dates are not read.
+- only lengths that belong to the stored image are used: never a print resolution (DPI), and no
+  record for another image width, since the image was then resized after it was taken;
+- only listed settings are kept; operators, specimens, serial numbers and dates are not read.
 """
 
 import logging
@@ -40,11 +40,11 @@ NANOMETRES = {
     **dict.fromkeys(("pm", "picometer"), 1e-3),
 }
 
-SIDECAR_BYTES = 1 << 20  # a longer text file is no sidecar
+SIDECAR_BYTES = 1 << 20  # a larger text file is not a sidecar
 
 
 class NotAMicrograph(Exception):
-    """The record says that the data is something else; `reason` is a short slug."""
+    """The record says that the file is not an image of a specimen; `reason` is a short slug."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
@@ -58,7 +58,7 @@ class InstrumentRecord:
     Attributes:
         pixel_nm: (x, y) length of a stored pixel in nm, or None.
         instrument: settings under the keys of `Micrograph.instrument`.
-        rows: rows of the image above an info bar that the instrument appended, or None.
+        rows: rows of the image above an info bar that the instrument added, or None.
     """
 
     pixel_nm: tuple[float, float] | None = None
@@ -67,16 +67,16 @@ class InstrumentRecord:
 
 
 def refuse_energy(unit: str | None) -> None:
-    """Raises NotAMicrograph for the unit of an energy axis: a spectrum or a spectrum image."""
+    """Raises NotAMicrograph for a unit of energy: the data is a spectrum or spectrum image."""
     if str(unit).strip("\0 ").lower() in ("ev", "kev"):
         raise NotAMicrograph("spectrum", f"one of its axes is in {unit}: a spectrum")
 
 
 def axis_nm(scale: object, unit: str | None) -> float | None:
-    """One calibrated axis of an image in nm per pixel; None without a usable calibration.
+    """The calibration of one axis of an image in nm per pixel, or None if it has none.
 
     Raises:
-        NotAMicrograph: the unit belongs to a spectrum, a time trace or to reciprocal space.
+        NotAMicrograph: the unit is that of a spectrum, a time trace or reciprocal space.
     """
     refuse_energy(unit)
     unit = (unit or "").strip("\0 ")
@@ -88,14 +88,16 @@ def axis_nm(scale: object, unit: str | None) -> float | None:
     number = _number(scale)
     if unit not in NANOMETRES or number is None or number == 0:
         return None
-    return abs(number) * NANOMETRES[unit]  # Gatan marks a flipped axis by a negative scale
+    return abs(number) * NANOMETRES[unit]  # Gatan gives a flipped axis a negative scale
 
 
 def read_tiff_tags(tags: Mapping[int, object], size: tuple[int, int]) -> InstrumentRecord:
     """The record in the tags of one TIFF page, {code: value} as tifffile parses them.
 
+    `size` is the page's (width, height) in pixels, also for the other readers of this module.
+
     Raises:
-        NotAMicrograph: the tags say that the page is no image of a specimen.
+        NotAMicrograph: the tags say that the page is not an image of a specimen.
     """
     description = tags.get(IMAGE_DESCRIPTION)
     description = description if isinstance(description, str) else ""
@@ -123,7 +125,7 @@ def read_tiff_tags(tags: Mapping[int, object], size: tuple[int, int]) -> Instrum
 
 
 def read_sidecar(path: Path, size: tuple[int, int]) -> InstrumentRecord | None:
-    """The record in the text file that some instruments write beside the image; None without one.
+    """The record in the text file that some instruments write beside the image, or None.
 
     TESCAN writes `name-tif.hdr` (or `name.hdr`) beside `name.tif`, JEOL and Hitachi `name.txt`.
     """
@@ -143,7 +145,7 @@ def _read_text(path: Path) -> str | None:
             return None
         data = path.read_bytes()
     except OSError as error:
-        logger.warning("%s: sidecar not read (%s)", path, error.strerror)
+        logger.warning("%s: the sidecar cannot be read (%s)", path, error.strerror)
         return None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", errors="replace")
@@ -159,13 +161,13 @@ def _fei(fei: Mapping[str, Mapping[str, object]], size: tuple[int, int]) -> Inst
     beam = str(get("Beam", "Beam") or "EBeam")
     width, rows = _number(get("Image", "ResolutionX")), _number(get("Image", "ResolutionY"))
     pixel = None
-    # The Nav-Cam is an optical camera on the chamber door: its nominal field is no calibration.
+    # The Nav-Cam is an optical camera on the chamber door; its nominal field does not calibrate.
     if beam in ("EBeam", "IBeam") and width in (None, size[0]):
         for scan in ("Scan", str(get("Beam", "Scan") or "EScan")):
             pixel = pixel or _pair(get(scan, "PixelWidth"), get(scan, "PixelHeight"), "m")
     field_width, canvas = _number(get(beam, "HFW")), _number(get("Image", "MagCanvasRealWidth"))
     technique = {"EBeam": "SEM", "IBeam": "FIB", "IRBeam": "optical"}.get(beam)
-    # What the data bar prints as "mag": the width of the display over the field of view.
+    # The "mag" that the data bar prints: width of the display over field of view.
     magnification = canvas / field_width if pixel and canvas and field_width else None
     return InstrumentRecord(
         pixel,
@@ -190,8 +192,8 @@ def _zeiss(sem: Mapping[str, tuple], size: tuple[int, int]) -> InstrumentRecord:
         entry = sem.get(key, ())
         return axis_nm(entry[1], entry[2]) if len(entry) > 2 else None
 
-    # "Image Pixel Size" belongs to the stored image. "Pixel Size" is that of a scan 1024 pixels
-    # wide, whatever the stored width: older files have no other.
+    # "Image Pixel Size" belongs to the stored image. "Pixel Size", the only one in older files,
+    # is that of a scan 1024 pixels wide, whatever the stored width.
     pixel = length("ap_image_pixel_size")
     if pixel is None and (scan := length("ap_pixel_size")) is not None:
         pixel = scan * 1024 / size[0]
@@ -282,7 +284,7 @@ def _jeol_sightx(description: str) -> InstrumentRecord:
     if not stem and root.findtext(f"{imaging}/ModeString") == "DIFF":
         raise NotAMicrograph("diffraction", "it was taken in diffraction mode")
     magnification = _number(root.findtext(f"{imaging}/SelectorValue"))
-    # More precise than the whole-number DPI of the resolution tag.
+    # More precise than the resolution tag, which holds whole DPI.
     density = _number(root.findtext(".//ImageDataInformation/PixelsPerMeter/Horizontal"))
     if not stem and magnification and density:
         pixel = 1e9 / (density * magnification)
@@ -343,7 +345,7 @@ def _imagej(description: str, tags: Mapping[int, object]) -> InstrumentRecord:
 
 
 def _ome(description: str) -> InstrumentRecord:
-    """OME-TIFF: PhysicalSizeX and PhysicalSizeY of the first image, in µm unless said."""
+    """OME-TIFF: PhysicalSizeX and PhysicalSizeY of the first image, in µm by default."""
     pixels = ET.fromstring(description.strip("\0 \r\n")).find(".//{*}Pixels")
     if pixels is None:
         return InstrumentRecord()
@@ -354,7 +356,7 @@ def _ome(description: str) -> InstrumentRecord:
     return InstrumentRecord((x, y) if x and y else None)
 
 
-# What a sidecar of each vendor contains, and its reader.
+# Text that marks a vendor's sidecar -> its reader.
 SIDECARS = {
     "[SemImageFile]": _hitachi,
     "[TemImageFile]": _hitachi,
@@ -364,13 +366,13 @@ SIDECARS = {
 
 
 def _ini(text: str) -> dict[str, str]:
-    """The `key=value` lines of a text; sections are ignored and a key's first value stands."""
+    """The `key=value` lines of a text; sections are ignored, a key's first value is used."""
     pairs = re.findall(r"^\s*(\w+)[ \t]*=[ \t]*([^\r\n]*)", text, re.MULTILINE)
     return {key: value.strip() for key, value in reversed(pairs)}
 
 
 def _number(value: object) -> float | None:
-    """The finite number that `value` is or begins with ("10000 Volt"), else None."""
+    """The finite number that `value` is or starts with ("10000 Volt"), else None."""
     match = re.match(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", str(value))
     number = float(match[0]) if match else math.nan
     return number if math.isfinite(number) else None
@@ -402,7 +404,7 @@ TEXTS = ("technique", "detector")
 
 
 def settings(**values: object) -> dict[str, str | float]:
-    """Settings that are known: texts that are not empty, numbers above zero (6 digits)."""
+    """The settings that have a value: non-empty texts, and numbers above zero (6 digits)."""
     known: dict[str, str | float] = {}
     for key, value in values.items():
         if key in TEXTS:

@@ -1,35 +1,41 @@
 """Truthful answers to the ten question groups, written from the facts of a scene.
 
 What is special about it:
-- a sentence is written only from what the image shows: lengths in nanometres only where a scale
-  bar is visible, otherwise as parts of the image width; a tilt only where it changes the picture;
+- answers state only what the image shows: lengths in nanometres only if a scale bar is visible,
+  else as a percentage of the image width; a tilt only if it changes the picture;
 - the wording varies with the seed, the facts do not;
-- every answer set says that the image is simulated.
+- every set of answers says that the image is simulated.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from .specimen import Facts
-from .vocabulary import KINDS, Kind
+from mvaema.synthetic.specimen import Facts
+from mvaema.synthetic.vocabulary import KINDS, Kind
 
-# Above these the grain of the noise is plain to see, in grey levels; above the second it hides
-# detail.
+# Noise, in grey levels, that can be seen, and that hides detail.
 NOISY, VERY_NOISY = 7.0, 16.0
 SOFT_PX = 1.2
 
 
 def two_digits(value: float) -> str:
-    """A number as people say it: two significant digits, never in exponent form."""
+    """A number with two significant digits, never in exponent form."""
     digits = max(0, 1 - int(np.floor(np.log10(value)))) if value > 0 else 0
     text = f"{float(f'{value:.2g}'):.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def _unit(nanometres: float) -> tuple[str, float]:
+    """The unit for a length, and its size in nanometres."""
+    return next(
+        (u, s) for u, s in (("mm", 1e6), ("µm", 1e3), ("nm", 1)) if nanometres >= s or s == 1
+    )
+
+
 @dataclass
 class Writer:
-    """Facts, and the stream that chooses among wordings."""
+    """The facts, and the random stream that chooses the wording."""
 
     facts: Facts
     kind: Kind
@@ -43,26 +49,23 @@ class Writer:
         return option.format(units=self.kind.units, shape=self.facts.shape or "regular")
 
     def length(self, nanometres: float) -> str:
-        """A length: by the scale bar where there is one, else relative to the image."""
+        """A length, or without a scale bar a percentage of the image width."""
         if self.scale_bar is None:
             percent = 100 * nanometres / self.facts.field_of_view_nm
             return f"{two_digits(percent)} percent{self._of_the_width()}"
-        for unit, size in (("mm", 1e6), ("µm", 1e3)):
-            if nanometres >= size:
-                return f"{two_digits(nanometres / size)} {unit}"
-        return f"{two_digits(nanometres)} nm"
+        unit, size = _unit(nanometres)
+        return f"{two_digits(nanometres / size)} {unit}"
 
     def span(self, low: float, high: float) -> str:
         """A range of lengths in one unit."""
         if self.scale_bar is None:
             low, high = (100 * x / self.facts.field_of_view_nm for x in (low, high))
             return f"{two_digits(low)} to {two_digits(high)} percent{self._of_the_width()}"
-        unit, size = next(u for u in (("mm", 1e6), ("µm", 1e3), ("nm", 0)) if high >= u[1])
-        size = size or 1
+        unit, size = _unit(high)
         return f"{two_digits(low / size)} to {two_digits(high / size)} {unit}"
 
     def _of_the_width(self) -> str:
-        """What a percentage refers to, said once in an answer."""
+        """The reference of a percentage, stated once per answer."""
         first, self.width_named = not self.width_named, True
         return " of the image width" if first else ""
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from .canvas import CLOUDY, GRAINY, Canvas, noise, smooth
-from .optics import mottle
-from .specimen import (
+from mvaema.synthetic.canvas import CLOUDY, GRAINY, Canvas, noise, smooth
+from mvaema.synthetic.optics import mottle
+from mvaema.synthetic.specimen import (
     Facts,
     Specimen,
     Stage,
@@ -12,14 +12,13 @@ from .specimen import (
     lattice,
     log_uniform,
     measure_objects,
-    measure_sizes,
     rotation,
     scatter,
     sprinkle,
     tilt,
     visible,
 )
-from .surfaces import cell_sizes, jittered, rounded
+from mvaema.synthetic.surfaces import jittered, measure_cells, rounded
 
 
 def biological(stage: Stage) -> Specimen:
@@ -107,9 +106,7 @@ def _tissue(stage: Stage, kind: str) -> Specimen:
     canvas.z = np.where(openings, floor + 0.5 * wobble, lip).astype(np.float32)
     canvas.z += 0.35 * noise(v, canvas.shape, GRAINY)
     facts = Facts(kind, arrangement="packed", substrate=False, touching=1.0)
-    seen, whole = cell_sizes(index, openings, len(points), canvas.nm)
-    facts.count = len(seen)
-    measure_sizes(whole, facts)
+    measure_cells(facts, index, openings, len(points), canvas.nm)
     facts.pore_fraction = float(openings.mean())
     facts.coverage = 1 - facts.pore_fraction
     facts.length_nm = 2 * half * canvas.nm
@@ -272,11 +269,7 @@ def _petal(stage: Stage, kind: str) -> Specimen:
     canvas.view(plane)
     facts = Facts(kind, arrangement="packed", substrate=False, rough=True, tilt_deg=tilt_deg)
     rows = int(canvas.depth)
-    seen, whole = cell_sizes(
-        index[:rows], np.ones((rows, plane.width), bool), len(points), canvas.nm
-    )
-    facts.count = len(seen)
-    measure_sizes(whole, facts)
+    measure_cells(facts, index[:rows], np.ones((rows, plane.width), bool), len(points), canvas.nm)
     facts.coverage, facts.touching = 1.0, 1.0
     facts.debris = sprinkle(canvas, v, stage.difficulty)
     return Specimen(canvas, facts, mottle(canvas, v, 0.05))
@@ -319,9 +312,7 @@ def _insect_eye(stage: Stage, kind: str) -> Specimen:
             end = (x + 0.7 * out * np.cos(lean), y + 0.7 * out * np.sin(lean), ground + 0.7 * out)
             canvas.rod((x, y, ground), end, 0.055 * d, 0.02 * d)
         n_hairs = len(np.intersect1d(ids, visible(canvas)))
-    seen, whole = cell_sizes(index, np.ones_like(index, bool), len(points), canvas.nm)
-    facts.count = len(seen)
-    measure_sizes(whole, facts)
+    measure_cells(facts, index, np.ones_like(index, bool), len(points), canvas.nm)
     facts.broken = n_hairs
     facts.coverage, facts.touching = 1.0, 1.0
     return Specimen(canvas, facts, mottle(canvas, v, 0.04))

@@ -1,11 +1,11 @@
-"""The height field that a scene is built on, and the shapes that are put on it.
+"""The height field of a scene, and the shapes drawn on it.
 
 What is special about it:
-- heights live in the frame of the beam: a tilted specimen is rotated before it is drawn, so that
-  occlusion, foreshortening and the local angle between surface and beam come out by themselves;
-- it is a z-buffer that remembers which object owns each pixel, so counts, coverage and contacts
-  are read off what is visible, not off what was meant to be drawn;
-- lengths are canvas pixels everywhere; only `nm` (nanometres per canvas pixel) has a unit.
+- heights are measured along the beam. A tilted specimen is rotated before it is drawn, so
+  occlusion, foreshortening and the angle between surface and beam follow without further work;
+- it is a z-buffer that records which object owns each pixel, so counts, coverage and contacts
+  describe what is visible, not what was drawn;
+- all lengths are canvas pixels; only `nm` (nanometres per canvas pixel) has a unit.
 """
 
 from functools import lru_cache
@@ -34,11 +34,10 @@ def _noise_tile(exponent: float) -> np.ndarray:
 
 
 def noise(rng: np.random.Generator, shape: tuple[int, int], exponent: float, scale: float = 1.0):
-    """A random field (height, width) of about unit variance: a window of a fixed tile, cut and
-    turned at random. It may be a read-only view.
+    """A random field (height, width) of about unit variance: a random window of a fixed tile,
+    mirrored at random. It may be a read-only view.
 
-    `exponent` is one of WHITE, GRAINY, CLOUDY. `scale` stretches the field: features are that many
-    times larger than in the tile.
+    `exponent` is one of WHITE, GRAINY, CLOUDY. `scale` enlarges the features of the tile.
     """
     # A field too large for the tile is stretched to it.
     scale = max(scale, max(shape) / (_TILE - 2))
@@ -59,7 +58,7 @@ def resize(field: np.ndarray, shape: tuple[int, int], resample=Image.BICUBIC) ->
 
 
 def smooth(field: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur, mirrored at the border; large blurs are made on a smaller copy."""
+    """Gaussian blur, mirrored at the border; large blurs are computed on a smaller copy."""
     shape = field.shape
     step = max(1, int(sigma / 2.5))
     if step > 1:
@@ -97,7 +96,7 @@ class Canvas:
         self.z = np.broadcast_to(self.ys * (self.sin / self.cos), (height, width)).copy()
         self.owner = np.zeros((height, width), np.int32)
         self.sizes: list[float] = [0.0]  # the nominal size of each object, in canvas pixels
-        self.drawn: list[int] = [0]  # pixels of each object, hidden ones included
+        self.drawn: list[int] = [0]  # pixels of each object, including hidden ones
         self.yields: list[float] = [1.0]  # relative secondary-electron yield of each object
 
     @property
@@ -106,7 +105,7 @@ class Canvas:
 
     @property
     def depth(self) -> float:
-        """Length of the specimen, in its own plane, that the (foreshortened) height shows."""
+        """Length, in the plane of the specimen, that the foreshortened height shows."""
         return self.height / self.cos
 
     def begin(self, size: float, material: float = 1.0) -> int:
@@ -132,7 +131,7 @@ class Canvas:
         return (rows, cols) if rows.start < rows.stop and cols.start < cols.stop else None
 
     def paint(self, window, top: np.ndarray, inside: np.ndarray) -> None:
-        """Draw a surface `top` where `inside`, behind whatever is higher already."""
+        """Draw a surface `top` where `inside`, behind anything that is higher."""
         self.drawn[-1] += int(np.count_nonzero(inside))
         z = self.z[window]
         seen = inside & (top > z)
@@ -141,7 +140,7 @@ class Canvas:
 
     def sphere(self, x, y, z, radius, relief: np.ndarray | None = None) -> None:
         """A sphere around a canvas point; `relief` (the canvas's shape) roughens it."""
-        # Python's floats leave float32 arrays as they are, NumPy's float64 would not.
+        # Python floats keep arrays float32; NumPy's float64 would not.
         x, y, z, radius = float(x), float(y), float(z), float(radius)
         window = self.window(x - radius, x + radius, y - radius, y + radius)
         if window is None:
@@ -215,7 +214,7 @@ class Canvas:
         ux, uy = (x1 - x0) / length2, (y1 - y0) / length2
         # A rod that climbs along the beam is cut by it at a slant.
         slant = (1 + (z1 - z0) ** 2 / length2) ** 0.5
-        # A slanting rod fills little of its bounding box: draw it in pieces.
+        # A slanting rod fills little of its bounding box, so it is drawn in pieces.
         pieces = 1 + int(min(wide, high) / (2 * reach + 20))
         for k in range(pieces):
             t0, t1 = k / pieces, (k + 1) / pieces
@@ -300,17 +299,19 @@ class Canvas:
         return edge, index
 
     def plane(self, relief: float = 0.0) -> "Canvas":
-        """An untilted canvas that covers all of the specimen that this one can show, when nothing
-        on it is higher than `relief`; draw on it, then `view` it."""
+        """An untilted canvas that covers all of the specimen that this one can show, if nothing
+        on it is higher than `relief`. Draw on it, then `view` it."""
         height = int(np.ceil((self.height + relief * self.sin) / self.cos)) + 3
         return Canvas(self.width, height, self.nm)
 
     def view(self, plane: "Canvas") -> np.ndarray:
         """Show the height field and the owners of an untilted canvas at this canvas's tilt.
 
-        Along each column the ray of every pixel is followed down from the highest level it can
-        meet; the pixel shows the first surface that it hits. Returns, for every pixel, the row
-        of `plane` it shows.
+        The ray of each pixel is followed down along its column from the highest level it can
+        meet; the pixel shows the first surface that the ray hits.
+
+        Returns:
+            int (height, width): the row of `plane` that each pixel shows.
         """
         self.sizes, self.drawn, self.yields = plane.sizes, plane.drawn, plane.yields
         rows = np.broadcast_to(np.arange(self.height)[:, None], self.shape)

@@ -1,10 +1,10 @@
 """Rows of the micrograph schema from the synthetic microscope, made by several processes.
 
 What is special about it:
-- row `index` of a split depends on (seed, split, index) and the settings alone, so any number of
-  workers gives the same rows, and a stopped run goes on where it was;
-- a group is a scene: its views never fall into different splits, since each split has scenes of
-  its own.
+- a row depends on the settings, the split and its index alone, so any number of workers makes the
+  same rows, and a stopped run can be resumed;
+- a group is a scene, and each split has its own scenes, so views of one scene never fall into
+  different splits.
 """
 
 import io
@@ -19,38 +19,40 @@ import numpy as np
 
 from configuration_mvaema import CATEGORY_CAPTIONS, QUESTIONS
 from mvaema.micrographs.schema import pixel_hash
-
-from .scenes import render
+from mvaema.micrographs.shards import SPLITS
+from mvaema.synthetic.scenes import render
 
 SOURCE = "MVaEMa synthetic microscope"
 LICENCE = "Apache-2.0"
-SPLITS = ("train", "validation", "test")
 _CHUNK = 16  # rows per task
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What the rows of a dataset are made from.
+class SyntheticSplit:
+    """One split of a synthetic dataset: all that its rows depend on.
 
     Attributes:
         seed: of the whole dataset.
-        split: `train`, `validation` or `test`; each has scenes of its own.
-        views: consecutive rows that show the same scene.
-        difficulty: range from which each view's difficulty is drawn, within 0 to 1.
+        name: `train`, `validation` or `test`; each has its own scenes.
+        views: number of consecutive rows that show the same scene.
+        difficulty: range from which the difficulty of each view is drawn, within 0 to 1.
         size: width and height of the images in pixels.
-        categories: take turns, scene by scene; None for all ten.
+        categories: the categories in turn, scene by scene; None for all ten.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     seed: int = 0
-    split: str = "train"
+    name: str = "train"
     views: int = 2
     difficulty: tuple[float, float] = (0.0, 1.0)
     size: int = 224
     categories: tuple[str, ...] | None = None
 
     def __post_init__(self):
-        if self.split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {self.split!r}.")
+        if self.name not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {self.name!r}.")
         if self.views < 1:
             raise ValueError(f"views must be at least 1; got {self.views}.")
         low, high = self.difficulty
@@ -64,16 +66,16 @@ class Recipe:
             )
 
     def row(self, index: int) -> dict:
-        """Row `index`: the columns of `mvaema.micrographs.schema.FEATURES`, the image as PNG bytes."""
+        """Row `index`: columns of `mvaema.micrographs.schema.FEATURES`, the image as PNG bytes."""
         scene, view = divmod(index, self.views)
-        stream = np.random.SeedSequence([self.seed, SPLITS.index(self.split), scene])
+        stream = np.random.SeedSequence([self.seed, SPLITS.index(self.name), scene])
         seed = int(stream.generate_state(1, np.uint64)[0])
         categories = self.categories or tuple(CATEGORY_CAPTIONS)
         category = categories[scene % len(categories)]
         difficulty = np.random.default_rng([seed, 3, view]).uniform(*self.difficulty)
         shot = render(seed, category, float(difficulty), self.size, view)
         png = io.BytesIO()
-        # Noise has no long matches: run lengths give the size of level 6 in half its time.
+        # Noise has no long matches: run lengths give the size of level 6 in half the time.
         shot.image.save(png, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
         return {
             "image": {"bytes": png.getvalue(), "path": None},
@@ -102,46 +104,34 @@ class Recipe:
 
 
 def rows(
-    count: int,
-    seed: int = 0,
-    *,
-    start: int = 0,
-    split: str = "train",
-    views: int = 2,
-    difficulty: tuple[float, float] = (0.0, 1.0),
-    size: int = 224,
-    categories: tuple[str, ...] | None = None,
-    workers: int | None = None,
+    split: SyntheticSplit, count: int, *, start: int = 0, workers: int | None = None
 ) -> Iterator[dict]:
-    """Rows `start` to `count` of a synthetic micrograph dataset (see `Recipe`), in order.
+    """Rows `start` to `count` of a split, in order; few of them are in memory at a time.
 
-    The rows are the same whatever the number of `workers` (processes; None: one for each core,
-    0: this process), and few of them are in memory at a time.
+    Args:
+        split: which rows; they do not depend on the other arguments.
+        count: index after the last row.
+        start: index of the first row.
+        workers: processes that make rows (None: one per core, 0: this process).
 
     Raises:
-        ValueError: settings that make no sense, at once rather than with the first row.
+        ValueError: `count` or `start` is negative.
     """
     if count < 0 or start < 0:
         raise ValueError(f"count and start must not be negative; got {count} and {start}.")
-    recipe = Recipe(seed, split, views, tuple(difficulty), size, categories)
     workers = (os.cpu_count() or 1) if workers is None else workers
-    return (
-        _made_here(recipe, start, count) if workers < 1 else _made_by(recipe, start, count, workers)
-    )
+    if workers < 1:
+        return map(split.row, range(start, count))
+    return _made_by_workers(split, start, count, workers)
 
 
-def _made_here(recipe: Recipe, start: int, stop: int) -> Iterator[dict]:
-    for index in range(start, stop):
-        yield recipe.row(index)
-
-
-def _made_by(recipe: Recipe, start: int, stop: int, workers: int) -> Iterator[dict]:
+def _made_by_workers(split: SyntheticSplit, start: int, stop: int, workers: int) -> Iterator[dict]:
     """Rows from a pool that is never more than a few chunks ahead of the reader."""
     pool = ProcessPoolExecutor(workers)
     try:
         waiting = deque()
         for first in range(start, stop, _CHUNK):
-            waiting.append(pool.submit(recipe.rows, first, min(first + _CHUNK, stop)))
+            waiting.append(pool.submit(split.rows, first, min(first + _CHUNK, stop)))
             if len(waiting) == 4 * workers:
                 yield from waiting.popleft().result()
         while waiting:

@@ -4,9 +4,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from .canvas import GRAINY, noise
-from .optics import mottle
-from .specimen import Facts, Specimen, Stage, choose, log_uniform, measure_sizes, sprinkle, tilt
+from mvaema.synthetic.canvas import GRAINY, noise
+from mvaema.synthetic.optics import mottle
+from mvaema.synthetic.specimen import (
+    Facts,
+    Specimen,
+    Stage,
+    choose,
+    log_uniform,
+    measure_sizes,
+    sprinkle,
+    tilt,
+)
 
 
 class Layout:

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from .canvas import CLOUDY, GRAINY, Canvas, noise
-from .optics import mottle
-from .specimen import (
+from mvaema.synthetic.canvas import CLOUDY, GRAINY, Canvas, noise
+from mvaema.synthetic.optics import mottle
+from mvaema.synthetic.specimen import (
     Facts,
     Specimen,
     Stage,
@@ -111,17 +111,8 @@ def particles(stage: Stage) -> Specimen:
     relief = 0.05 * noise(v, canvas.shape, GRAINY, max(0.5, d / 60)) if rough else None
 
     if kind == "packed_spheres":
-        facts.arrangement, facts.spacing_nm = "packed", size_nm * 1.01
-        points = lattice(1.01 * d, canvas.width, canvas.depth, v.uniform(0, 1), hexagonal, d)
-        points = points + v.normal(0, 0.015 * d, points.shape)
-        missing = v.random(len(points)) < v.choice([0, 0.01, 0.03])
-        inside = ((points > d / 2) & (points < (canvas.width - d / 2, canvas.depth - d / 2))).all(1)
-        facts.missing = int((missing & inside).sum())
-        facts.shape = "hexagonal" if hexagonal else "square"
-        for x, y in points[~missing]:
-            size = d * v.normal(1, spread)
-            canvas.begin(size)
-            canvas.sphere(*canvas.project(x, y, size / 2), size / 2, relief)
+        facts.spacing_nm = size_nm * 1.01
+        _packed_layer(canvas, v, facts, d, spread, hexagonal, relief)
     else:
         area = {"dots": 0.5, "rods": aspect}.get(kind, 1.0) * d * d
         filling = {"dots": v.uniform(0.02, 0.08)}.get(kind, v.uniform(0.1, 0.5))
@@ -139,31 +130,55 @@ def particles(stage: Stage) -> Specimen:
             gaps = sizes * 1.5
         elif kind == "rods":
             facts.length_nm = size_nm * aspect
-        for (x, y, z), size in zip(_positions(arrangement, v, canvas, gaps), sizes, strict=False):
+        for place, size in zip(_positions(arrangement, v, canvas, gaps), sizes, strict=False):
             canvas.begin(size, bright * v.normal(1, 0.04))
             if kind == "crystals":
-                faces, inner = (_CUBE, 0.5) if shape == "cubic" else (_OCTAHEDRON, 0.408)
-                turn = rotation(v)
-                if v.random() < 0.5:
-                    turn = _slanted(v, 0)  # lying on a face
-                normals = canvas.rotate(faces @ turn.T)
-                offsets = np.full(len(faces), inner * size)
-                canvas.polyhedron(*canvas.project(x, y, z), normals, offsets, reach=0.88 * size)
+                _crystal(canvas, v, place, size, shape)
             elif kind == "rods":
-                a, up = v.uniform(0, np.pi), v.normal(0, 0.12)
-                along = np.array([np.cos(a) * np.cos(up), np.sin(a) * np.cos(up), np.sin(up)])
-                half = 0.5 * size * (aspect - 1) * along
-                z = min(z, 1.5 * size)
-                ends = [canvas.project(*(np.array([x, y, z]) + e * half)) for e in (-1, 1)]
-                canvas.rod(*ends, size / 2, size / 2)
-                for end in ends:
-                    canvas.sphere(*end, size / 2)
+                _rod(canvas, v, place, size, aspect)
             else:
-                canvas.sphere(*canvas.project(x, y, z), size / 2, relief)
+                canvas.sphere(*canvas.project(*place), size / 2, relief)
     measure_objects(canvas, facts)
     if kind in ("spheres", "crystals", "packed_spheres"):
         facts.debris = sprinkle(canvas, v, stage.difficulty)
     return Specimen(canvas, facts, mottle(canvas, v, 0.04))
+
+
+def _packed_layer(canvas: Canvas, v, facts: Facts, d: float, spread, hexagonal: bool, relief):
+    """Equal spheres side by side on a lattice, some of them missing."""
+    points = lattice(1.01 * d, canvas.width, canvas.depth, v.uniform(0, 1), hexagonal, d)
+    points = points + v.normal(0, 0.015 * d, points.shape)
+    missing = v.random(len(points)) < v.choice([0, 0.01, 0.03])
+    inside = ((points > d / 2) & (points < (canvas.width - d / 2, canvas.depth - d / 2))).all(1)
+    facts.arrangement, facts.shape = "packed", "hexagonal" if hexagonal else "square"
+    facts.missing = int((missing & inside).sum())
+    for x, y in points[~missing]:
+        size = d * v.normal(1, spread)
+        canvas.begin(size)
+        canvas.sphere(*canvas.project(x, y, size / 2), size / 2, relief)
+
+
+def _crystal(canvas: Canvas, v, place, size: float, shape: str) -> None:
+    faces, inner = (_CUBE, 0.5) if shape == "cubic" else (_OCTAHEDRON, 0.408)
+    turn = rotation(v)
+    if v.random() < 0.5:
+        turn = _slanted(v, 0)  # lying on a face
+    normals = canvas.rotate(faces @ turn.T)
+    offsets = np.full(len(faces), inner * size)
+    canvas.polyhedron(*canvas.project(*place), normals, offsets, reach=0.88 * size)
+
+
+def _rod(canvas: Canvas, v, place, size: float, aspect: float) -> None:
+    """A rod with round ends that lies on the ground, or nearly."""
+    x, y, z = place
+    a, up = v.uniform(0, np.pi), v.normal(0, 0.12)
+    along = np.array([np.cos(a) * np.cos(up), np.sin(a) * np.cos(up), np.sin(up)])
+    half = 0.5 * size * (aspect - 1) * along
+    centre = np.array([x, y, min(z, 1.5 * size)])
+    ends = [canvas.project(*(centre + e * half)) for e in (-1, 1)]
+    canvas.rod(*ends, size / 2, size / 2)
+    for end in ends:
+        canvas.sphere(*end, size / 2)
 
 
 def powder(stage: Stage) -> Specimen:
@@ -200,30 +215,35 @@ def powder(stage: Stage) -> Specimen:
         r = size * (0.38 if kind == "flakes" else 0.5)
         centre = canvas.project(*pile.add(places, r))
         canvas.begin(size * _APPARENT[kind], v.normal(1, 0.05))
-        if kind == "atomised":
-            canvas.sphere(*centre, size / 2, relief)
-            if v.random() < 0.3:  # a satellite, part of the grain
-                out = v.normal(size=3)
-                out = out / np.linalg.norm(out) * size * 0.5
-                canvas.sphere(*(np.array(centre) + out * (1, 1, np.sign(out[2]))), 0.14 * size)
-        elif kind == "agglomerates":
-            axes = size / 2 * v.uniform(0.8, 1.1, 3)
-            canvas.ellipsoid(*centre, axes, rotation(v), 1.6 * relief)
-        else:
-            n = int(v.integers(6, 10))
-            if kind == "flakes":
-                # A plate: two broad faces and a rim all around, lying at a slant or on edge.
-                turn = rotation(v) if v.random() < 0.25 else _slanted(v, 0.3)
-                a = 2 * np.pi * (np.arange(n) + v.uniform(-0.35, 0.35, n)) / n
-                rim = np.stack([np.cos(a), np.sin(a), np.zeros(n)], 1)
-                faces = np.concatenate([rim, [[0, 0, 1], [0, 0, -1]]]) @ turn.T
-                offsets = size * np.append(v.uniform(0.36, 0.5, n), [0.07, 0.07])
-            else:
-                faces = v.normal(size=(n, 3))
-                faces /= np.linalg.norm(faces, axis=1, keepdims=True)
-                # A turned box closes the body where its random faces leave it open.
-                faces = np.concatenate([faces, _CUBE @ rotation(v)])
-                offsets = size / 2 * np.append(v.uniform(0.72, 1.0, n), np.ones(6))
-            canvas.polyhedron(*centre, canvas.rotate(faces), offsets, relief, reach=0.62 * size)
+        _grain(canvas, v, kind, centre, size, relief)
     measure_objects(canvas, facts)
     return Specimen(canvas, facts, mottle(canvas, v, 0.05))
+
+
+def _grain(canvas: Canvas, v, kind: str, centre, size: float, relief: np.ndarray) -> None:
+    """One grain of a powder around a canvas point."""
+    if kind == "atomised":
+        canvas.sphere(*centre, size / 2, relief)
+        if v.random() < 0.3:  # a satellite, part of the grain
+            out = v.normal(size=3)
+            out = out / np.linalg.norm(out) * size * 0.5
+            canvas.sphere(*(np.array(centre) + out * (1, 1, np.sign(out[2]))), 0.14 * size)
+    elif kind == "agglomerates":
+        axes = size / 2 * v.uniform(0.8, 1.1, 3)
+        canvas.ellipsoid(*centre, axes, rotation(v), 1.6 * relief)
+    else:
+        n = int(v.integers(6, 10))
+        if kind == "flakes":
+            # A plate: two broad faces and a rim all around, lying at a slant or on edge.
+            turn = rotation(v) if v.random() < 0.25 else _slanted(v, 0.3)
+            a = 2 * np.pi * (np.arange(n) + v.uniform(-0.35, 0.35, n)) / n
+            rim = np.stack([np.cos(a), np.sin(a), np.zeros(n)], 1)
+            faces = np.concatenate([rim, [[0, 0, 1], [0, 0, -1]]]) @ turn.T
+            offsets = size * np.append(v.uniform(0.36, 0.5, n), [0.07, 0.07])
+        else:
+            faces = v.normal(size=(n, 3))
+            faces /= np.linalg.norm(faces, axis=1, keepdims=True)
+            # A turned box closes the body where its random faces leave it open.
+            faces = np.concatenate([faces, _CUBE @ rotation(v)])
+            offsets = size / 2 * np.append(v.uniform(0.72, 1.0, n), np.ones(6))
+        canvas.polyhedron(*centre, canvas.rotate(faces), offsets, relief, reach=0.62 * size)

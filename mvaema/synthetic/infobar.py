@@ -1,23 +1,17 @@
-"""The info bar that instruments burn into their images: settings, and a scale bar that is true."""
+"""The info bar that an instrument burns into its images: settings, and a true scale bar."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Strips take rows away from the specimen, an overlay is printed over it.
+from processing_mvaema import format_length
+
+# Style -> share of all images. A strip takes rows from the specimen, an overlay lies on it.
 STYLES = {"black strip": 0.27, "white strip": 0.2, "overlay": 0.18}
 
-# A printed micrograph, to which instruments refer their magnification, is 127 mm wide.
+# Instruments state the magnification of a print that is 127 mm wide.
 _PRINT_NM = 127e6
-
-
-def length_text(nanometres: float) -> str:
-    """A length as instruments print it: 500 nm, 2 µm, 1 mm."""
-    for unit, size in (("mm", 1e6), ("µm", 1e3)):
-        if nanometres >= size:
-            return f"{nanometres / size:g} {unit}"
-    return f"{nanometres:g} nm"
 
 
 @dataclass
@@ -31,7 +25,7 @@ class InfoBar:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, size: int) -> "InfoBar | None":
-        """A bar for an image `size` pixels wide, or None: a third of the images have none."""
+        """A bar for an image `size` pixels wide; None for a third of the images."""
         style = rng.choice([*STYLES, ""], p=[*STYLES.values(), 1 - sum(STYLES.values())])
         font_size = max(8, round(size * rng.uniform(0.043, 0.056)))
         settings = bool(rng.random() < 0.75)
@@ -45,16 +39,21 @@ class InfoBar:
         fits = (lengths > 0.12 * field_of_view_nm) & (lengths < 0.34 * field_of_view_nm)
         return float(rng.choice(lengths[fits]))
 
-    def burn(self, grey: np.ndarray, pixel_nm: float, length_nm: float, settings: list[str]):
-        """The image (rows, columns; uint8), which ends above the strip, with the bar added, and
-        those of the settings that found room."""
+    def burn(
+        self, grey: np.ndarray, pixel_nm: float, length_nm: float, settings: list[str]
+    ) -> tuple[np.ndarray, list[str]]:
+        """Add the bar to an image, uint8 (rows, columns), that ends above the strip.
+
+        Returns:
+            The image with the bar, and those of the settings that fit into it.
+        """
         height, width = grey.shape
         ink, paper = (0, 255) if self.style == "white strip" else (255, 0)
         image = Image.new("L", (width, height + self.height), paper)
         image.paste(Image.fromarray(grey))
         font = ImageFont.load_default(self.font_size)
         draw = ImageDraw.Draw(image)
-        label = length_text(length_nm)
+        label = format_length(length_nm)
         bar, thick = round(length_nm / pixel_nm), max(2, self.font_size // 5)
         text_width = _text_width(draw, label, font)
         pad = max(3, self.font_size // 3)
@@ -94,7 +93,7 @@ class InfoBar:
 
 
 def settings(kilovolts: float, detector: str, field_of_view_nm: float, distance_mm: float):
-    """What instruments print, the most telling first."""
+    """The settings that instruments print, the most important first."""
     magnification = float(f"{_PRINT_NM / field_of_view_nm:.3g}")
     times = f"x{magnification / 1000:g}k" if magnification >= 1000 else f"x{magnification:g}"
     return [f"{kilovolts:g} kV", times, detector, f"WD {distance_mm:g} mm"]
@@ -105,7 +104,7 @@ def _text_width(draw, text: str, font) -> int:
 
 
 def _text(draw, at, text: str, font, ink: int) -> None:
-    """Text with a µ, which Pillow's own font lacks: a u with a tail."""
+    """Text in which µ, which Pillow's own font lacks, is a u with a tail."""
     draw.text(at, text.replace("µ", "u"), font=font, fill=ink)
     if "µ" in text:
         before = text[: text.index("µ")]

@@ -1,10 +1,10 @@
-"""The physics between a height field and the image a scanning electron microscope shows of it.
+"""The physics from a height field to the image that a scanning electron microscope shows.
 
 What is special about it:
-- one step per effect, in the order in which the instrument applies them: emission of secondary
-  electrons, collection by a detector at the side, scan and beam, counting of electrons, charging,
-  brightness and contrast;
-- every effect is a few array operations, so that 224-pixel images come at 100 per second.
+- there is one step per effect, in the order of the instrument: emission of secondary electrons,
+  collection by a detector at the side, scan and beam, charging, counting of electrons, brightness
+  and contrast;
+- every effect is a few array operations, fast enough for 100 images of 224 pixels per second.
 
 Sources: the secant law of the secondary yield, edge (diffusion) contrast and the shadowing by a
 side-mounted detector are those of L. Reimer, Scanning Electron Microscopy, 2nd ed. 1998, ch. 4
@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image
 from scipy.signal import lfilter
 
-from .canvas import CLOUDY, Canvas, noise, resize, smooth
+from mvaema.synthetic.canvas import CLOUDY, Canvas, noise, resize, smooth
 
 
 @dataclass
 class Microscope:
-    """Settings of the instrument and what goes wrong with it."""
+    """Settings of the instrument, and its flaws."""
 
     kilovolts: float
     working_distance_mm: float
@@ -46,7 +46,7 @@ class Microscope:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, difficulty: float, pixel_nm: float) -> "Microscope":
-        """Settings of a session: the higher `difficulty` (0 to 1), the more goes wrong."""
+        """Random settings: the higher `difficulty` (0 to 1), the more flaws."""
         d = difficulty
         in_lens = rng.random() < 0.25
         kilovolts = float(rng.choice([1, 2, 3, 5, 5, 10, 10, 15, 15, 20]))
@@ -76,8 +76,8 @@ class Microscope:
 
 
 def _slopes(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slopes along x and y; at a step the slope of the smoother side, so that the ground next to a
-    tall object is not taken for a wall."""
+    """Slopes along x and y. At a step it is the slope of the smoother side, so that the ground
+    beside a tall object does not count as a wall."""
     across, down = np.diff(z, axis=1), np.diff(z, axis=0)
     gx, gy = np.empty_like(z), np.empty_like(z)
     gx[:, 0], gx[:, -1], gy[0], gy[-1] = across[:, 0], across[:, -1], down[0], down[-1]
@@ -107,7 +107,7 @@ def emission(canvas: Canvas, material: np.ndarray, scope: Microscope) -> np.ndar
     hidden = np.ones_like(coarse)
     for length in (0.02 * canvas.width, 0.07 * canvas.width):
         around = smooth(coarse, length / 2)
-        # Beyond a depth nothing gets darker: what is left comes from the chamber.
+        # Below a certain depth nothing gets darker; the rest comes from the chamber.
         hidden += scope.occlusion * np.clip((around - coarse) / length, 0, 1.5)
     signal *= material
     signal /= resize(hidden, z.shape, Image.BILINEAR)
@@ -115,7 +115,7 @@ def emission(canvas: Canvas, material: np.ndarray, scope: Microscope) -> np.ndar
 
 
 def _shift_rows(image: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Every row shifted by its own, fractional, number of pixels."""
+    """The image with each row shifted by its own, fractional number of pixels."""
     columns = np.arange(image.shape[1])[None] + shift[:, None]
     columns = np.clip(columns, 0, image.shape[1] - 1.001)
     left = columns.astype(np.int64)
@@ -146,7 +146,7 @@ def scan(signal: np.ndarray, shape, pixel_nm: float, scope: Microscope, rng) -> 
 
 
 def _elliptic(image, sigma, astigmatism, angle):
-    """Blur by a Gaussian beam of standard deviation `sigma` across, (1 + astigmatism) along."""
+    """Blur by a Gaussian beam: standard deviation `sigma` across, (1 + astigmatism) times along."""
     pad = int(np.ceil(3 * sigma * (1 + astigmatism))) + 1
     padded = np.pad(image, pad, mode="reflect")
     fy = np.fft.fftfreq(padded.shape[0])[:, None]
@@ -160,8 +160,8 @@ def _elliptic(image, sigma, astigmatism, angle):
 
 
 def charge(signal: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """What trapped charge does: a glow around bright parts, streaks along the scan
-    behind them, and lines whose brightness jumps when charge flows off."""
+    """The effects of trapped charge: a glow around bright parts, streaks along the scan behind
+    them, and lines whose brightness jumps when charge flows off."""
     bright = np.maximum(signal - np.float32(np.percentile(signal[::4, ::4], 60)), 0)
     glow = smooth(bright, 0.03 * signal.shape[1])
     trail = lfilter([0.06], [1, -0.94], bright, axis=1).astype(np.float32)
@@ -176,8 +176,8 @@ def charge(signal: np.ndarray, strength: float, rng: np.random.Generator) -> np.
 def count_electrons(signal: np.ndarray, dose: float, rng: np.random.Generator) -> np.ndarray:
     """Electrons counted in every pixel (Poisson), in units of the signal.
 
-    Above half a dozen electrons the square root of a Poisson number is normal with variance 1/4
-    (Anscombe 1948), which is five times as fast to draw.
+    Above half a dozen electrons, the square root of a Poisson number is about normal with variance
+    1/4 (Anscombe 1948), which is five times faster to draw.
     """
     expected = signal * np.float32(dose)
     if float(expected.mean()) < 6:
@@ -188,7 +188,7 @@ def count_electrons(signal: np.ndarray, dose: float, rng: np.random.Generator) -
 
 @dataclass
 class Exposure:
-    """Brightness and contrast, set so that the percentiles of a signal reach given grey levels."""
+    """Brightness and contrast, set so that percentiles of a signal reach given grey levels."""
 
     low: float
     span: float
@@ -198,13 +198,13 @@ class Exposure:
     def of(cls, signal: np.ndarray, scope: Microscope) -> "Exposure":
         ordered = np.sort(signal[::3, ::3], axis=None)
         low, high = ordered[len(ordered) // 100], ordered[-1 - len(ordered) // 100]
-        # A featureless view is not stretched until its noise fills the range.
+        # A featureless view is stretched less, so that noise does not fill the range.
         return cls(float(low), max(float(high - low), 0.35 * float(high)), scope)
 
     def grey(self, signal: np.ndarray) -> np.ndarray:
         """Grey levels (float, 0 to 255)."""
         value = (signal - self.low) / self.span
-        # Below black the response is straight, so that noise is not cut off there.
+        # Below black the response is linear, so that noise is not cut off there.
         value = np.where(value > 0, np.maximum(value, 0) ** np.float32(self.scope.gamma), value)
         value *= self.scope.white - self.scope.black
         value += self.scope.black

@@ -1,14 +1,15 @@
-"""From a seed to a micrograph: which specimen, which view of it, and the finished image."""
+"""From a seed to a micrograph: the specimen, a view of it, and the finished image."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from . import biology, devices, grains, optics, surfaces, wires
-from .answers import answer_all
-from .infobar import InfoBar, length_text, settings
-from .specimen import Facts, Specimen, Stage
+from mvaema.synthetic import biology, devices, grains, optics, surfaces, wires
+from mvaema.synthetic.answers import answer_all
+from mvaema.synthetic.infobar import InfoBar, settings
+from mvaema.synthetic.specimen import Facts, Specimen, Stage
+from processing_mvaema import format_length
 
 # One function for each of the ten categories of `configuration_mvaema.CATEGORY_CAPTIONS`.
 CATEGORIES = {
@@ -27,12 +28,12 @@ CATEGORIES = {
 
 @dataclass
 class Scene:
-    """One simulated micrograph and all that is known about it."""
+    """A simulated micrograph and everything that is known about it."""
 
     image: Image.Image  # mode "L", square, info bar included
     category: str
     pixel_size_nm: float
-    scale_bar: str | None  # what the scale bar in the image states; None when there is none
+    scale_bar: str | None  # the length that the scale bar in the image states; None without a bar
     facts: Facts
     answers: dict[str, str]  # question id -> answer
     clean: np.ndarray  # grey levels (float) above the info bar, before noise and charging
@@ -46,16 +47,14 @@ def render(
     size: int = 224,
     view: int = 0,
 ) -> Scene:
-    """Simulate the micrograph of a specimen.
+    """Simulate the micrograph of a specimen. The same arguments give the same pixels and answers.
 
     Args:
-        seed: the specimen: its material, sizes and kind of arrangement.
-        category: one of the ten categories; drawn from the seed when None.
+        seed: selects the specimen: its material, sizes and kind of arrangement.
+        category: one of the ten categories; None draws it from the seed.
         difficulty: 0 (clean, sharp) to 1 (few electrons, wide beam, charging, drift).
         size: width and height of the image in pixels, at least 64.
-        view: which view of the specimen: place, magnification, tilt and instrument settings.
-
-    The same arguments give the same pixels and the same answers.
+        view: selects a view of the specimen: place, magnification, tilt and instrument settings.
 
     Raises:
         ValueError: unknown category, difficulty outside [0, 1] or size below 64.
@@ -79,8 +78,32 @@ def render(
     facts.pixel_size_nm, facts.field_of_view_nm = pixel_nm, pixel_nm * size
 
     scope = optics.Microscope.draw(rng, difficulty, pixel_nm)
+    clean, grey = _expose(specimen, scope, rng, (height, size), pixel_nm)
+    pixels = (grey + 0.5).astype(np.uint8)
+    scale_bar = None
+    if bar:
+        length = bar.choose_length(rng, facts.field_of_view_nm)
+        scale_bar, facts.bar = format_length(length), bar.style
+        words = settings(
+            scope.kilovolts, scope.detector, facts.field_of_view_nm, scope.working_distance_mm
+        )
+        pixels, facts.printed = bar.burn(pixels, pixel_nm, length, words)
+    answers = answer_all(facts, scale_bar, np.random.default_rng([seed, 2, view]))
+    return Scene(
+        Image.fromarray(pixels), category, pixel_nm, scale_bar, facts, answers, clean, specimen
+    )
+
+
+def _expose(
+    specimen: Specimen, scope: optics.Microscope, rng, shape: tuple[int, int], pixel_nm: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Grey levels of a specimen, without and with noise and charging, float (height, width).
+
+    The specimen's facts take up what the imaging adds to them.
+    """
+    facts = specimen.facts
     signal = optics.emission(specimen.canvas, specimen.material(), scope)
-    signal = optics.scan(signal, (height, size), pixel_nm, scope, rng)
+    signal = optics.scan(signal, shape, pixel_nm, scope, rng)
     exposure = optics.Exposure.of(signal, scope)
     clean = before_noise = exposure.grey(signal)
     if scope.charging:
@@ -92,17 +115,4 @@ def render(
     facts.noise_grey = float(np.std(grey - before_noise))
     facts.blur_px = scope.spot_nm / pixel_nm
     facts.astigmatism, facts.drift_px = scope.astigmatism, scope.drift_px
-
-    pixels = (grey + 0.5).astype(np.uint8)
-    scale_bar = None
-    if bar:
-        length = bar.choose_length(rng, facts.field_of_view_nm)
-        scale_bar, facts.bar = length_text(length), bar.style
-        words = settings(
-            scope.kilovolts, scope.detector, facts.field_of_view_nm, scope.working_distance_mm
-        )
-        pixels, facts.printed = bar.burn(pixels, pixel_nm, length, words)
-    answers = answer_all(facts, scale_bar, np.random.default_rng([seed, 2, view]))
-    return Scene(
-        Image.fromarray(pixels), category, pixel_nm, scale_bar, facts, answers, clean, specimen
-    )
+    return clean, grey

@@ -1,15 +1,15 @@
-"""What every specimen is made of: the stage it lies on, what is known about it, how it is measured.
+"""What every specimen has: the stage it lies on, the facts known about it, how it is measured.
 
-A specimen's own properties (material, sizes, kind of arrangement) come from one random stream, a
-view of it (place, magnification, tilt) from another: several views of one scene therefore show the
-same material elsewhere, as a microscopist would image it.
+The properties of a specimen (material, sizes, kind of arrangement) come from one random stream, a
+view of it (place, magnification, tilt) from another. So several views of a scene show the same
+material in other places, as a microscopist would image it.
 """
 
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from .canvas import SUBSTRATE, Canvas
+from mvaema.synthetic.canvas import SUBSTRATE, Canvas
 
 # Canvas pixels per image pixel along each axis: the shapes are drawn finer than they are shown.
 OVERSAMPLING = 1.25
@@ -17,10 +17,10 @@ OVERSAMPLING = 1.25
 
 @dataclass
 class Facts:
-    """What is true of one image. Lengths in nanometres, fractions of the specimen's image area
-    (the info bar left out), counts of what can be seen.
+    """What is true of one image. Lengths are in nanometres; fractions are of the image area
+    without the info bar; counts are of what can be seen.
 
-    A value is None where it does not apply or cannot be seen.
+    A value is None if it does not apply or cannot be seen.
     """
 
     kind: str  # the specimen, a key of `answers.KINDS`
@@ -58,7 +58,7 @@ class Facts:
 
 @dataclass
 class Stage:
-    """Where specimens are made: the size of the image and the two random streams."""
+    """What a specimen is made for: the size of the image and the two random streams."""
 
     width: int  # pixels of the image
     height: int  # pixels of the image above the info bar
@@ -75,13 +75,14 @@ class Stage:
 
 @dataclass
 class Specimen:
-    """A finished scene: the surface, its relative yield and what is known."""
+    """A finished specimen: its surface, its relative yield, and its facts."""
 
     canvas: Canvas
     facts: Facts
     texture: np.ndarray | float = 1.0  # factor of the secondary yield, per canvas pixel
 
     def material(self) -> np.ndarray:
+        """Relative secondary-electron yield of every canvas pixel."""
         yields = np.asarray(self.canvas.yields, np.float32)
         if len(yields) == 1:
             return np.float32(yields[0]) * self.texture
@@ -89,6 +90,7 @@ class Specimen:
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A random number between `low` and `high` whose logarithm is uniform."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
@@ -115,7 +117,7 @@ def rotation(rng: np.random.Generator) -> np.ndarray:
 
 
 def visible(canvas: Canvas) -> np.ndarray:
-    """Ids of the objects that an observer would count: enough pixels, and not nearly hidden."""
+    """Ids of the objects that an observer would count: large enough, and not mostly hidden."""
     pixels = np.bincount(canvas.owner.ravel(), minlength=len(canvas.sizes))
     seen = (pixels >= 14) & (pixels >= 0.2 * np.asarray(canvas.drawn))
     seen[SUBSTRATE] = False
@@ -123,7 +125,7 @@ def visible(canvas: Canvas) -> np.ndarray:
 
 
 def measure_objects(canvas: Canvas, facts: Facts, ids: np.ndarray | None = None) -> None:
-    """Fill in count, sizes, coverage and contacts from what is visible on the canvas."""
+    """Set the facts on count, sizes, coverage and contacts from what is visible."""
     ids = visible(canvas) if ids is None else ids
     facts.count = len(ids)
     measure_sizes(np.asarray(canvas.sizes)[ids] * canvas.nm, facts)
@@ -139,7 +141,7 @@ def measure_objects(canvas: Canvas, facts: Facts, ids: np.ndarray | None = None)
 
 
 def measure_sizes(sizes_nm: np.ndarray, facts: Facts) -> None:
-    """Mean, spread and range of sizes, in nanometres."""
+    """Set the facts on mean, spread and range of sizes."""
     if len(sizes_nm):
         facts.size_mean_nm = float(np.mean(sizes_nm))
         facts.size_std_nm = float(np.std(sizes_nm))
@@ -176,8 +178,8 @@ def lattice(pitch: float, width: float, depth: float, angle: float, hexagonal: b
 
 
 def sprinkle(canvas: Canvas, rng: np.random.Generator, difficulty: float, lowest=-np.inf) -> int:
-    """A few specks of dirt, if any, on whatever surface is seen (not below the height `lowest`);
-    returns how many can be seen."""
+    """Put a few specks of dirt, or none, on surfaces above the height `lowest`; returns how many
+    can be seen."""
     if rng.random() > 0.15 + 0.35 * difficulty:
         return 0
     ids = []

@@ -1,11 +1,11 @@
-"""Films, patterned surfaces and porous sponges: height fields without separate bodies."""
+"""Films, patterned surfaces and porous sponges: surfaces without separate bodies."""
 
 import numpy as np
 from scipy import ndimage
 
-from .canvas import CLOUDY, GRAINY, WHITE, Canvas, noise, smooth
-from .optics import mottle
-from .specimen import (
+from mvaema.synthetic.canvas import CLOUDY, GRAINY, WHITE, Canvas, noise, smooth
+from mvaema.synthetic.optics import mottle
+from mvaema.synthetic.specimen import (
     Facts,
     Specimen,
     Stage,
@@ -21,24 +21,33 @@ from .specimen import (
 
 
 def jittered(rng, canvas: Canvas, pitch: float, jitter: float) -> np.ndarray:
-    """Points (n, 2), `pitch` apart on average: a hexagonal lattice, shaken, that goes on beyond the
-    border."""
+    """Points (n, 2), `pitch` apart on average: a disturbed hexagonal lattice that extends beyond
+    the border."""
     points = lattice(
         pitch * 1.0746, canvas.width, canvas.height, rng.uniform(0, 1), True, 1.6 * pitch
     )
     return points + rng.normal(0, jitter * pitch, points.shape)
 
 
-def cell_sizes(index: np.ndarray, mask: np.ndarray, count: int, nm: float):
-    """Equivalent diameters (nm) of the cells with pixels in `mask`, and of those not cut by the
-    border."""
+def measure_cells(facts: Facts, index: np.ndarray, mask: np.ndarray, count: int, nm: float) -> None:
+    """Set the facts on count and sizes from the cells with pixels in `mask`.
+
+    Sizes are equivalent diameters, of the cells that the border does not cut if there are some.
+
+    Args:
+        index: int (height, width), the cell of each pixel, below `count`.
+        mask: bool (height, width).
+        nm: nanometres per pixel.
+    """
     area = np.bincount(index[mask], minlength=count)
     rim = np.zeros(count, bool)
     for edge in (index[0], index[-1], index[:, 0], index[:, -1]):
         rim[edge] = True
-    whole = (area > 12) & ~rim
+    seen = area > 12
+    whole = seen & ~rim
+    facts.count = int(seen.sum())
     diameter = 2 * np.sqrt(area / np.pi) * nm
-    return diameter[area > 12], diameter[whole] if whole.sum() > 2 else diameter[area > 12]
+    measure_sizes(diameter[whole if whole.sum() > 2 else seen], facts)
 
 
 def rounded(edge: np.ndarray, pitch: float, level: float) -> tuple[np.ndarray, float]:
@@ -105,9 +114,7 @@ def _grains(stage: Stage, kind: str) -> Specimen:
     if rough:
         canvas.z += 0.35 * noise(v, canvas.shape, GRAINY)
     facts.rough = rough
-    seen, whole = cell_sizes(index, np.ones_like(index, bool), n, canvas.nm)
-    facts.count = len(seen)
-    measure_sizes(whole, facts)
+    measure_cells(facts, index, np.ones_like(index, bool), n, canvas.nm)
     facts.coverage, facts.touching = 1.0, 1.0
     channelling = v.normal(1, s.uniform(0.03, 0.15), n).clip(0.6, 1.4).astype(np.float32)
     facts.debris = sprinkle(canvas, v, stage.difficulty)
@@ -132,9 +139,7 @@ def _cracked(stage: Stage, kind: str) -> Specimen:
     facts = Facts(kind, dimension="equivalent diameter", arrangement="packed", rough=ragged > 0.03)
     openings = edge < half
     islands, n = ndimage.label(~openings)
-    seen, whole = cell_sizes(islands, ~openings, n + 1, canvas.nm)
-    facts.count = len(seen)
-    measure_sizes(whole, facts)
+    measure_cells(facts, islands, ~openings, n + 1, canvas.nm)
     facts.pore_fraction = float(openings.mean())
     facts.coverage, facts.touching = 1 - facts.pore_fraction, 0.0
     facts.length_nm = 2 * half * canvas.nm
@@ -282,6 +287,33 @@ def _waves(plane: Canvas, pitch: float, angle: float):
     return (u - i) * pitch, (v - j) * pitch, i.astype(np.int32), j.astype(np.int32)
 
 
+def _depth_inside(kind: str, square: bool, pitch: float, half: float, waves) -> np.ndarray:
+    """Distance of each pixel to the edge of its element; negative outside the elements."""
+    du, dv, i, j = waves
+    if kind == "grating":
+        return half - np.abs(du)
+    if kind == "zigzag":
+        swing = 0.35 * pitch * (np.abs(((j + dv / pitch) / 2) % 1 - 0.5) * 4 - 1)
+        shifted = du + i * pitch + swing
+        return half - np.abs(shifted - pitch * np.round(shifted / pitch))
+    if square:
+        return half - np.maximum(np.abs(du), np.abs(dv))
+    return half - np.sqrt(du * du + dv * dv)
+
+
+def _lost_elements(canvas: Canvas, plane: Canvas, v, pitch: float, waves):
+    """The pixels whose element is missing, and how many elements are missing in view."""
+    _, _, i, j = waves
+    lost = v.random((64, 64)) < 0.02
+    gone = lost[i % 64, j % 64]
+    # Counted where most of a cell lies in view.
+    whole = np.zeros((64, 64), np.int64)
+    inside = np.zeros(plane.shape, bool)
+    inside[: int(canvas.depth)] = True
+    np.add.at(whole, (i[gone & inside] % 64, j[gone & inside] % 64), 1)
+    return gone, int((whole > 0.5 * pitch * pitch).sum())
+
+
 def patterned(stage: Stage) -> Specimen:
     """Gratings, arrays of pillars, holes and tapered pits, zigzag lines; top view or tilted."""
     s, v = stage.specimen, stage.view
@@ -296,7 +328,7 @@ def patterned(stage: Stage) -> Specimen:
     pitch = pitch_nm / canvas.nm
     height = tall * pitch * duty
     plane = canvas.plane(height)
-    du, dv, i, j = _waves(plane, pitch, lattice_angle)
+    waves = _waves(plane, pitch, lattice_angle)
     half = duty * pitch / 2
     rough_edge = s.choice([0, 0.008, 0.02]) * pitch * noise(v, plane.shape, GRAINY)
     facts = Facts(kind, dimension="width", tilt_deg=tilt_deg, arrangement="ordered")
@@ -306,34 +338,16 @@ def patterned(stage: Stage) -> Specimen:
     if kind == "pits":
         rough_edge = 0.0  # their edges follow crystal planes
     facts.rough = bool(np.any(rough_edge))
-    if kind == "grating":
-        inner = half - np.abs(du)
-    elif kind == "zigzag":
-        swing = 0.35 * pitch * (np.abs(((j + dv / pitch) / 2) % 1 - 0.5) * 4 - 1)
-        shifted = du + i * pitch + swing
-        shifted = shifted - pitch * np.round(shifted / pitch)
-        inner = half - np.abs(shifted)
-    elif square:
-        inner = half - np.maximum(np.abs(du), np.abs(dv))
-        facts.shape = "square"
-    else:
-        inner = half - np.sqrt(du * du + dv * dv)
-        facts.shape, facts.dimension = "round", "diameter"
-    inner = inner + rough_edge
+    if kind not in ("grating", "zigzag"):
+        facts.shape, facts.dimension = ("square", "width") if square else ("round", "diameter")
+    inner = _depth_inside(kind, square, pitch, half, waves) + rough_edge
     if kind in ("pillars", "holes") and v.random() < 0.3:
-        lost = v.random((64, 64)) < 0.02
-        gone = lost[i % 64, j % 64]
+        gone, facts.missing = _lost_elements(canvas, plane, v, pitch, waves)
         inner = np.where(gone, np.float32(-2), inner)
-        # Counted where most of a cell lies in view.
-        whole = np.zeros((64, 64), np.int64)
-        inside = np.zeros(plane.shape, bool)
-        inside[: int(canvas.depth)] = True
-        np.add.at(whole, (i[gone & inside] % 64, j[gone & inside] % 64), 1)
-        facts.missing = int((whole > 0.5 * pitch * pitch).sum())
     wall = np.clip(inner / 1.3 + 0.5, 0, 1)
     if kind == "pits":
         wall = np.clip(1 - np.maximum(inner, 0) / half, 0, 1)
-        facts.shape, facts.dimension = "square" if square else "round", "width"
+        facts.dimension = "width"
     profile = 1 - wall if kind == "holes" else wall
     plane.z = (height * profile).astype(np.float32)
     plane.z += (0.1 + 0.25 * s.random()) * noise(v, plane.shape, GRAINY)
@@ -408,9 +422,7 @@ def porous(stage: Stage) -> Specimen:
     facts.tilt_deg = float(np.rad2deg(canvas.tilt))
     rows = int(canvas.depth)
     pores, n = ndimage.label(openings[:rows])
-    seen, whole = cell_sizes(pores, openings[:rows], n + 1, canvas.nm)
-    facts.count = len(seen)
-    measure_sizes(whole, facts)
+    measure_cells(facts, pores, openings[:rows], n + 1, canvas.nm)
     facts.pore_fraction = float(openings[:rows].mean())
     facts.coverage, facts.touching = 1 - facts.pore_fraction, 1.0
     facts.length_nm = wall_nm if kind != "membrane" else None

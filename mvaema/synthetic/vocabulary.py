@@ -1,4 +1,4 @@
-"""The words for every kind of specimen, read from `vocabulary.toml` beside this file."""
+"""The words for every kind of specimen, from `vocabulary.toml` beside this file."""
 
 import tomllib
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ class Kind:
         surfaces: full sentences on the surface.
         parts: full sentences on regions that look functionally distinct.
         uses: after "could be used".
-        contact: full sentences on contacts and boundaries; empty: read off the facts.
+        contact: full sentences on contacts and boundaries; without them, the facts decide.
         ground: full sentences on what surrounds the structures.
-        fills_field: the ground is hidden by nature, which `ground` says.
+        fills_field: the material always hides the ground.
         length: what `Facts.length_nm` is.
         tilt_shows: whether a tilt can be seen in the image.
-        texture: whether `Facts.rough` says something on the surface.
+        texture: whether `Facts.rough` applies to the surface.
     """
 
     names: list[str]

@@ -1,10 +1,12 @@
 """Long and thin: nanowires, fibres and tips."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from .canvas import GRAINY, Canvas, noise, smooth
-from .optics import mottle
-from .specimen import (
+from mvaema.synthetic.canvas import GRAINY, Canvas, noise, smooth
+from mvaema.synthetic.optics import mottle
+from mvaema.synthetic.specimen import (
     Facts,
     Specimen,
     Stage,
@@ -67,67 +69,97 @@ def nanowires(stage: Stage) -> Specimen:
     facts = Facts(kind, tilt_deg=tilt_deg)
     canvas.yields[0] = ground_yield
     canvas.z += 0.2 * noise(v, canvas.shape, GRAINY)
-
-    def diameters(n):
-        return np.clip(d * np.exp(v.normal(0, spread, n)), 0.4 * d, 2.5 * d)
-
+    wires = _Wires(d, spread, aspect, cap, lean, hexagonal, pitch_ratio, taper)
     if upright or kind == "wires_from_above":
-        length = aspect * d if upright else s.uniform(2, 5) * d
-        depth = canvas.depth + length * canvas.sin / canvas.cos
-        if kind == "forest":
-            count = int(np.clip(canvas.width * depth / (d * d * v.uniform(6, 20)), 20, 130))
-            points = v.random((count, 2)) * (canvas.width + 2 * d, depth) - (d, 0)
-        else:
-            pitch = max(pitch_ratio * d, np.sqrt(canvas.width * depth / 140))
-            points = lattice(pitch, canvas.width, depth, v.uniform(0, 1.05), hexagonal, d)
-            missing = v.random(len(points)) < v.choice([0, 0, 0.03])
-            # Where every wire would be seen whole.
-            px, py, _ = canvas.project(points[:, 0], points[:, 1], length)
-            inside = (px > d) & (px < canvas.width - d) & (py > d)
-            inside &= points[:, 1] * canvas.cos < canvas.height - d
-            facts.missing = int((missing & inside).sum())
-            points = points[~missing]
-            facts.arrangement, facts.spacing_nm = "ordered", pitch * canvas.nm
-            facts.shape = "hexagonal" if hexagonal else "square"
-        facts.length_nm = length * canvas.nm if upright else None
-        length_spread = 0.2 if kind == "forest" else 0.03
-        for (x, y), size in zip(points, diameters(len(points)), strict=True):
-            grown = length * max(0.3, v.normal(1, length_spread))
-            dx, dy = v.normal(0, lean, 2) * grown
-            canvas.begin(size, v.normal(1, 0.05))
-            top = (x + dx, y + dy, grown)
-            _capped_rod(canvas, (x, y, 0), top, size / 2, size / 2 * taper, cap)
-        if kind == "wires_from_above" and v.random() < 0.6:
-            ids = []
-            for _ in range(v.integers(1, 7)):  # fallen wires
-                x, y, a = *v.random(2) * (canvas.width, canvas.height), v.uniform(0, np.pi)
-                reach = v.uniform(2, 5) * d * np.array([np.cos(a), np.sin(a)])
-                ids.append(canvas.begin(d, v.uniform(0.6, 0.9)))
-                canvas.rod((x, y, d / 2), (x + reach[0], y + reach[1], d / 2), d / 2, d / 2)
-            facts.broken = len(np.intersect1d(ids, visible(canvas)))
+        _standing(stage, canvas, facts, wires)
     else:
-        dense = kind == "mat"
-        length = (s.uniform(0.5, 1.2) if dense else s.uniform(0.15, 0.6)) * canvas.width
-        count = int(v.integers(40, 80)) if dense else int(v.integers(3, 22))
-        facts.arrangement = "random"
-        if s.random() < 0.25:
-            facts.arrangement = "aligned"
-        preferred = v.uniform(0, np.pi)
-        facts.length_nm = length * canvas.nm if not dense else None
-        layers = (count / 10 if dense else 0.6) * d
-        centres = v.random((count, 2)) * (canvas.width, canvas.depth)
-        for i, ((x, y), size) in enumerate(zip(centres, diameters(count), strict=True)):
-            a = v.normal(preferred, 0.12) if facts.arrangement == "aligned" else v.uniform(0, np.pi)
-            z = size / 2 + layers * (i / count)
-            half = length * v.uniform(0.7, 1.3) / 2
-            canvas.begin(size, v.normal(1, 0.06) * (0.7 + 0.3 * i / count if dense else 1))
-            rise = v.normal(0, 0.03) if dense else 0.0
-            along = half * np.array([np.cos(a), np.sin(a), rise])
-            centre = np.array([x, y, z])
-            ends = [canvas.project(*(centre + sign * along)) for sign in (-1, 1)]
-            _bent_wire(canvas, ends, v.normal(0, 0.10 if dense else 0.05) * half, size / 2)
+        _lying(stage, canvas, facts, wires)
     measure_objects(canvas, facts)
     return Specimen(canvas, facts, mottle(canvas, v, 0.03))
+
+
+@dataclass
+class _Wires:
+    """What the wires of a specimen have in common; lengths in canvas pixels."""
+
+    diameter: float
+    spread: float  # of the logarithm of the diameters
+    aspect: float  # length over diameter of upright wires
+    cap: float  # radius of the ball at the tip, over that of the tip
+    lean: float  # sideways, over length
+    hexagonal: bool  # lattice of an array, else square
+    pitch_ratio: float  # pitch over diameter
+    taper: float  # radius of the tip over that of the foot
+
+    def diameters(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        d = self.diameter
+        return np.clip(d * np.exp(rng.normal(0, self.spread, count)), 0.4 * d, 2.5 * d)
+
+
+def _standing(stage: Stage, canvas: Canvas, facts: Facts, wires: _Wires) -> None:
+    """Upright wires: a forest or an array, at a tilt or from above."""
+    s, v = stage.specimen, stage.view
+    kind, d = facts.kind, wires.diameter
+    upright = kind != "wires_from_above"
+    length = wires.aspect * d if upright else s.uniform(2, 5) * d
+    depth = canvas.depth + length * canvas.sin / canvas.cos
+    if kind == "forest":
+        count = int(np.clip(canvas.width * depth / (d * d * v.uniform(6, 20)), 20, 130))
+        points = v.random((count, 2)) * (canvas.width + 2 * d, depth) - (d, 0)
+    else:
+        pitch = max(wires.pitch_ratio * d, np.sqrt(canvas.width * depth / 140))
+        points = lattice(pitch, canvas.width, depth, v.uniform(0, 1.05), wires.hexagonal, d)
+        missing = v.random(len(points)) < v.choice([0, 0, 0.03])
+        # Where every wire would be seen whole.
+        px, py, _ = canvas.project(points[:, 0], points[:, 1], length)
+        inside = (px > d) & (px < canvas.width - d) & (py > d)
+        inside &= points[:, 1] * canvas.cos < canvas.height - d
+        facts.missing = int((missing & inside).sum())
+        points = points[~missing]
+        facts.arrangement, facts.spacing_nm = "ordered", pitch * canvas.nm
+        facts.shape = "hexagonal" if wires.hexagonal else "square"
+    facts.length_nm = length * canvas.nm if upright else None
+    length_spread = 0.2 if kind == "forest" else 0.03
+    for (x, y), size in zip(points, wires.diameters(v, len(points)), strict=True):
+        grown = length * max(0.3, v.normal(1, length_spread))
+        dx, dy = v.normal(0, wires.lean, 2) * grown
+        canvas.begin(size, v.normal(1, 0.05))
+        top = (x + dx, y + dy, grown)
+        _capped_rod(canvas, (x, y, 0), top, size / 2, size / 2 * wires.taper, wires.cap)
+    if kind == "wires_from_above" and v.random() < 0.6:
+        ids = []
+        for _ in range(v.integers(1, 7)):  # fallen wires
+            x, y, a = *v.random(2) * (canvas.width, canvas.height), v.uniform(0, np.pi)
+            reach = v.uniform(2, 5) * d * np.array([np.cos(a), np.sin(a)])
+            ids.append(canvas.begin(d, v.uniform(0.6, 0.9)))
+            canvas.rod((x, y, d / 2), (x + reach[0], y + reach[1], d / 2), d / 2, d / 2)
+        facts.broken = len(np.intersect1d(ids, visible(canvas)))
+
+
+def _lying(stage: Stage, canvas: Canvas, facts: Facts, wires: _Wires) -> None:
+    """Wires on the ground, a few or a tangled mat."""
+    s, v = stage.specimen, stage.view
+    kind, d = facts.kind, wires.diameter
+    dense = kind == "mat"
+    length = (s.uniform(0.5, 1.2) if dense else s.uniform(0.15, 0.6)) * canvas.width
+    count = int(v.integers(40, 80)) if dense else int(v.integers(3, 22))
+    facts.arrangement = "random"
+    if s.random() < 0.25:
+        facts.arrangement = "aligned"
+    preferred = v.uniform(0, np.pi)
+    facts.length_nm = length * canvas.nm if not dense else None
+    layers = (count / 10 if dense else 0.6) * d
+    centres = v.random((count, 2)) * (canvas.width, canvas.depth)
+    for i, ((x, y), size) in enumerate(zip(centres, wires.diameters(v, count), strict=True)):
+        a = v.normal(preferred, 0.12) if facts.arrangement == "aligned" else v.uniform(0, np.pi)
+        z = size / 2 + layers * (i / count)
+        half = length * v.uniform(0.7, 1.3) / 2
+        canvas.begin(size, v.normal(1, 0.06) * (0.7 + 0.3 * i / count if dense else 1))
+        rise = v.normal(0, 0.03) if dense else 0.0
+        along = half * np.array([np.cos(a), np.sin(a), rise])
+        centre = np.array([x, y, z])
+        ends = [canvas.project(*(centre + sign * along)) for sign in (-1, 1)]
+        _bent_wire(canvas, ends, v.normal(0, 0.10 if dense else 0.05) * half, size / 2)
 
 
 def _course(rng, canvas: Canvas, angle: float, through, bend: float):
@@ -165,47 +197,57 @@ def fibres(stage: Stage) -> Specimen:
     if kind == "woven":
         _weave(canvas, v, d, facts)
     else:
-        layers = {"few_fibres": 1.5, "bundle": 3.0}.get(kind, 7.0)
-        fill = {"few_fibres": v.uniform(0.08, 0.2), "bundle": 1.6}.get(kind, v.uniform(0.8, 1.6))
-        count = int(np.clip(fill * canvas.width / d, 2, 34))
-        aligned = kind == "bundle" or (kind == "spun" and s.random() < 0.2)
-        facts.arrangement = "aligned" if aligned else "random"
-        preferred = v.uniform(0, np.pi)
-        flat = s.uniform(0.2, 0.35) if kind == "ribbons" else 1.0
-        for i in range(count):
-            a = v.normal(preferred, 0.06) if aligned else v.uniform(0, np.pi)
-            through = v.random(2) * (canvas.width, canvas.height)
-            path, steep = _course(v, canvas, a, through, bend * (0.4 if aligned else 1))
-            size = float(np.clip(d * np.exp(v.normal(0, spread)), 0.35 * d, 2.5 * d))
-            t = np.arange(len(path)) / len(path)
-            base = flat * size * 0.5 + layers * d * i / count
-            height = base + 0.25 * d * np.sin(2 * np.pi * (v.uniform(0.5, 2) * t + v.random()))
-            canvas.begin(size, v.normal(1, 0.05) * (0.55 + 0.45 * (i + 1) / count))
-            canvas.strand(path, height, size / 2, steep, flat)
-            if beads and v.random() < 0.35:
-                k = int(v.integers(len(path)))
-                x, y = (path[k], k) if steep else (k, path[k])
-                if 0 < x < canvas.width and 0 < y < canvas.height:
-                    axes = size * np.array([v.uniform(1.4, 2.2), 1.0, 1.0])
-                    angle = np.pi / 2 - np.arctan(np.gradient(path)[k])
-                    angle = angle if steep else np.pi / 2 - angle
-                    turn = np.array(
-                        [
-                            [np.cos(angle), -np.sin(angle), 0],
-                            [np.sin(angle), np.cos(angle), 0],
-                            [0, 0, 1],
-                        ]
-                    )
-                    canvas.ellipsoid(x, y, height[k], axes, turn)
-                    facts.broken += 1
-        if facts.broken:
-            facts.shape = "beaded"
+        _strands(stage, canvas, facts, d, spread, bend, beads)
     measure_objects(canvas, facts)
     if grooved:
         grain = noise(v, canvas.shape, GRAINY)
         canvas.z += 0.05 * min(d, 12) * smooth(grain, 0.8) * (canvas.owner > 0)
     facts.debris = sprinkle(canvas, v, stage.difficulty)
     return Specimen(canvas, facts, mottle(canvas, v, 0.04))
+
+
+def _strands(
+    stage: Stage, canvas: Canvas, facts: Facts, d: float, spread: float, bend: float, beads: bool
+) -> None:
+    """Fibres across the whole field, one above the other."""
+    s, v = stage.specimen, stage.view
+    kind = facts.kind
+    layers = {"few_fibres": 1.5, "bundle": 3.0}.get(kind, 7.0)
+    fill = {"few_fibres": v.uniform(0.08, 0.2), "bundle": 1.6}.get(kind, v.uniform(0.8, 1.6))
+    count = int(np.clip(fill * canvas.width / d, 2, 34))
+    aligned = kind == "bundle" or (kind == "spun" and s.random() < 0.2)
+    facts.arrangement = "aligned" if aligned else "random"
+    preferred = v.uniform(0, np.pi)
+    flat = s.uniform(0.2, 0.35) if kind == "ribbons" else 1.0
+    for i in range(count):
+        a = v.normal(preferred, 0.06) if aligned else v.uniform(0, np.pi)
+        through = v.random(2) * (canvas.width, canvas.height)
+        path, steep = _course(v, canvas, a, through, bend * (0.4 if aligned else 1))
+        size = float(np.clip(d * np.exp(v.normal(0, spread)), 0.35 * d, 2.5 * d))
+        t = np.arange(len(path)) / len(path)
+        base = flat * size * 0.5 + layers * d * i / count
+        height = base + 0.25 * d * np.sin(2 * np.pi * (v.uniform(0.5, 2) * t + v.random()))
+        canvas.begin(size, v.normal(1, 0.05) * (0.55 + 0.45 * (i + 1) / count))
+        canvas.strand(path, height, size / 2, steep, flat)
+        if beads and v.random() < 0.35 and _bead(canvas, v, path, height, steep, size):
+            facts.broken += 1
+    if facts.broken:
+        facts.shape = "beaded"
+
+
+def _bead(canvas: Canvas, v, path, height, steep: bool, size: float) -> bool:
+    """A swelling somewhere on a strand; returns whether it lies in the field."""
+    k = int(v.integers(len(path)))
+    x, y = (path[k], k) if steep else (k, path[k])
+    if not (0 < x < canvas.width and 0 < y < canvas.height):
+        return False
+    axes = size * np.array([v.uniform(1.4, 2.2), 1.0, 1.0])
+    angle = np.pi / 2 - np.arctan(np.gradient(path)[k])
+    angle = angle if steep else np.pi / 2 - angle
+    cosine, sine = np.cos(angle), np.sin(angle)
+    turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
+    canvas.ellipsoid(x, y, height[k], axes, turn)
+    return True
 
 
 def _weave(canvas: Canvas, v, d: float, facts: Facts) -> None:

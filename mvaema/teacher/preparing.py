@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema.files import write_bytes
-from mvaema.micrographs.build import Reading, ReadOptions, read_entry
+from mvaema.micrographs.build import ReadMicrograph, ReadOptions, read_entry
 from mvaema.micrographs.sources import DatasetSource, Entry, FolderSource, Problem, TableSource
 from mvaema.teacher.journal import Journal, JournalError, PreparedImage
 
@@ -61,7 +61,7 @@ class Preparation:
         if self.max_side < 32:
             raise ValueError(f"--max-side must be at least 32 pixels; got {self.max_side}.")
 
-    def read(self, entry: Entry) -> Reading | tuple[str, str]:
+    def read(self, entry: Entry) -> ReadMicrograph | tuple[str, str]:
         """The prepared pixels of an entry as a bare PNG, or (reason, message) why not."""
         content = entry.content if isinstance(entry.content, Path) else entry.content()
         options = ReadOptions(crop_info_bar=self.crop_info_bar, max_side=self.max_side)
@@ -153,7 +153,7 @@ class Preparer:
                 self.journal.add_source(source, None)
                 return None
         reading = self.preparation.read(entry)
-        if not isinstance(reading, Reading):
+        if not isinstance(reading, ReadMicrograph):
             return self._problem(entry.name, *reading)
         self.journal.add_source(source, self._store(reading, entry))
         return reading.image_id
@@ -162,7 +162,7 @@ class Preparer:
         self.problems[reason] += 1
         tqdm.write(f"skipped ({reason}): {message if name in message else f'{name}: {message}'}")
 
-    def _store(self, reading: Reading, entry: Entry) -> PreparedImage:
+    def _store(self, reading: ReadMicrograph, entry: Entry) -> PreparedImage:
         data, (width, height) = self.preparation.encode(reading.png)
         suffix = FORMATS[self.preparation.image_format]
         file = Path("images") / reading.image_id[:2] / f"{reading.image_id}{suffix}"

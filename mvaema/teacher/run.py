@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mvaema.micrographs.build import Reading
+from mvaema.micrographs.build import ReadMicrograph
 from mvaema.micrographs.schema import OUTCOMES
 from mvaema.micrographs.sources import DatasetSource, Problem
 from mvaema.teacher.arguments import AskArguments
@@ -104,7 +104,7 @@ class Run:
         plan = self.plan()
         for entry in itertools.islice(self.source, DRY_RUN_IMAGES):
             reading = None if isinstance(entry, Problem) else self.preparation.read(entry)
-            if not isinstance(reading, Reading):
+            if not isinstance(reading, ReadMicrograph):
                 continue
             _, (width, height) = self.preparation.encode(reading.png)
             fields = {k: entry.fields.get(k) for k in ("category", "caption", "scale_bar")}

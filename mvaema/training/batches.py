@@ -127,7 +127,7 @@ def load_folds(recipe: Recipe) -> FoldedRows:
         )
     rows = rows.select(usable)
     processes = recipe.workers if recipe.workers > 1 else None
-    clusters = near_duplicate_clusters(rows, num_proc=processes, skip_unreadable=True)
+    clusters = near_duplicate_clusters(rows, workers=processes, skip_unreadable=True)
     unreadable = rows.select(np.flatnonzero(clusters < 0))["image_id"][:]
     if unreadable:
         if recipe.strict or len(unreadable) == len(rows):

@@ -14,9 +14,9 @@ from datasets import load_dataset
 from PIL import Image
 
 from configuration_mvaema import CATEGORY_CAPTIONS
-from mvaema.micrographs import aversa
+from mvaema.commands.build import main
 from mvaema.micrographs.aversa import AversaSource, fetch_archives
-from mvaema.micrographs.build import build, main
+from mvaema.micrographs.build import build
 from mvaema.micrographs.schema import pixel_hash
 
 
@@ -99,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(archives, monkeypatch):
-    monkeypatch.setattr(aversa.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     server = Server(archives)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -187,9 +187,9 @@ def test_archives_become_a_dataset(archives, tmp_path):
 
 
 def test_the_network_is_used_only_when_asked(server, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fetch_archives, "__defaults__", (server.record,))
+    monkeypatch.setattr("mvaema.micrographs.aversa.RECORD_URL", server.record)
     arguments = ["aversa", str(tmp_path / "in"), str(tmp_path / "out")]
     assert main(arguments) == 1 and not server.requests
-    assert "ask for a download" in capsys.readouterr().err
+    assert "fetch them with --download" in capsys.readouterr().err
     assert main([*arguments, "--download"]) == 0
     assert len(downloads(server)) == 10

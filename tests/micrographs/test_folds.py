@@ -13,8 +13,9 @@ from sklearn.model_selection import StratifiedKFold
 from support import ROOT
 from support.micrograph_data import write_dataset
 
+from mvaema.commands.folds import main
 from mvaema.micrographs.dataset import decode_image, load_micrographs
-from mvaema.micrographs.folds import LeakError, assign_folds, check_no_leak, main, report_folds
+from mvaema.micrographs.folds import LeakError, assign_folds, check_no_leak, report_folds
 from mvaema.micrographs.near_duplicates import cluster, describe, near_duplicate_clusters
 from mvaema.micrographs.schema import pixel_hash
 from mvaema.micrographs.shards import write_shards
@@ -156,9 +157,9 @@ def test_folds_are_stratified(study):
 
 def test_folds_are_the_same_in_another_process(study, tmp_path):
     write_shards(({**row} for row in study), tmp_path / "data")
-    command = [sys.executable, "-m", "mvaema.micrographs.folds", str(tmp_path / "data"), "--k", "4"]
+    command = [sys.executable, "-m", "mvaema", "folds", str(tmp_path / "data"), "--k", "4"]
     done = subprocess.run(
-        [*command, "--seed", "7", "--output", str(tmp_path / "folds.csv")],
+        [*command, "--seed", "7", "--csv", str(tmp_path / "folds.csv")],
         env={"PYTHONPATH": str(ROOT), "PATH": "", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
@@ -187,6 +188,20 @@ def test_the_report_counts_what_ordinary_folds_leak(study):
     assert 0 < report.leaked_by_specimen <= 20
     assert sum(sum(counts) for _, counts in report.categories) == 100
     assert str(report.leaked_ordinary) in str(report)
+
+
+def test_importing_the_folds_brings_no_microscope_readers():
+    """Training imports them, on machines that read no instrument files."""
+    code = "import sys, mvaema.micrographs.folds; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "mvaema.micrographs.folds" in loaded
+    assert not loaded & {
+        *("mvaema.micrographs.microscope", "mvaema.micrographs.sources"),
+        *("mvaema.micrographs.aversa", "mvaema.synthetic", "tifffile", "rsciio"),
+    }
 
 
 def test_more_folds_than_independent_groups_are_refused(study, capsys):

@@ -5,13 +5,15 @@ import importlib.util
 import os
 import pickle
 import struct
+import sys
+import tempfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageDraw
 from support import ROOT
 from support.microscope_files import (
     write_dm3,
@@ -21,13 +23,13 @@ from support.microscope_files import (
     write_ser,
 )
 
-import mvaema.micrographs.microscope
 from mvaema.micrographs.microscope import (
     SUFFIXES,
     Micrograph,
     UnreadableMicrograph,
     read_micrograph,
 )
+from processing_mvaema import to_8bit
 
 SHARED = os.environ.get("MVAEMA_SHARED")
 RNG = np.random.default_rng(0)
@@ -72,10 +74,8 @@ def test_metadata_does_not_survive(tmp_path):
 
 
 def test_a_viewers_orientation_is_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees to view
     for name in ("a.png", "a.tif"):
-        Image.fromarray(GREY).save(tmp_path / name, exif=exif)
+        Image.fromarray(GREY).save(tmp_path / name, exif=turned_exif())
         assert np.array_equal(pixels(tmp_path / name), np.rot90(GREY, -1))
 
 
@@ -164,6 +164,8 @@ def test_hot_pixels_nan_and_constants(tmp_path):
     assert (result[:2] == 0).all() and result[2:].std() > 50
     tifffile.imwrite(tmp_path / "flat.tif", np.full((8, 8), 7, np.uint16))
     assert (pixels(tmp_path / "flat.tif") == 0).all()
+    tifffile.imwrite(tmp_path / "void.tif", np.full((8, 8), np.nan, np.float32))
+    assert reason(tmp_path / "void.tif") == "damaged"
 
 
 def test_the_info_bar_does_not_set_black_and_white(tmp_path):
@@ -179,6 +181,66 @@ def test_the_info_bar_does_not_set_black_and_white(tmp_path):
     picture = np.asarray(micrograph.crop_info_bar().image)
     assert picture.shape == (48, 64)
     assert np.abs(picture - by_hand(DEEP)).max() <= 1
+
+
+def info_bar(width: int, height: int = 24) -> np.ndarray:
+    """White print with soft edges on black, in the full range of 16 bits, as FEI stores it."""
+    bar = Image.new("L", (width, height))
+    ImageDraw.Draw(bar).text((4, 4), "HV 5.00 kV  WD 4.0 mm  ETD", fill=255)
+    return np.asarray(bar).astype(np.uint16) * 257
+
+
+def test_an_info_bar_in_pixels_alone_does_not_set_black_and_white(tmp_path):
+    """Also where its soft print has every level between black and white."""
+    picture = RNG.integers(20_000, 22_000, (150, 200), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", np.vstack([picture, info_bar(200)]))
+    assert np.abs(pixels(tmp_path / "a.tif")[:150] - by_hand(picture)).max() <= 1
+
+
+DEEP_FILES = {
+    "a.png": lambda path: Image.fromarray(DEEP).save(path),
+    "a.tif": lambda path: tifffile.imwrite(path, DEEP),
+    "big endian.tif": lambda path: tifffile.imwrite(path, DEEP, byteorder=">"),
+    "signed.tif": lambda path: tifffile.imwrite(path, DEEP.astype(np.int32) - 2000),
+    "float.tif": lambda path: tifffile.imwrite(path, DEEP.astype(np.float32) / 7),
+    "holes.tif": lambda path: tifffile.imwrite(
+        path, np.where(GREY > 250, np.nan, np.where(GREY < 5, np.inf, GREY)).astype(np.float32)
+    ),
+    "hot.tif": lambda path: tifffile.imwrite(path, np.where(GREY == 7, 65535, DEEP).astype("u2")),
+    "constant.tif": lambda path: tifffile.imwrite(path, np.full_like(DEEP, 700)),
+    "bar.tif": lambda path: tifffile.imwrite(
+        path, np.vstack([RNG.integers(20_000, 22_000, (150, 200), np.uint16), info_bar(200)])
+    ),
+    "turned.png": lambda path: Image.fromarray(GREY).save(path, exif=turned_exif()),
+}
+
+
+def turned_exif() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to view
+    return exif
+
+
+@pytest.mark.parametrize("name", DEEP_FILES)
+def test_the_reader_and_the_processor_show_the_same_picture(tmp_path, name):
+    """A student answers about a file as it was trained on it."""
+    path = tmp_path / name
+    DEEP_FILES[name](path)
+    assert np.array_equal(np.asarray(to_8bit(path)), pixels(path))
+
+
+@pytest.mark.skipif(not SHARED, reason="MVAEMA_SHARED is not set")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "olympus_sis_tem_myelin.tif",
+        "gatan_tiff_dm_export.tif",
+        "rsciio_fei_FEI-Helios-Ebeam-16bits.tif",
+    ],
+)
+def test_the_processor_shows_real_deep_files_as_the_reader_does(name):
+    path = Path(SHARED, "native", name)
+    assert np.array_equal(np.asarray(to_8bit(path)), pixels(path))
 
 
 # --- Pages, stacks, sides
@@ -327,7 +389,7 @@ def test_tif_gz(tmp_path):
 # --- Bad input
 
 
-def test_what_is_no_file(tmp_path, monkeypatch):
+def test_what_is_not_a_file(tmp_path):
     assert reason(tmp_path / "nothing.png") == "not-found"
     assert reason(tmp_path) == "not-a-file"
     (tmp_path / "loop.png").symlink_to("loop.png")
@@ -338,17 +400,21 @@ def test_what_is_no_file(tmp_path, monkeypatch):
     assert reason(tmp_path / "empty.tif") == "empty"
 
 
-def test_permission_denied(tmp_path, monkeypatch):
-    path = tmp_path / "a.png"
-    Image.fromarray(GREY).save(path)
-    path.chmod(0)
-    if os.access(path, os.R_OK):  # root may read everything
-
-        def refuse(self, *args, **kwargs):
-            raise PermissionError(13, "Permission denied")
-
-        monkeypatch.setattr(Path, "open", refuse)
-    assert reason(path) == "permission-denied"
+def test_permission_denied():
+    """As an ordinary user: root may read everything."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.png")
+        Image.fromarray(GREY).save(path)
+        path.chmod(0)
+        Path(folder).chmod(0o755)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            assert reason(path) == "permission-denied"
+        finally:
+            if root:
+                os.seteuid(0)
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if not suffix.endswith(".gz")])
@@ -437,14 +503,9 @@ def test_errors_travel_between_processes(tmp_path):
 @pytest.fixture
 def no_extra(monkeypatch):
     """As if neither tifffile nor RosettaSciIO were installed."""
-    real = importlib.import_module
-
-    def importing(name, *args):
-        if name.partition(".")[0] in ("tifffile", "rsciio"):
-            raise ImportError(f"No module named {name!r}")
-        return real(name, *args)
-
-    monkeypatch.setattr(mvaema.micrographs.microscope.importlib, "import_module", importing)
+    loaded = [name for name in sys.modules if name.partition(".")[0] in ("tifffile", "rsciio")]
+    for name in {"tifffile", "rsciio", *loaded}:
+        monkeypatch.setitem(sys.modules, name, None)  # makes importing it an ImportError
 
 
 def test_plain_files_read_the_same_without_the_extra(tmp_path, request):

@@ -88,6 +88,7 @@ def test_deep_images_are_stretched_and_not_clipped():
     shallow = np.asarray(to_8bit(deep))
     assert shallow[0, 0] == 255
     assert 120 < shallow.mean() < 135
+    assert np.count_nonzero(shallow == 0) < 200 > np.count_nonzero(shallow == 255)
     order = np.argsort(deep.ravel()[1000:1100])
     assert (np.diff(shallow.ravel()[1000:1100][order].astype(int)) >= 0).all()
 
@@ -151,7 +152,18 @@ def test_prompts_put_caption_scale_and_question_in_order():
 
 @pytest.mark.parametrize(
     ("nanometres", "text"),
-    [(0.246, "0.246 nm"), (850, "850 nm"), (999.9, "1 µm"), (12340, "12.3 µm"), (2.5e6, "2.5 mm")],
+    [
+        (0.05, "0.05 nm"),
+        (0.246, "0.246 nm"),
+        (850, "850 nm"),
+        (999.4, "999 nm"),
+        (999.6, "1 µm"),
+        (1000, "1 µm"),
+        (12340, "12.3 µm"),
+        (999_400, "999 µm"),
+        (999_600, "1 mm"),
+        (2.5e6, "2.5 mm"),
+    ],
 )
 def test_lengths_are_written_in_their_unit(nanometres, text):
     assert format_length(nanometres) == text
