@@ -1,4 +1,4 @@
-"""Repositories on the Hugging Face Hub, or on the hub that HF_ENDPOINT names: private by default."""
+"""Repositories on the Hugging Face Hub (or the hub that HF_ENDPOINT names), private by default."""
 
 from huggingface_hub import HfApi, RepoUrl
 

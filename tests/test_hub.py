@@ -28,7 +28,7 @@ def test_a_new_repository_is_private_unless_public_was_asked_for(hub, repo_type,
 def test_a_public_repository_is_refused_unless_public_was_asked_for(hub, repo_type):
     hub.repositories["lab/open"] = {"private": False, "files": {}}
     api = HfApi(endpoint=hub.url, token=TOKEN)
-    with pytest.raises(PermissionError, match="lab/open is public already.*--public"):
+    with pytest.raises(PermissionError, match=r"lab/open is public already.*--public"):
         private_repository(api, "lab/open", repo_type)
     assert private_repository(api, "lab/open", repo_type, public=True).repo_id == "lab/open"
 
