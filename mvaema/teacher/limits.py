@@ -12,7 +12,7 @@ import asyncio
 import email.utils
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 FIRST_CONCURRENCY = 4
 BUCKET_SECONDS = 5.0
@@ -54,7 +54,7 @@ class Limits:
         tokens_per_minute: float | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep=asyncio.sleep,
+        sleep: Callable[[float], Awaitable] = asyncio.sleep,
     ):
         self.max_concurrency = max_concurrency
         self.concurrency = float(min(FIRST_CONCURRENCY, max_concurrency))

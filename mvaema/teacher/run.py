@@ -5,7 +5,7 @@ import itertools
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,14 +54,24 @@ class RunResult:
 class TeacherRun:
     """Everything that a run needs, checked before anything is written or sent.
 
+    Args:
+        args: what the user chose.
+        clock, sleep: of the waits between live requests; see `Limits`.
+
     Raises:
         ValueError: an argument is not permitted; the message says which and what is.
         OSError: the images or a file of settings cannot be read.
         JournalError: the output folder is divided into other shards.
     """
 
-    def __init__(self, args: AskArguments):
-        self.args = args
+    def __init__(
+        self,
+        args: AskArguments,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable] = asyncio.sleep,
+    ):
+        self.args, self.clock, self.sleep = args, clock, sleep
         self.prompt = Prompt.load(args.prompt)
         unknown = sorted(set(args.questions) - set(self.prompt.questions))
         if unknown:
@@ -137,11 +147,8 @@ class TeacherRun:
             )
         return total
 
-    def ask(self, limits: Limits | None = None) -> RunResult:
+    def ask(self) -> RunResult:
         """Ask what is missing. Everything that comes back is in the journal.
-
-        Args:
-            limits: when live requests may go; by default as the arguments say.
 
         Raises:
             EndpointError: the endpoint or the key cannot be used.
@@ -179,8 +186,12 @@ class TeacherRun:
                         questions
                     )
                 else:
-                    limits = limits or Limits(
-                        args.concurrency, args.requests_per_minute, args.tokens_per_minute
+                    limits = Limits(
+                        args.concurrency,
+                        args.requests_per_minute,
+                        args.tokens_per_minute,
+                        clock=self.clock,
+                        sleep=self.sleep,
                     )
                     asker = Asker(
                         endpoint, journal, plan, accounts, limits, args.timeout, on_progress

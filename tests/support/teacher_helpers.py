@@ -12,7 +12,6 @@ from PIL import Image
 
 from mvaema.teacher.accounts import Tally
 from mvaema.teacher.arguments import AskArguments
-from mvaema.teacher.limits import Limits
 from mvaema.teacher.run import TeacherRun
 
 QUESTIONS = 10
@@ -48,22 +47,19 @@ class SteppingClock:
         await asyncio.sleep(0)
 
 
-def hurried(args: AskArguments) -> Limits:
-    """The limits of a run whose waits (backoff, Retry-After, rates) pass 200 times as fast.
-    Requests and their timeouts keep real time."""
-    return Limits(
-        args.concurrency,
-        args.requests_per_minute,
-        args.tokens_per_minute,
+def hurried(args: AskArguments) -> TeacherRun:
+    """A run whose waits (backoff, Retry-After, rates) pass 200 times as fast. Requests and their
+    timeouts keep real time."""
+    return TeacherRun(
+        args,
         clock=lambda: time.monotonic() * SPEED,
         sleep=lambda seconds: asyncio.sleep(seconds / SPEED),
     )
 
 
 def ask(images: Path, output: Path, url: str, **changes) -> Tally:
-    """Run the teacher, hurried, without exporting."""
-    args = arguments(images, output, url, **changes)
-    return TeacherRun(args).ask(hurried(args)).tally
+    """Ask what is missing, hurried, and tell what was done. Prints and exports nothing."""
+    return hurried(arguments(images, output, url, **changes)).ask().tally
 
 
 def replies(output: Path) -> list[sqlite3.Row]:
