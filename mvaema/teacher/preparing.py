@@ -91,8 +91,8 @@ def open_source(images: str, split: str = "train") -> FolderSource | TableSource
         is_dataset = any(next(path.glob(pattern), None) for pattern in DATASET_FILES)
         return DatasetSource(images, split) if is_dataset else FolderSource(path)
     raise FileNotFoundError(
-        f"--images {images}: not found. Expected a folder of micrographs, a table "
-        f"({', '.join(TABLES)}) or the folder of a dataset."
+        f"--images {images} is not a folder of micrographs, a table ({', '.join(TABLES)}) or the "
+        "folder of a dataset."
     )
 
 

@@ -14,7 +14,7 @@ from mvaema.teacher.replies import Reply, Verdict
 class Recorder:
     """Writes the replies of many coroutines into one journal.
 
-    A reply is recorded before its coroutine goes on. Its verdict is not urgent: it goes into a
+    A reply is recorded before its coroutine continues. Its verdict is not urgent: it goes into a
     later transaction, and the reply is judged again if that never comes.
     """
 

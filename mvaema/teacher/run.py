@@ -175,27 +175,11 @@ class TeacherRun:
                 total=entries * len(plan.question_ids), unit=" questions", smoothing=0.05
             ) as bar:
                 on_progress = self._progress(bar, accounts)
+                shared = (endpoint, journal, plan, accounts)
                 if args.batch:
-                    batch_limits = BatchLimits(
-                        args.batch_requests,
-                        int(args.batch_megabytes * 1e6),
-                        args.batch_poll,
-                        args.timeout,
-                    )
-                    BatchAsker(endpoint, journal, plan, accounts, batch_limits, on_progress).run(
-                        questions
-                    )
+                    BatchAsker(*shared, self._batch_limits(), on_progress).run(questions)
                 else:
-                    limits = Limits(
-                        args.concurrency,
-                        args.requests_per_minute,
-                        args.tokens_per_minute,
-                        clock=self.clock,
-                        sleep=self.sleep,
-                    )
-                    asker = Asker(
-                        endpoint, journal, plan, accounts, limits, args.timeout, on_progress
-                    )
+                    asker = Asker(*shared, self._limits(), args.timeout, on_progress)
                     asyncio.run(_interruptible(asker, questions()))
             return RunResult(
                 accounts.tally,
@@ -206,6 +190,21 @@ class TeacherRun:
                 preparer.problems,
                 preparer.duplicates,
             )
+
+    def _limits(self) -> Limits:
+        args = self.args
+        return Limits(
+            args.concurrency,
+            args.requests_per_minute,
+            args.tokens_per_minute,
+            clock=self.clock,
+            sleep=self.sleep,
+        )
+
+    def _batch_limits(self) -> BatchLimits:
+        args = self.args
+        max_bytes = int(args.batch_megabytes * 1e6)
+        return BatchLimits(args.batch_requests, max_bytes, args.batch_poll, args.timeout)
 
     def _progress(self, bar: tqdm, accounts: Accounts) -> Callable[[int], None]:
         def on_progress(count: int):
