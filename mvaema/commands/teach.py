@@ -6,7 +6,7 @@ kept in a journal in the output folder before anything else happens to it: rerun
 to resume, and nothing is paid for twice. The dataset is in `teacher/dataset`. Further commands:
 
     mvaema teach export --output_dir teacher/                   while a run continues, or after it
-    mvaema teach merge --output_dir all/ --parts shard-*/       of a job array
+    mvaema teach merge --output_dir all/ --parts shard-*/       the shards of a job array
     mvaema teach --help                                         all arguments
 """
 
@@ -32,6 +32,8 @@ RESUME = "All replies received so far are saved. Rerun the same command to resum
 
 
 def ask_command(args: AskArguments) -> int:
+    """Ask a large vision model about each micrograph. Every reply is kept in a journal: rerun the
+    same command to resume, and nothing is paid for twice. The dataset is written at the end."""
     run = TeacherRun(args)
     if run.columns_left_out:
         print(f"{args.images}: these columns are not kept: {', '.join(run.columns_left_out)}.")
@@ -89,6 +91,7 @@ def report(run: TeacherRun, result: RunResult) -> None:
 
 
 def export_command(args: ExportArguments) -> int:
+    """Write the dataset of an output folder, while a run continues or after it."""
     folder = Path(args.output_dir)
     paths = journals(folder)
     if not paths:
@@ -100,6 +103,7 @@ def export_command(args: ExportArguments) -> int:
 
 
 def merge_command(args: MergeArguments) -> int:
+    """Merge the output folders of a job array into one, and write its dataset."""
     copied = merge(Path(args.output_dir), [Path(part) for part in args.parts])
     print(f"{copied:,} replies copied.")
     return export_command(args)
@@ -118,16 +122,13 @@ COMMANDS = {
 }
 
 
-def parse(arguments: type, argv: Sequence[str], prog: str):
+def parse(parser: HfArgumentParser, argv: Sequence[str]):
     """The arguments of a command. Unknown ones are an error that shows no value: it may be a key.
 
     Raises:
         SystemExit: the command line cannot be parsed.
         ValueError: an argument is not permitted.
     """
-    parser = HfArgumentParser(
-        arguments, prog=prog, description=__doc__.split("\n\n")[1], allow_abbrev=False
-    )
     args, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if rest:
         words = [argument.partition("=")[0] for argument in rest]
@@ -145,11 +146,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     prog = prog or Path(sys.argv[0]).name
     arguments, command = AskArguments, ask_command
+    epilog = f"Further commands: {prog} export --help, {prog} merge --help."
     if argv and argv[0] in COMMANDS:
         arguments, command = COMMANDS[argv[0]]
-        prog, argv = f"{prog} {argv[0]}", argv[1:]
+        prog, argv, epilog = f"{prog} {argv[0]}", argv[1:], None
+    parser = HfArgumentParser(
+        arguments, prog=prog, description=command.__doc__, epilog=epilog, allow_abbrev=False
+    )
     try:
-        return command(parse(arguments, argv, prog))
+        return command(parse(parser, argv))
     except (JournalError, EndpointError, ValueError, OSError, sqlite3.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -166,7 +166,9 @@ class AskArguments(ExportArguments):
     max_cost: float | None = field(
         default=None, metadata={"help": "US dollars that all replies together may cost."}
     )
-    export: bool = field(default=True, metadata={"help": "Write the dataset at the end."})
+    export: bool = field(
+        default=True, metadata={"help": "Whether to write the dataset at the end."}
+    )
 
     def __post_init__(self):
         wrong = sorted(set(self.retry) - set(OUTCOMES[1:]))
