@@ -270,7 +270,7 @@ class Asker:
         if max(seconds, waited) > PATIENCE:
             self.stop(
                 f"The server asks to wait longer than {PATIENCE / 60:.0f} minutes "
-                f"({verdict.detail}). Rerun later."
+                f"({verdict.detail}), so try again later."
             )
         else:
             self.limits.pause(seconds)

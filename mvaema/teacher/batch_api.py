@@ -114,5 +114,5 @@ class BatchApi:
                 self.sleep(backoff(attempt))
         raise BatchStopped(
             f"The server failed {ATTEMPTS} times, the last time: {failure}. Submitted batches "
-            "continue at the provider; rerun the same command later to collect them."
+            "continue at the provider."
         )

@@ -42,8 +42,8 @@ def images(tmp_path):
 )
 def test_passing_failure_is_asked_again(kind, headers, server, images, output):
     server.fail(kind, times=3, **headers)
-    progress = ask(images, output, server.url)
-    assert progress.stopped is None
+    tally = ask(images, output, server.url)
+    assert tally.stopped is None
     assert outcomes(output) == {"ok": ALL}
     assert len(server.exchanges) == ALL + 3
     assert len(replies(output)) == ALL + 3, "failed attempts are kept too"
@@ -64,21 +64,21 @@ def test_retry_after_is_waited_for(seconds, server, images, output):
 
 def test_too_long_a_retry_after_ends_the_run(server, images, output):
     server.fail("429", **{"Retry-After": "7200"})
-    progress = ask(images, output, server.url)
-    assert "Rerun later" in progress.stopped
+    tally = ask(images, output, server.url)
+    assert "try again later" in tally.stopped
     assert ask(images, output, server.url).stopped is None
     assert outcomes(output) == {"ok": ALL}
     no_answer_lost_or_repeated(server, output)
 
 
-def test_concurrency_adapts_to_what_the_server_bears(server, tmp_path, output):
+def test_concurrency_adapts_to_the_server(server, tmp_path, output):
     server.capacity, server.delay = 5, 0.01
     images = make_images(tmp_path / "many", 20)
-    progress = ask(images, output, server.url, concurrency=32)
-    assert progress.stopped is None
+    tally = ask(images, output, server.url, concurrency=32)
+    assert tally.stopped is None
     assert outcomes(output) == {"ok": 20 * QUESTIONS}
     limited = [e for e in server.exchanges if e.fault == "429"]
-    assert len(limited) < len(server.exchanges) / 4, "it goes on near the capacity, not above"
+    assert len(limited) < len(server.exchanges) / 4, "it stays near the capacity"
     assert server.most_in_flight > 3
     no_answer_lost_or_repeated(server, output)
 
@@ -87,8 +87,8 @@ def test_one_hopeless_question_does_not_hold_up_the_rest(server, images, output)
     server.delay = 0.02
     server.fail("500", times=1000, match="surface texture")
     # One more than the hopeless ones, of which there is one for each micrograph.
-    progress = ask(images, output, server.url, concurrency=IMAGES + 1)
-    assert progress.stopped is None
+    tally = ask(images, output, server.url, concurrency=IMAGES + 1)
+    assert tally.stopped is None
     assert outcomes(output) == {"ok": ALL - IMAGES, "error": IMAGES}
     asked = len(server.exchanges)
     ask(images, output, server.url)
@@ -101,8 +101,8 @@ def test_one_hopeless_question_does_not_hold_up_the_rest(server, images, output)
 
 def test_server_that_is_down_ends_the_run(server, images, output):
     server.fail("500", times=1000)
-    progress = ask(images, output, server.url)
-    assert "Check the server" in progress.stopped
+    tally = ask(images, output, server.url)
+    assert "Check the server" in tally.stopped
     assert not any(row["settled"] for row in replies(output))
     server.faults.clear()
     assert ask(images, output, server.url).stopped is None
@@ -113,16 +113,16 @@ def test_nobody_listening(server, images, output):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    progress = ask(images, output, url)
-    assert "unreachable" in progress.stopped
+    tally = ask(images, output, url)
+    assert "unreachable" in tally.stopped
     ask(images, output, server.url)  # the endpoint is not part of the configuration
     assert outcomes(output) == {"ok": ALL}
 
 
 def test_answer_after_the_timeout_is_not_asked_for_again(server, images, output):
     server.fail("timeout", times=2)
-    progress = ask(images, output, server.url, timeout=0.5)
-    assert progress.stopped is None
+    tally = ask(images, output, server.url, timeout=0.5)
+    assert tally.stopped is None
     assert outcomes(output) == {"ok": ALL - 2, "error": 2}
     assert len(server.exchanges) == ALL
     ask(images, output, server.url)
@@ -152,8 +152,8 @@ def test_answer_after_the_timeout_is_not_asked_for_again(server, images, output)
 )
 def test_outcomes_are_kept_and_not_asked_again(kind, outcome, server, images, output):
     server.fail(kind, times=2)
-    progress = ask(images, output, server.url)
-    assert progress.stopped is None
+    tally = ask(images, output, server.url)
+    assert tally.stopped is None
     expected = {"ok": ALL} if outcome == "ok" else {"ok": ALL - 2, outcome: 2}
     assert outcomes(output) == expected
     assert all(row["raw"] for row in replies(output))
@@ -234,12 +234,12 @@ def test_max_cost_is_never_passed(server, images, output, tmp_path):
     prices = tmp_path / "prices.yaml"
     prices.write_text("models: {teacher: {input: 10, output: 100, as_of: today}}")
     # A reply costs 0.02; at most 0.36 (1,000 tokens in, 3,500 out).
-    progress = ask(images, output, server.url, prices=str(prices), max_cost=0.5)
+    tally = ask(images, output, server.url, prices=str(prices), max_cost=0.5)
     spent = 0.02 * len(server.exchanges)
-    assert "--max_cost" in progress.stopped
+    assert "--max_cost" in tally.stopped
     assert 0.1 <= spent <= 0.5
-    progress = ask(images, output, server.url, prices=str(prices), max_cost=2.0)
-    assert progress.stopped is None
+    tally = ask(images, output, server.url, prices=str(prices), max_cost=2.0)
+    assert tally.stopped is None
     assert outcomes(output) == {"ok": ALL}
     no_answer_lost_or_repeated(server, output)
 

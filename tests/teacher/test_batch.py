@@ -7,6 +7,7 @@ import pytest
 from support.teacher_helpers import QUESTIONS, arguments, ask, make_images, outcomes, replies
 from support.teacher_process import TeacherProcess, options
 
+from configuration_mvaema import QUESTIONS as WORDING
 from mvaema.commands.teach import ask_command
 from mvaema.teacher.journal import JournalError
 
@@ -25,11 +26,13 @@ def ask_in_batches(images, output, url, **changes):
 
 
 def answered_once(output):
-    """Every question has one reply, and it is the one with its own name."""
+    """Every question has one reply, and it is the answer to this question."""
     rows = replies(output)
     assert len({row["fingerprint"] for row in rows}) == len(rows) == ALL
-    for row in rows:
-        assert json.loads(row["raw"])["choices"][0]["message"]["content"]
+    answers = [json.loads(row["raw"])["choices"][0]["message"]["content"] for row in rows]
+    assert len(set(answers)) == ALL
+    for row, answer in zip(rows, answers, strict=True):
+        assert WORDING[row["question_id"]] in answer
 
 
 def test_all_questions_in_one_batch(server, images, output):
@@ -37,7 +40,8 @@ def test_all_questions_in_one_batch(server, images, output):
     assert outcomes(output) == {"ok": ALL}
     answered_once(output)
     assert len(server.batches) == 1
-    assert set(server.files.values()) >= {b"deleted"}, "the micrographs do not stay there"
+    [batch] = server.batches.values()
+    assert server.files[batch["input_file_id"]] == b"deleted", "the micrographs do not stay there"
     assert not list((output / BATCHES).iterdir()), "nor twice here"
     ask_in_batches(images, output, server.url)
     assert len(server.batches) == 1
@@ -99,8 +103,8 @@ def test_results_of_every_terminal_state_are_fetched(state, server, images, outp
         return results[:third], errors
 
     server.batch_fault = fault
-    progress = ask_in_batches(images, output, server.url)
-    assert progress.stopped is None
+    tally = ask_in_batches(images, output, server.url)
+    assert tally.stopped is None
     assert outcomes(output) == {"ok": 20, "filtered": 10}
     answered = sum(x.delivered for x in server.exchanges)
     assert answered == 20, "only what was not carried out is asked again"
@@ -196,8 +200,8 @@ def test_max_cost_counts_whole_batches(server, images, output, tmp_path):
     prices = tmp_path / "prices.yaml"
     prices.write_text("models: {teacher: {input: 10, output: 100, batch: 0.5, as_of: today}}")
     # 0.01 a reply in a batch, at most about 0.18; a batch's worst case is reserved whole.
-    progress = ask_in_batches(images, output, server.url, prices=str(prices), max_cost=0.4)
-    assert "--max_cost" in progress.stopped
+    tally = ask_in_batches(images, output, server.url, prices=str(prices), max_cost=0.4)
+    assert "--max_cost" in tally.stopped
     assert 0 < 0.01 * len(replies(output)) <= 0.4
     assert (
         ask_in_batches(images, output, server.url, prices=str(prices), max_cost=20.0).stopped

@@ -1,4 +1,4 @@
-"""Verdicts on replies: outcomes, answers, refusals, and bodies that are no completions."""
+"""Verdicts on replies: outcomes, answers, refusals, and bodies that are not completions."""
 
 import json
 import random
