@@ -2,10 +2,9 @@
 
     python benchmarks/teacher_client.py --requests 100000
 
-A server on loopback, in its own process, answers at once. The same requests go out twice: through
-the whole of `generate_teacher_data.py` (images prepared, journal with synchronous FULL, reading,
-accounting) and through the bare openai client. Prints a table and, with --json, writes the figures
-to a file.
+A server on loopback, in its own process, answers at once. The same requests are sent twice: by all
+of `mvaema teach` (prepared images, journal with synchronous FULL, verdicts, accounts) and by the
+bare openai client. Prints a table; --json FILE also writes the figures.
 """
 
 import argparse
@@ -33,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 from mvaema.teacher.arguments import AskArguments  # noqa: E402
 from mvaema.teacher.endpoint import Endpoint  # noqa: E402
 from mvaema.teacher.prompt import Prompt, Sampling, request_body, request_parameters  # noqa: E402
-from mvaema.teacher.run import Run  # noqa: E402
+from mvaema.teacher.run import TeacherRun  # noqa: E402
 
 QUESTIONS = 10
 BARE_REQUESTS = 10_000
@@ -45,7 +44,7 @@ def resident_mib() -> float:
 
 
 class Memory(threading.Thread):
-    """Resident memory of this process against the requests answered so far."""
+    """Resident memory of this process, against the number of requests answered so far."""
 
     def __init__(self, count):
         super().__init__(daemon=True)
@@ -56,7 +55,7 @@ class Memory(threading.Thread):
             self.samples.append((self.count(), resident_mib()))
 
     def at(self, requests: int) -> float | None:
-        """MiB when about so many requests were answered."""
+        """MiB once so many requests were answered."""
         return next((mib for count, mib in self.samples if count >= requests), None)
 
 
@@ -65,7 +64,7 @@ def start_server() -> tuple[subprocess.Popen, str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "teacher_server.py"), "--port", str(port)],
+        [sys.executable, str(ROOT / "tests/support/teacher_server.py"), "--port", str(port)],
         stdout=subprocess.DEVNULL,
     )
     while True:
@@ -87,11 +86,11 @@ def make_images(folder: Path, count: int, side: int):
 
 
 def whole(images: Path, output: Path, url: str, concurrency: int) -> dict:
-    """`generate_teacher_data.py` without its export."""
-    run = Run(
+    """`mvaema teach` without its export."""
+    run = TeacherRun(
         AskArguments(
             images=str(images),
-            output=str(output),
+            output_dir=str(output),
             teacher_model="teacher",
             endpoint=url,
             concurrency=concurrency,
@@ -109,14 +108,14 @@ def whole(images: Path, output: Path, url: str, concurrency: int) -> dict:
     memory = Memory(answered)
     memory.start()
     cpu, wall = time.process_time(), time.perf_counter()
-    progress = run.ask()
+    tally = run.ask().tally
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     memory.ended.set()
-    return {"answers": progress.outcomes["ok"], "cpu_s": cpu, "wall_s": wall, "memory": memory}
+    return {"answers": tally.outcomes["ok"], "cpu_s": cpu, "wall_s": wall, "memory": memory}
 
 
 def bare(output: Path, url: str, concurrency: int) -> dict:
-    """The same requests (10,000 of them at most) through the openai client alone."""
+    """The same requests, at most 10,000 of them, by the openai client alone."""
     files = sorted(output.glob("images/*/*.png"))[: BARE_REQUESTS // QUESTIONS]
     prompt, parameters = Prompt.load(), request_parameters("standard", Sampling())
     texts = [prompt.render(name, (64, 64)) for name in prompt.questions]

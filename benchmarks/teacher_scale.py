@@ -3,7 +3,7 @@
     python benchmarks/teacher_scale.py --native ../shared/native
 
 Token counts follow the rules in mvaema/teacher/money.py, prices are those of prices.yaml. With
---native, a folder of microscope files, it also measures how large prepared images are.
+--native, a folder of microscope files, the size of prepared images is measured too.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main():
         f"Per request: image {image} tokens (28-pixel patches), text {text:.0f}, output {output}."
     )
     prompts, outputs = REQUESTS * (image + text) / 1e9, REQUESTS * output / 1e9
-    print(f"Altogether: {prompts:.1f} G tokens in, {outputs:.1f} G out.")
+    print(f"In total: {prompts:.1f} G tokens in, {outputs:.1f} G out.")
 
     rows = []
     for model in MODELS:

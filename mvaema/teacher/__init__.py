@@ -1,19 +1,25 @@
 """The teacher: instruction data from any OpenAI-compatible vision model.
 
-In the order a question passes through:
+In the order in which data passes through:
     arguments.py   what a user may choose
-    run.py         one run, from arguments to a dataset
-    preparing.py   a micrograph to the bytes that leave the lab
-    prompt.py      image, caption, scale and question to a request, and its fingerprint
+    run.py         one run: from checked arguments to answers in the journal
+    preparing.py   from a micrograph to the bytes that leave the lab
+    prompt.py      from image, caption, scale and question to a request, and its fingerprint
     questions.py   which questions are still to be asked
+    money.py       what a request costs, and how much may be spent
+    estimating.py  what the missing answers will cost
     endpoint.py    where requests may go, and the key
-    limits.py      when the next one may go
-    asking.py      the loop: every reply into the journal before anything else
+    limits.py      when the next request may go
+    asking.py      one request per question, many at a time
     batch.py       the same questions through a Batch API
-    journal.py     the replies, in SQLite
-    replies.py     what a reply is: its outcome, its answer, and whether to ask again
-    money.py       what it costs
+    batch_api.py   the provider's side of a batch
+    recording.py   many replies to one commit
+    durable.py     a SQLite file that survives a kill and a full disk
+    journal.py     every reply, raw
+    replies.py     from a reply to a verdict: outcome, answer, and whether to ask again
+    accounts.py    what a run has done and spent
+    merging.py     from the journals of many shards to one
     flags.py       answers worth a second look
-    export.py      the journal to a micrograph dataset and its card
-    merging.py     the journals of many shards to one
+    export.py      from the journal to a micrograph dataset, and to a hub
+    card.py        the dataset's card
 """

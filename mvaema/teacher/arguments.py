@@ -4,23 +4,64 @@ import re
 from dataclasses import dataclass, field
 
 from mvaema.micrographs.schema import OUTCOMES
-from mvaema.teacher.batch import MAX_BYTES, MAX_REQUESTS
+from mvaema.teacher.batch import BatchLimits
 from mvaema.teacher.prompt import Sampling
 
+POSITIVE = (
+    "max_tokens",
+    "concurrency",
+    "timeout",
+    "batch_poll",
+    "batch_requests",
+    "batch_megabytes",
+    "pilot",
+    "max_cost",
+    "requests_per_minute",
+    "tokens_per_minute",
+)
 
-@dataclass
-class AskArguments:
+
+@dataclass(kw_only=True)
+class ExportArguments:
+    """What is written from the journals of a folder."""
+
+    output_dir: str = field(
+        metadata={
+            "help": "Folder on a local disk for the journal, the prepared images and the dataset."
+        }
+    )
+    prices: str | None = field(
+        default=None, metadata={"help": "Prices file instead of mvaema/teacher/prices.yaml."}
+    )
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "Repository (owner/name) to upload the dataset to."}
+    )
+    public: bool = field(
+        default=False, metadata={"help": "Make that repository public; it is private otherwise."}
+    )
+
+
+@dataclass(kw_only=True)
+class MergeArguments(ExportArguments):
+    """Which output folders become one."""
+
+    parts: list[str] = field(
+        default_factory=list, metadata={"help": "Output folders of the shards."}
+    )
+
+    def __post_init__(self):
+        if not self.parts:
+            raise ValueError("--parts: name the output folders to merge.")
+
+
+@dataclass(kw_only=True)
+class AskArguments(ExportArguments):
     """What is asked, whom, and how carefully."""
 
     images: str = field(
         metadata={
             "help": "Folder of microscope files (class folders label what they hold), table of "
             "files (CSV, JSONL, Parquet with a `path` column), or folder of a dataset."
-        }
-    )
-    output: str = field(
-        metadata={
-            "help": "Folder on a local disk for the journal, the prepared images and the dataset."
         }
     )
     teacher_model: str = field(metadata={"help": "Name of the vision model at the endpoint."})
@@ -66,7 +107,7 @@ class AskArguments:
         default="standard",
         metadata={
             "help": "How parameters are passed: `standard`, `max-completion-tokens` (newer name "
-            "of the limit), or `reasoning` (models that refuse temperature and top-p). Recorded "
+            "of the limit), or `reasoning` (models that refuse temperature and top_p). Recorded "
             "with the answers."
         },
     )
@@ -79,12 +120,14 @@ class AskArguments:
     crop_info_bar: bool = field(
         default=False,
         metadata={
-            "help": "Cut off burnt-in info bars before sending (they may name lots and operators)."
+            "help": "Crop burnt-in info bars before sending (they may name lots and operators)."
         },
     )
     concurrency: int = field(
         default=64,
-        metadata={"help": "Requests in flight at most; the run finds what the server bears."},
+        metadata={
+            "help": "Requests in flight, at most. Fewer are sent when the server answers 429."
+        },
     )
     requests_per_minute: float | None = field(default=None, metadata={"help": "Cap on requests."})
     tokens_per_minute: float | None = field(
@@ -94,7 +137,7 @@ class AskArguments:
     retry: list[str] = field(
         default_factory=list,
         metadata={
-            "help": f"Outcomes to ask again ({', '.join(OUTCOMES[1:])}); both attempts are kept."
+            "help": f"Outcomes to ask again ({', '.join(OUTCOMES[1:])}); all attempts are kept."
         },
     )
     shard: str = field(
@@ -104,13 +147,13 @@ class AskArguments:
         default=False, metadata={"help": "Use the Batch API: cheaper, answers within 24 hours."}
     )
     batch_poll: float = field(
-        default=60.0, metadata={"help": "Seconds between two looks at open batches."}
+        default=BatchLimits.poll, metadata={"help": "Seconds between two looks at open batches."}
     )
     batch_requests: int = field(
-        default=MAX_REQUESTS, metadata={"help": "Requests in one batch file, at most."}
+        default=BatchLimits.max_requests, metadata={"help": "Requests in one batch file, at most."}
     )
     batch_megabytes: float = field(
-        default=MAX_BYTES / 1e6, metadata={"help": "Size of one batch file, at most."}
+        default=BatchLimits.max_bytes / 1e6, metadata={"help": "Size of one batch file, at most."}
     )
     dry_run: bool = field(
         default=False,
@@ -121,17 +164,10 @@ class AskArguments:
         metadata={"help": "Ask about the first N images only and extrapolate; the answers count."},
     )
     max_cost: float | None = field(
-        default=None, metadata={"help": "US dollars that the replies may cost altogether."}
+        default=None, metadata={"help": "US dollars that all replies together may cost."}
     )
-    prices: str | None = field(
-        default=None, metadata={"help": "Prices file instead of mvaema/teacher/prices.yaml."}
-    )
-    export: bool = field(default=True, metadata={"help": "Write the dataset at the end."})
-    push_to_hub: str | None = field(
-        default=None, metadata={"help": "Repository (user/name) to upload the dataset to."}
-    )
-    public: bool = field(
-        default=False, metadata={"help": "Make that repository public; it is private otherwise."}
+    export: bool = field(
+        default=True, metadata={"help": "Whether to write the dataset at the end."}
     )
 
     def __post_init__(self):
@@ -140,17 +176,13 @@ class AskArguments:
             raise ValueError(
                 f"--retry {' '.join(wrong)}: expected some of {', '.join(OUTCOMES[1:])}."
             )
-        positive = (
-            "max_tokens concurrency timeout batch_poll batch_requests batch_megabytes pilot "
-            "max_cost requests_per_minute tokens_per_minute"
-        )
-        for name in positive.split():
+        for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be positive; got {value}.")
+                raise ValueError(f"--{name} must be positive, not {value}.")
         found = re.fullmatch(r"(\d+)/(\d+)", self.shard)
         if not found or int(found[1]) >= int(found[2]):
-            raise ValueError(f"--shard must be i/n with 0 <= i < n, as in 3/100; got {self.shard}.")
+            raise ValueError(f"--shard must be i/n with 0 <= i < n, as in 3/100, not {self.shard}.")
         self.part, self.parts = int(found[1]), int(found[2])
         if self.push_to_hub and not self.export:
-            raise ValueError("--push-to-hub needs the dataset: leave --no-export out.")
+            raise ValueError("--push_to_hub needs the dataset: do not pass --no_export.")

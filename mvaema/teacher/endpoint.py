@@ -1,11 +1,11 @@
 """Where requests may go, and the key that goes with them.
 
 What is special about it:
-- an endpoint that resolves to anything but private addresses needs an explicit yes;
-- a private endpoint is talked to directly (no proxy of the environment, no redirects), so that
-  no micrograph takes a way nobody chose;
-- the key comes from an environment variable, is never shown, and is cut out of what servers
-  echo back before it is written anywhere.
+- an endpoint that resolves to any address outside the private ranges needs `--allow_external`;
+- a private endpoint is reached directly, without the environment's proxy and without redirects,
+  so that no micrograph takes another way;
+- the key comes from an environment variable and is never shown. It is removed from what servers
+  echo back before that is written anywhere.
 """
 
 import ipaddress
@@ -17,12 +17,12 @@ import httpx2
 from openai import AsyncOpenAI, OpenAI
 
 CONNECT_TIMEOUT = 10.0
-# What a server without accounts gets.
+# Sent as the key to a server without accounts.
 NO_KEY = "none"
 
 
 class EndpointError(ValueError):
-    """The endpoint or the key cannot be used; the message says what to do."""
+    """The endpoint or the key cannot be used; the message says why and what to do."""
 
 
 class Endpoint:
@@ -31,13 +31,13 @@ class Endpoint:
     Args:
         url: base URL of the API, ending in /v1 for most servers.
         key_variable: environment variable that holds the key. By default OPENAI_API_KEY for an
-            external endpoint, and none for a private one: a server in the lab must not get a key
-            that was meant for somebody else.
-        allow_external: whether addresses outside private ranges are permitted.
+            external endpoint and none for a private one, so that a server in the lab does not get
+            a key that was meant for a provider.
+        allow_external: whether addresses outside the private ranges are permitted.
 
     Raises:
-        EndpointError: the URL is none, holds credentials, does not resolve, or is external
-            without permission or key; or the key cannot be a key.
+        EndpointError: the URL is malformed, holds credentials, does not resolve, or is external
+            without permission or key; or the variable does not hold a key.
     """
 
     def __init__(self, url: str, key_variable: str | None = None, allow_external: bool = False):
@@ -48,33 +48,34 @@ class Endpoint:
             raise EndpointError(f"--endpoint: {error}.") from None
         if parts.scheme not in ("http", "https") or not host:
             raise EndpointError(
-                "--endpoint must be a URL such as http://localhost:8000/v1 (no scheme or host "
-                "found)."
+                "--endpoint must be a URL with scheme and host, as in http://localhost:8000/v1."
             )
         if parts.username or parts.password or parts.query:
             raise EndpointError(
-                f"--endpoint ({host}) must hold no user, password or query: keys come from the "
-                "environment variable that --api-key-env names."
+                f"--endpoint ({host}) must hold no user, password or query. Put the key into the "
+                "environment variable that --api_key_env names."
             )
         self.url = url.rstrip("/")
         self.external = any(not is_private(address) for address in _resolve(host, port))
         if self.external and not allow_external:
             raise EndpointError(
                 f"{host} is outside the private address ranges: micrographs would leave your "
-                "network. Pass --allow-external if that is permitted."
+                "network. Pass --allow_external if that is permitted."
             )
         if self.external and parts.scheme == "http":
-            raise EndpointError(f"{host} is external: use https, not http.")
+            raise EndpointError(f"{host} is external: use https instead of http.")
         if key_variable is None and self.external:
             key_variable = "OPENAI_API_KEY"
         self._key = os.environ.get(key_variable, "").strip() if key_variable else ""
         if key_variable and not self._key:
-            raise EndpointError(f"Set the environment variable {key_variable} to your key.")
-        # Checked here, because HTTP libraries quote a header they cannot send in their errors.
+            raise EndpointError(
+                f"The environment variable {key_variable} is not set. Set it to your key."
+            )
+        # Checked here, because HTTP libraries quote the headers that they cannot send.
         if not all(33 <= ord(character) <= 126 for character in self._key):
             raise EndpointError(
-                f"The key in {key_variable} has characters that no key has (spaces, line ends or "
-                "non-ASCII letters); copy it again."
+                f"The key in {key_variable} has characters that keys do not have (spaces, line "
+                "ends or non-ASCII letters). Copy it again."
             )
 
     def redact(self, data: bytes | str | None) -> bytes | str | None:
@@ -86,7 +87,7 @@ class Endpoint:
         return data.replace(self._key, "[key removed]")
 
     def async_client(self, connections: int) -> AsyncOpenAI:
-        """A client that tries once and waits as long as its caller does."""
+        """A client that tries once and leaves the timeout to its caller."""
         return AsyncOpenAI(
             http_client=httpx2.AsyncClient(
                 **self._transport(),

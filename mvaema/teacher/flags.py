@@ -1,13 +1,12 @@
 """Answers worth a second look: flagged, never deleted.
 
 What is special about it:
-- flags that need one text (`unmarked`, `repetition`) and flags that need all of them
-  (`length_outlier`, `exact_duplicate`, `near_duplicate`) are told apart; the latter are computed
-  per question group, since "No labels are visible." is a fine answer many times over to one
-  question and suspicious to another;
+- `unmarked` and `repetition` need one text. `length_outlier`, `exact_duplicate` and
+  `near_duplicate` need all answers to a question, and are computed per question: "No labels are
+  visible." may be the right answer to one many times over, and suspicious for another;
 - near duplicates are found by MinHash and banding (Broder 1997; Leskovec, Rajaraman and Ullman,
-  Mining of Massive Datasets, ch. 3) in arrays of fixed width, so a million answers per group fit
-  in memory: 8 bytes x 64 per answer.
+  Mining of Massive Datasets, ch. 3) in arrays of fixed width: about 270 bytes per answer, so a
+  million answers to a question fit in memory.
 """
 
 import hashlib
@@ -18,12 +17,12 @@ from collections import Counter
 
 import numpy as np
 
-# A text of some length that zlib shrinks below this share says the same thing over and over;
-# prose comes out at 0.4 to 0.6.
+# A text of at least LOOP_LENGTH bytes that zlib compresses below this share repeats itself; prose
+# compresses to 0.4 to 0.6.
 LOOP_RATIO, LOOP_LENGTH = 0.2, 300
 # Robust z-score of the logarithm of the length (Iglewicz and Hoaglin 1993 propose 3.5).
 OUTLIER_SCORE, OUTLIER_SAMPLES = 3.5, 20
-# Two answers with at least this share of their three-word shingles in common.
+# Near duplicates: at least this share of their three-word shingles is common to both.
 NEAR = 0.8
 HASHES, BANDS = 64, 16
 PRIME = np.uint64(2**31 - 1)
@@ -39,7 +38,7 @@ def is_loop(text: str) -> bool:
 
 
 def normalised(text: str) -> str:
-    """Lower case, words only: what exact duplicates share."""
+    """Lower case and words only: what exact duplicates have in common."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
@@ -117,8 +116,8 @@ def length_outliers(lengths: np.ndarray) -> np.ndarray:
 class Flagger:
     """Flags of all answers to all questions, in two passes over the same sequence.
 
-    First `add` every answer, then `finish`, then ask `next` for each in the same order. The
-    signatures wait in temporary files, one group at a time is in memory.
+    `add` every answer, then `finish`, then call `next` for each answer in the same order. The
+    signatures wait in temporary files; one question's are in memory at a time.
     """
 
     FLAGS = ("length_outlier", "exact_duplicate", "near_duplicate")
@@ -130,24 +129,26 @@ class Flagger:
 
     RECORD = np.dtype([("hash", np.uint64), ("length", np.uint32), ("minhash", np.uint32, HASHES)])
 
-    def add(self, group: str, text: str):
-        if group not in self._files:
-            self._files[group] = tempfile.TemporaryFile()
+    def add(self, question_id: str, text: str):
+        if question_id not in self._files:
+            self._files[question_id] = tempfile.TemporaryFile()
         record = np.array((text_hash(text), len(text), signature(text)), self.RECORD)
-        self._files[group].write(record.tobytes())
+        self._files[question_id].write(record.tobytes())
 
     def finish(self):
-        for group, file in self._files.items():
+        for question_id, file in self._files.items():
             file.seek(0)
             records = np.frombuffer(file.read(), self.RECORD)
             file.close()
             exact = repeats(records["hash"])
             near = near_duplicates(records["minhash"]) & ~exact
-            self._flags[group] = np.stack([length_outliers(records["length"]), exact, near], axis=1)
+            self._flags[question_id] = np.stack(
+                [length_outliers(records["length"]), exact, near], axis=1
+            )
         self._files.clear()
 
-    def next(self, group: str) -> list[str]:
-        """The flags of the next answer of a group."""
-        row = self._flags[group][self._position[group]]
-        self._position[group] += 1
+    def next(self, question_id: str) -> list[str]:
+        """The flags of the next answer to a question."""
+        row = self._flags[question_id][self._position[question_id]]
+        self._position[question_id] += 1
         return [name for name, flagged in zip(self.FLAGS, row, strict=True) if flagged]

@@ -1,10 +1,10 @@
 """When the next request may go: concurrency, rates and pauses in one place.
 
 What is special about it:
-- concurrency follows the server: it doubles per round until the first 429, is halved by a 429
-  (once per round) and grows by one per round after that (slow start and AIMD, as TCP's congestion
-  control, RFC 5681);
-- a Retry-After pauses everybody, however long it is;
+- concurrency follows the server. It doubles per round until the first 429, a 429 halves it (once
+  per round), and after that it grows by one per round: slow start and AIMD, as in TCP's congestion
+  control (RFC 5681);
+- a Retry-After pauses all requests, however long it is;
 - requests and tokens per minute are spread evenly (token buckets that hold five seconds' worth).
 """
 
@@ -12,7 +12,7 @@ import asyncio
 import email.utils
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 FIRST_CONCURRENCY = 4
 BUCKET_SECONDS = 5.0
@@ -20,7 +20,7 @@ LONGEST_BACKOFF = 60.0
 
 
 class Bucket:
-    """A rate per minute. The level may go below zero: what was taken in advance is waited for."""
+    """A rate per minute. The level may be negative: what was taken in advance is waited for."""
 
     def __init__(self, per_minute: float, now: float):
         self.rate = per_minute / 60
@@ -38,10 +38,10 @@ class Bucket:
 
 
 class Limits:
-    """Gate that every request passes.
+    """The gate that every request passes.
 
     Args:
-        max_concurrency: requests in flight at most.
+        max_concurrency: requests in flight, at most.
         requests_per_minute, tokens_per_minute: caps; None for no cap.
         clock: monotonic time in seconds.
         sleep: coroutine function that waits so many seconds of `clock`.
@@ -54,7 +54,7 @@ class Limits:
         tokens_per_minute: float | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep=asyncio.sleep,
+        sleep: Callable[[float], Awaitable] = asyncio.sleep,
     ):
         self.max_concurrency = max_concurrency
         self.concurrency = float(min(FIRST_CONCURRENCY, max_concurrency))
@@ -63,15 +63,18 @@ class Limits:
         self._requests = requests_per_minute and Bucket(requests_per_minute, clock())
         self._tokens = tokens_per_minute and Bucket(tokens_per_minute, clock())
         self._paused_until = clock()
-        self._cut_at = None  # of the last 429 that counted
+        self._cut_at = None  # when a 429 last halved the concurrency
         self._turn = asyncio.Lock()  # first come, first served
         self._freed = asyncio.Event()
 
     async def acquire(self, tokens: float) -> float:
-        """Wait for a turn; `tokens` is what the request is expected to use.
+        """Wait for a turn.
+
+        Args:
+            tokens: what the request is expected to use.
 
         Returns:
-            The time it was granted, to be given to [`release`].
+            the time it was granted, for `release`.
         """
         async with self._turn:
             while True:
@@ -101,14 +104,14 @@ class Limits:
         completed: bool = False,
         throttled: bool = False,
     ):
-        """The request is over.
+        """A request is over.
 
         Args:
             granted: what `acquire` returned.
-            tokens: what it was given.
-            used: tokens really used, None when nobody said.
-            completed: an answer came, so the server may bear more.
-            throttled: it was a 429, so the server bears less.
+            tokens: what `acquire` was given.
+            used: tokens really used, None when unknown.
+            completed: an answer came, so the server may take more requests at a time.
+            throttled: the server answered 429, so it takes fewer.
         """
         self.in_flight -= 1
         if self._tokens and used is not None:
@@ -122,7 +125,7 @@ class Limits:
         self._freed.set()
 
     def pause(self, seconds: float):
-        """Nobody goes for so long."""
+        """Grant nothing for so long."""
         self._paused_until = max(self._paused_until, self.clock() + seconds)
 
 

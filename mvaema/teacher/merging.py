@@ -1,4 +1,4 @@
-"""One journal out of the journals of many shards, to go on with or to export from."""
+"""The journals of many shards to one, to resume from or to export."""
 
 import os
 import shutil
@@ -10,12 +10,11 @@ from mvaema.teacher.journal import (
     Journal,
     JournalError,
     PreparedImage,
-    Reply,
     add_images,
     journal_name,
     journals,
 )
-from mvaema.teacher.replies import READ_COLUMNS
+from mvaema.teacher.replies import VERDICT_COLUMNS, Reply
 
 CHUNK = 1000
 
@@ -23,11 +22,11 @@ CHUNK = 1000
 def merge(target: Path, folders: list[Path]) -> int:
     """Copy the images and all attempts of other output folders into one.
 
-    What is there already is left alone, so a merge that was interrupted, or whose shards have
-    gone on since, is simply repeated. Two attempts at the same question are both kept.
+    What is there already stays, so a merge can be repeated: after an interruption, or when the
+    shards have more replies. Two attempts at the same question are both kept.
 
     Returns:
-        The number of replies copied.
+        the number of replies copied.
 
     Raises:
         JournalError: a folder has no journal, one of another configuration, or an open batch.
@@ -36,10 +35,10 @@ def merge(target: Path, folders: list[Path]) -> int:
     found = []
     for folder in folders:
         if folder.resolve() == target.resolve():
-            raise JournalError(f"{folder}: the merged folder must be another one than its parts.")
+            raise JournalError(f"{folder}: --output_dir must not be one of --parts.")
         paths = journals(folder)
         if not paths:
-            raise JournalError(f"{folder}: no journal of the teacher is there.")
+            raise JournalError(f"{folder} holds no journal of the teacher. Check --parts.")
         found += paths
     with Journal(found[0], read_only=True) as first:
         configuration = first.configuration
@@ -56,8 +55,8 @@ def _copy(part: Journal, merged: Journal) -> int:
     try:
         if snapshot.execute("SELECT 1 FROM batches WHERE state != 'done'").fetchone():
             raise JournalError(
-                f"{part.path}: a batch is still open; run its --batch command until it is "
-                "collected, then merge."
+                f"{part.path}: a batch is still open. Rerun its command with --batch until the "
+                "batch is collected, then merge."
             )
         images = snapshot.execute("SELECT * FROM images")
         while rows := images.fetchmany(CHUNK):
@@ -76,7 +75,7 @@ def _copy(part: Journal, merged: Journal) -> int:
 
 
 def _copy_replies(snapshot, merged: Journal) -> int:
-    names = [*Reply.__dataclass_fields__, *READ_COLUMNS]
+    names = [*Reply.__dataclass_fields__, *VERDICT_COLUMNS]
     columns, marks = ", ".join(names), ", ".join(f":{name}" for name in names)
     replies = snapshot.execute(f"SELECT {columns} FROM replies ORDER BY id")
     copied = 0
@@ -97,7 +96,7 @@ def _copy_replies(snapshot, merged: Journal) -> int:
 
 
 def _link(source: Path, target: Path):
-    """The same file in two places; a copy where the disk has no links."""
+    """Hard-link a file, or copy it where the disk has no links."""
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +105,9 @@ def _link(source: Path, target: Path):
     try:
         os.link(source, temporary)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{source}: the prepared image is gone; restore it.") from None
+        raise FileNotFoundError(
+            f"{source}: the prepared image is gone. Restore it, then merge again."
+        ) from None
     except OSError:
         shutil.copyfile(source, temporary)
     temporary.replace(target)

@@ -1,10 +1,10 @@
-"""What answers cost: prices, estimates before a run, and a budget that is never passed.
+"""What answers cost: prices, tokens per request, and a budget that is never exceeded.
 
 What is special about it:
-- prices come from a dated file the user can edit, and an unknown price is said to be unknown;
-- an estimate has two figures, expected and worst, and says whether it was measured;
-- the budget reserves the worst case of every request in flight, so that `--max-cost` holds even
-  if all of them come back as long as they may be.
+- prices come from a dated file that the user can edit; an unknown price is reported as unknown;
+- tokens are given twice, expected and at most: assumed at first, measured later;
+- the budget reserves the worst case of every request in flight, so that `--max_cost` holds even
+  if all replies are as long as they may be.
 """
 
 import math
@@ -16,13 +16,13 @@ import yaml
 
 STANDARD_PRICES = Path(__file__).with_name("prices.yaml")
 
-# Before anything was measured. English text has about 4 characters per token; no tokenizer in
-# use makes more than one token of two characters of it on average.
+# Until replies were measured. English text has about 4 characters per token, and no tokenizer in
+# use averages fewer than 2.
 CHARACTERS_PER_TOKEN, FEWEST_CHARACTERS_PER_TOKEN = 4.0, 2.0
 # Reasoning and answer together.
 ASSUMED_OUTPUT_TOKENS = 400
-# Qwen2-VL and its successors: one token per 28 x 28 pixels. Image counts of models that say
-# nothing better are assumed to be at most this many times as large.
+# Qwen2-VL and its successors: one token per 28 x 28 pixels. Where the prices file has no rule for
+# a model, its images are assumed to take at most IMAGE_SAFETY times as many.
 DEFAULT_IMAGE_RULE = {"rule": "patches", "size": 28}
 IMAGE_SAFETY = 2.0
 
@@ -34,26 +34,29 @@ class Price:
     input: float
     output: float
     cached_input: float
-    batch: float  # factor
+    batch: float  # factor on everything through the Batch API
     image: dict | None
     as_of: str
     source: str
 
     def cost(self, prompt: float, cached: float, completion: float, *, batch: bool) -> float:
-        """US dollars for so many tokens; `cached` of the prompt's came from a prefix cache."""
+        """US dollars for so many tokens. `cached` of the prompt tokens came from a prefix cache."""
         dollars = (prompt - cached) * self.input + cached * self.cached_input
         dollars += completion * self.output
         return dollars / 1e6 * (self.batch if batch else 1)
 
 
 def load_price(model: str, path: str | Path | None = None) -> Price | None:
-    """The price of a model, None when the file has none for it.
+    """The price of a model; None when the file does not have it.
 
-    A dated name ("gpt-4o-2024-08-06") has the price of the name without its date, unless it is
-    listed itself.
+    A dated name ("gpt-4o-2024-08-06") that is not listed has the price of the name without its
+    date.
+
+    Args:
+        path: a prices file; mvaema/teacher/prices.yaml by default.
 
     Raises:
-        ValueError: the file cannot be read or an entry is no price.
+        ValueError: the file cannot be read, or the model's entry is not a price.
     """
     path = Path(path or STANDARD_PRICES)
     try:
@@ -73,8 +76,9 @@ def load_price(model: str, path: str | Path | None = None) -> Price | None:
         count_image_tokens((1, 1), price.image or DEFAULT_IMAGE_RULE)
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{path}: expected `models: {{{model}: {{input: ..., output: ..., as_of: ...}}}}` in "
-            f"US dollars per million tokens ({type(error).__name__}: {error})."
+            f"{path}: the price of {model} cannot be read ({type(error).__name__}: {error}). "
+            f"Expected `models: {{{model}: {{input: ..., output: ..., as_of: ...}}}}`, in US "
+            "dollars per million tokens."
         ) from error
     return price
 
@@ -82,8 +86,8 @@ def load_price(model: str, path: str | Path | None = None) -> Price | None:
 def count_image_tokens(size: tuple[int, int], rule: dict) -> int:
     """Tokens of an image of (width, height) pixels.
 
-    `tiles` is OpenAI's rule for high detail (fit into 2048 x 2048, shorter side to 768, 512-pixel
-    tiles); `patches` counts squares, up to a cap.
+    The rule `tiles` is OpenAI's for high detail: fit into 2048 x 2048, shorter side to 768, tiles
+    of 512 pixels. The rule `patches` counts squares, up to a cap.
 
     Raises:
         ValueError: there is no such rule.
@@ -97,12 +101,12 @@ def count_image_tokens(size: tuple[int, int], rule: dict) -> int:
         scale = min(scale, 768 / min(size))
         tiles = math.ceil(width * scale / 512) * math.ceil(height * scale / 512)
         return rule["base"] + rule["tile"] * tiles
-    raise ValueError(f"image rule must be tiles or patches; got {rule!r}")
+    raise ValueError(f"the image rule must be tiles or patches, got {rule!r}")
 
 
 @dataclass
 class Measured:
-    """Sums over the completions in a journal whose usage the server stated."""
+    """Sums over the replies in a journal whose usage the server stated, in tokens and seconds."""
 
     replies: int = 0
     prompt: int = 0
@@ -123,13 +127,13 @@ class Measured:
 
 
 class Meter:
-    """Tokens and cost of single requests: guessed first, then as measured.
+    """Tokens and cost of single requests: assumed first, then as measured.
 
     Args:
         price: of the model, or None.
         max_tokens: output limit of every request.
         batch: whether the Batch API's price applies.
-        measured: what a journal already knows.
+        measured: what the journal knows already.
     """
 
     def __init__(self, price: Price | None, max_tokens: int, batch: bool, measured: Measured):
@@ -146,7 +150,12 @@ class Meter:
         m.longest_prompt = max(m.longest_prompt, prompt)
 
     def expected_tokens(self, text: str, size: tuple[int, int]) -> tuple[float, float, float]:
-        """(prompt, cached, completion) tokens of a request, as far as one can know."""
+        """(prompt, cached, completion) tokens of a typical request.
+
+        Args:
+            text: the rendered prompt.
+            size: of the image, (width, height) in pixels.
+        """
         m = self.measured
         if m.replies:
             return m.prompt / m.replies, m.cached / m.replies, m.completion / m.replies
@@ -155,7 +164,7 @@ class Meter:
         return image + len(text) / CHARACTERS_PER_TOKEN, 0, output
 
     def worst_tokens(self, text: str, size: tuple[int, int]) -> tuple[float, float, float]:
-        """The same, at most."""
+        """As `expected_tokens`, at most."""
         image = count_image_tokens(size, self._image_rule) * IMAGE_SAFETY
         prompt = image + len(text) / FEWEST_CHARACTERS_PER_TOKEN
         return max(prompt, self.measured.longest_prompt), 0, self.max_tokens
@@ -171,30 +180,48 @@ class Meter:
         return self.price.cost(prompt, cached, completion, batch=self.batch)
 
     def worst_cost(self, text: str, size: tuple[int, int]) -> float | None:
+        """US dollars of a request, at most; None when the price is unknown."""
         return self.cost(*self.worst_tokens(text, size))
+
+    def longest_cost(self) -> float | None:
+        """US dollars of the longest prompt seen and a full answer; None when the price is
+        unknown."""
+        return self.cost(self.measured.longest_prompt, 0, self.max_tokens)
+
+
+def may_be_charged(status: int | None, problem: str | None) -> bool:
+    """Whether an attempt may have cost something although its usage was not stated."""
+    return problem in ("timeout", "dropped") or (status is not None and 200 <= status < 300)
 
 
 def spent(journal, price: Price | None, max_tokens: int) -> float | None:
-    """US dollars that the replies in a journal cost, None when the price is unknown.
+    """US dollars that the replies in a journal cost; None when the price is unknown.
 
-    An attempt that may have been charged without saying how much (a timeout, a dropped
-    connection) counts as the longest prompt seen and a full answer.
+    An attempt that may have been charged although its usage was not stated counts as the longest
+    prompt in the journal and a full answer.
     """
     if price is None:
         return None
     rows = journal.query(
-        "SELECT batch IS NOT NULL, coalesce(sum(prompt_tokens), 0), "
-        "coalesce(sum(cached_tokens), 0), coalesce(sum(completion_tokens), 0), "
-        "sum(completion_tokens IS NULL AND (problem IN ('timeout', 'dropped') "
-        "OR status BETWEEN 200 AND 299)), coalesce(max(prompt_tokens), 0) "
-        "FROM replies GROUP BY batch IS NOT NULL"
+        "SELECT batch IS NOT NULL AS batched, status, problem, "
+        "coalesce(sum(prompt_tokens), 0) AS prompt, coalesce(sum(cached_tokens), 0) AS cached, "
+        "coalesce(sum(completion_tokens), 0) AS completion, "
+        "sum(completion_tokens IS NULL) AS unstated, coalesce(max(prompt_tokens), 0) AS longest "
+        "FROM replies GROUP BY batched, status, problem"
     )
-    return sum(
-        price.cost(
-            prompt + unsure * longest, cached, completion + unsure * max_tokens, batch=bool(batch)
-        )
-        for batch, prompt, cached, completion, unsure, longest in rows
-    )
+    total = 0.0
+    for batched in (0, 1):
+        group = [row for row in rows if row["batched"] == batched]
+        longest = max((row["longest"] for row in group), default=0)
+        for row in group:
+            unsure = row["unstated"] * may_be_charged(row["status"], row["problem"])
+            total += price.cost(
+                row["prompt"] + unsure * longest,
+                row["cached"],
+                row["completion"] + unsure * max_tokens,
+                batch=bool(batched),
+            )
+    return total
 
 
 class Budget:
@@ -205,7 +232,7 @@ class Budget:
         self.open = 0  # reservations
 
     def reserve(self, worst: float | None) -> bool:
-        """Set the worst case of a request aside; False when the limit might be passed."""
+        """Reserve the worst case of a request. False when the limit could be exceeded."""
         total = self.spent + self.reserved + (worst or 0.0)
         if self.limit is not None and total > self.limit:
             return False
@@ -213,30 +240,30 @@ class Budget:
         return True
 
     def hold(self, worst: float | None):
-        """Set the cost of something that was submitted already aside, limit or not."""
+        """Reserve the cost of something that was submitted already, limit or not."""
         self.reserved += worst or 0.0
         self.open += 1
 
     def merge(self, count: int):
-        """So many reservations become one, settled together."""
+        """Turn the last `count` reservations into one, to be settled together."""
         self.open -= count - 1
 
     def exhausted(self) -> str:
-        """Why nothing more can be asked."""
+        """Why nothing more can be asked, and what to do."""
         return (
-            f"--max-cost: {dollars(self.spent)} of {dollars(self.limit)} are spent, and one more "
-            "answer might pass the limit; raise it to go on"
+            f"--max_cost: {dollars(self.spent)} of {dollars(self.limit)} is spent, and one more "
+            "answer could exceed the limit. Raise it to ask more."
         )
 
     def settle(self, worst: float | None, actual: float | None):
-        """The request is over: `actual` was charged."""
+        """A request is over: release its reservation and book what it cost."""
         self.open -= 1
         self.reserved = self.reserved - (worst or 0.0) if self.open else 0.0
         self.spent += actual or 0.0
 
 
 def dollars(amount: float | None) -> str:
-    """An amount for people; None is an unknown price."""
+    """An amount as text; "unknown" for None."""
     if amount is None:
         return "unknown"
     return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.4f}"

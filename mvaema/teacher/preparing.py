@@ -3,7 +3,8 @@
 What is special about it:
 - the image is re-encoded from pixels alone: no EXIF, TIFF tag, comment or file name goes with it;
 - files are stored under the hash of their pixels, and the journal knows sources by hashes only;
-- a source prepared before is not read again, so a rerun over a million images begins at once.
+- a source that was prepared before is not read again, so a rerun over a million images starts at
+  once.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from mvaema.teacher.journal import Journal, JournalError, PreparedImage
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 LOSSY_QUALITY = 90
 TABLES = (".csv", ".jsonl", ".json", ".parquet")
-# What tells a dataset from a folder of microscope files.
+# A folder that holds one of these is a dataset, not a folder of microscope files.
 DATASET_FILES = (
     "state.json",
     "dataset_dict.json",
@@ -46,7 +47,7 @@ class Preparation:
         crop_info_bar: cut the burnt-in info bar off.
 
     Raises:
-        ValueError: a value makes no sense.
+        ValueError: a value is not permitted.
     """
 
     max_side: int = 1024
@@ -56,10 +57,10 @@ class Preparation:
     def __post_init__(self):
         if self.image_format not in FORMATS:
             raise ValueError(
-                f"--image-format must be one of {', '.join(FORMATS)}; got {self.image_format!r}."
+                f"--image_format must be one of {', '.join(FORMATS)}, not {self.image_format!r}."
             )
         if self.max_side < 32:
-            raise ValueError(f"--max-side must be at least 32 pixels; got {self.max_side}.")
+            raise ValueError(f"--max_side must be at least 32 pixels, not {self.max_side}.")
 
     def read(self, entry: Entry) -> ReadMicrograph | tuple[str, str]:
         """The prepared pixels of an entry as a bare PNG, or (reason, message) why not."""
@@ -81,7 +82,7 @@ def open_source(images: str, split: str = "train") -> FolderSource | TableSource
     """What `--images` names: a folder of microscope files, a table of files, or a dataset.
 
     Raises:
-        OSError, ValueError: there is nothing to read there; the message says why.
+        OSError, ValueError: it cannot be read; the message says why.
     """
     path = Path(images)
     if path.is_file() and path.suffix.lower() in TABLES:
@@ -90,14 +91,14 @@ def open_source(images: str, split: str = "train") -> FolderSource | TableSource
         is_dataset = any(next(path.glob(pattern), None) for pattern in DATASET_FILES)
         return DatasetSource(images, split) if is_dataset else FolderSource(path)
     raise FileNotFoundError(
-        f"--images {images}: expected a folder of micrographs, a table ({', '.join(TABLES)}) or "
-        "the folder of a dataset."
+        f"--images {images} is not a folder of micrographs, a table ({', '.join(TABLES)}) or the "
+        "folder of a dataset."
     )
 
 
 def shard_of(content: bytes, shards: int) -> int:
-    """The shard (from 0) an image belongs to: its bytes decide, so every job of an array finds
-    its part by itself, without decoding the others' images."""
+    """The shard (from 0) that an image belongs to. Its bytes decide, so each job of an array finds
+    its own part without decoding the images of the others."""
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") % shards
 
 
@@ -110,8 +111,8 @@ class Preparer:
         shard, shards: take only the images of this part (from 0).
 
     Attributes:
-        problems: reason -> sources that could not be read; they are tried again next time.
-        duplicates: sources with the pixels of an earlier one, whose labels count.
+        problems: reason -> number of sources that could not be read. The next run tries them again.
+        duplicates: number of sources with the pixels of an earlier one, whose labels are kept.
     """
 
     def __init__(self, journal: Journal, preparation: Preparation, shard: int = 0, shards: int = 1):
@@ -121,8 +122,12 @@ class Preparer:
         self.duplicates = 0
 
     def __call__(self, entries: Iterable[Entry | Problem]) -> Iterator[PreparedImage | None]:
-        """One item per entry: its image; or None for what is unreadable, another shard's, or the
-        same as an image before it."""
+        """One item per entry: its image, or None where it is unreadable, belongs to another shard,
+        or equals an earlier image.
+
+        Raises:
+            JournalError: an image cannot be written.
+        """
         self.journal.forget_seen()
         for entry in entries:
             if isinstance(entry, Problem):
@@ -173,7 +178,8 @@ class Preparer:
         except OSError as error:
             raise JournalError(
                 f"{self.journal.folder / file}: cannot be written ({error.strerror}). All replies "
-                "so far are in the journal; free some space and run the same command again."
+                "received so far are in the journal. Free some space, then rerun the same command "
+                "to resume."
             ) from error
         category = entry.fields.get("category")
         return PreparedImage(
@@ -193,6 +199,6 @@ class Preparer:
 
 
 def source_key(entry: Entry) -> str:
-    """A hash that changes with the entry's name, content or labels, and shows none of them."""
+    """A hash that changes with the entry's name, content or labels, and reveals none of them."""
     labels = sorted((name, repr(value)) for name, value in entry.fields.items())
     return hashlib.sha256(repr([entry.name, entry.version, labels]).encode()).hexdigest()[:32]

@@ -1,11 +1,11 @@
 """From an image and a question to a request, and the fingerprint that names it.
 
 What is special about it:
-- the wording lives in `prompt.yaml`, versioned, and `--prompt FILE` replaces it;
-- the image comes first in the request, so that the prefix cache of a server pays for it once and
-  answers ten questions;
-- the fingerprint covers everything the answer depends on (prepared image, prompt, model,
-  sampling) and nothing else: not the endpoint and not the key, so replicas share answers.
+- the wording is in `prompt.yaml`, versioned, and `--prompt FILE` replaces it;
+- the image comes first in the request, so that a server's prefix cache holds it for all ten
+  questions;
+- the fingerprint covers everything that the answer depends on (prepared image, prompt, model,
+  sampling) and nothing else. It leaves out endpoint and key, so replicas share answers.
 """
 
 import base64
@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from configuration_mvaema import QUESTIONS
+from processing_mvaema import format_length
 
 STANDARD_PROMPT = Path(__file__).with_name("prompt.yaml")
 PARTS = ("category", "scale", "scale_bar", "question", "instruction")
@@ -26,15 +27,15 @@ MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn; the defaults are the project's (DESIGN.md)."""
+    """How the teacher samples its answers, by default as in Srinivas et al. 2024."""
 
     temperature: float = 0.25
     top_p: float = 0.1
     max_tokens: int = 3500
 
 
-# Request parameters by profile. A model that refuses some of them gets another profile, which is
-# recorded with its answers; nothing is dropped silently.
+# Request parameters by profile. For a model that refuses some of them, the user chooses another
+# profile, which is recorded with the answers; nothing is dropped silently.
 PROFILES = {
     "standard": lambda s: {
         "temperature": s.temperature,
@@ -59,7 +60,7 @@ def request_parameters(profile: str, sampling: Sampling) -> dict:
         ValueError: there is no such profile.
     """
     if profile not in PROFILES:
-        raise ValueError(f"--profile must be one of {', '.join(PROFILES)}; got {profile!r}.")
+        raise ValueError(f"--profile must be one of {', '.join(PROFILES)}, not {profile!r}.")
     return PROFILES[profile](sampling)
 
 
@@ -73,22 +74,23 @@ class Prompt:
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "Prompt":
-        """Reads a prompt file, the standard one by default.
+        """Read a prompt file, by default mvaema/teacher/prompt.yaml.
 
         Raises:
-            ValueError: the file is missing, is no YAML mapping, or lacks or does not know a part.
+            ValueError: the file cannot be read, its keys are not those of a prompt file, or it has
+                an unknown placeholder.
         """
         path = Path(path or STANDARD_PROMPT)
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"{path}: the prompt file cannot be read: {error}") from error
+            raise ValueError(f"{path}: the prompt file cannot be read ({error}).") from error
         expected = {"version", "questions", *PARTS}
         if not isinstance(content, dict) or set(content) != expected:
             found = set(map(str, content)) if isinstance(content, dict) else set()
             raise ValueError(
-                f"{path}: a prompt file has exactly the keys {', '.join(sorted(expected))}; "
-                f"missing: {sorted(expected - found)}, unknown: {sorted(found - expected)}."
+                f"{path}: a prompt file has exactly the keys {', '.join(sorted(expected))}. "
+                f"Missing: {sorted(expected - found)}; unknown: {sorted(found - expected)}."
             )
         prompt = cls(
             version=str(content["version"]),
@@ -101,12 +103,12 @@ class Prompt:
                 prompt.render(question_id, (1, 1), **example)
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(
-                f"{path}: unknown placeholder {error}; write braces as {{{{ and }}}}."
+                f"{path}: unknown placeholder {error}. For braces in the text, write {{{{ and }}}}."
             ) from error
         return prompt
 
     def digest(self) -> str:
-        """Hash of every word of the prompt, whatever its version says."""
+        """16 hex digits of a hash over the whole wording, whatever its version says."""
         return _hash([self.version, self.parts, self.questions])[:16]
 
     def render(
@@ -138,16 +140,10 @@ class Prompt:
         return "\n\n".join(parts)
 
 
-def format_length(nanometres: float) -> str:
-    """A length with three significant digits in nm, µm or mm."""
-    unit, factor = next(
-        (u, f) for u, f in (("mm", 1e6), ("µm", 1e3), ("nm", 1)) if nanometres >= f or f == 1
-    )
-    return f"{float(f'{nanometres / factor:.3g}'):g} {unit}"
-
-
-def fingerprint(image_sha256: str, text: str, model: str, parameters: dict, version: str) -> str:
-    """32 hex digits naming one request, wherever it is sent."""
+def question_fingerprint(
+    image_sha256: str, text: str, model: str, parameters: dict, version: str
+) -> str:
+    """32 hex digits that name one request, wherever it is sent."""
     return _hash([image_sha256, text, model, parameters, version])[:32]
 
 

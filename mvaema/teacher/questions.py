@@ -1,10 +1,10 @@
-"""Which questions are still to be asked: the images' questions less those in the journal."""
+"""Which questions are still to be asked: all of them, less those that the journal settles."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mvaema.teacher.journal import Journal, PreparedImage, Question
-from mvaema.teacher.prompt import Prompt, fingerprint
+from mvaema.teacher.prompt import Prompt, question_fingerprint
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class Plan:
         parameters: the sampling part of the request body.
         prompt: the wording.
         question_ids: the question groups to ask.
-        retry: outcomes that are asked again,
-        retry_until: in replies up to this id, those from before the run: nothing is asked again
-            twice in one run.
+        retry: outcomes that are asked again.
+        retry_until: id of the last reply before the run. Later ones are not asked again: one run
+            retries a question once.
     """
 
     model: str
@@ -39,22 +39,28 @@ class Plan:
         )
 
     def pending(self, journal: Journal, image: PreparedImage) -> list[Question]:
-        """The questions about an image that have no settled reply, or one to be retried, and
-        are in no open batch."""
+        """The questions about an image that are not settled, or are to be retried, and that are in
+        no open batch.
+
+        Raises:
+            FileNotFoundError: the prepared image is gone.
+        """
         attempts = journal.attempts(image.image_id)
-        waiting = journal.waiting(image.image_id)
+        in_batches = journal.in_batches(image.image_id)
         questions = []
         for question_id in self.question_ids:
             text = self.text(image, question_id)
-            name = fingerprint(image.sha256, text, self.model, self.parameters, self.prompt.version)
+            name = question_fingerprint(
+                image.sha256, text, self.model, self.parameters, self.prompt.version
+            )
             earlier = attempts.get(name, [])
             settled = [row for row in earlier if row["settled"]]
-            if name in waiting or (settled and not self._again(settled)):
+            if name in in_batches or (settled and not self._again(settled)):
                 continue
             file = journal.folder / image.file
             if not file.is_file():
                 raise FileNotFoundError(
-                    f"{file}: the prepared image is gone; restore it, or use another --output."
+                    f"{file}: the prepared image is gone. Restore it, or use another --output_dir."
                 )
             questions.append(
                 Question(
@@ -80,7 +86,7 @@ class Plan:
     def __call__(
         self, journal: Journal, images: Iterable[PreparedImage | None]
     ) -> Iterator[list[Question]]:
-        """The pending questions image by image: the ten questions of an image stay together, so
-        that a server's prefix cache serves them. An empty list for an image with none."""
+        """The pending questions, image by image, so that a server's prefix cache serves the ten
+        questions of an image. An empty list for an image without any."""
         for image in images:
             yield self.pending(journal, image) if image is not None else []

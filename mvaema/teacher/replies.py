@@ -1,21 +1,22 @@
-"""What a reply is: its outcome, its answer, and whether the question is to be asked again.
+"""What a reply is: its outcome, its answer, and whether to ask again.
 
 What is special about it:
-- pure functions of the bytes in the journal: reading a reply never needs the server, so a better
-  reading can be applied to replies paid for long ago;
+- a verdict depends only on the bytes in the journal, never on the server, so better rules can be
+  applied to replies that were paid for long ago;
 - a reply that is not a completion (an error page with status 200, no choices) is an error, never
-  an answer, and reasoning never ends up in the answer.
+  an answer;
+- reasoning is kept apart from the answer.
 
-The fate of a question follows from three fields of a [`Reading`]: `settled` (do not ask again
-unless told to), not settled (ask again after a while), `stop` (the next question would fare no
-better: end the run).
+Three fields of a [`Verdict`] decide what happens to a question. `settled`: it is not asked again
+unless `--retry` says so. Not settled: it is asked again after a while. `stop`: the next question
+would fail too, so the run ends.
 """
 
 import json
 import re
 from dataclasses import dataclass
 
-# Codes (`error.code` or `error.type`) that no waiting repairs.
+# Codes (`error.code` or `error.type`) of errors that do not pass by waiting.
 QUOTA_CODES = {
     "insufficient_quota",
     "billing_hard_limit_reached",
@@ -25,11 +26,11 @@ QUOTA_CODES = {
 FILTER_CODES = {"content_filter", "content_policy_violation", "invalid_prompt"}
 PARAMETER_CODES = {"unsupported_parameter", "unsupported_value"}
 
-# Statuses after which the same request may succeed: the server or something before it was busy.
+# Statuses after which the same request may succeed: the server or a proxy was busy.
 TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 
-# Anchored at the start and tied to helping or to seeing the image at all: "I cannot determine
-# the composition" and "I cannot see a scale bar" are answers.
+# Refusals to help or to look at the image, at the start of a text. "I cannot determine the
+# composition" and "I cannot see a scale bar" are answers.
 AM = r"(?:i(?:['’]m| am) )?"
 CANNOT = (
     r"(?:can(?:no|['’])t|can not|could not|won['’]t|will not|(?:am|['’]m) (?:unable|not able) to)"
@@ -51,11 +52,10 @@ REFUSALS = [
         r"(?:guidelines|usage polic|content polic|polic)",
     )
 ]
-REFUSAL_LENGTH = 600  # characters; longer texts that begin like a refusal go on to answer
+REFUSAL_LENGTH = 600  # characters; a longer text that begins like a refusal usually answers
 
-
-# What the journal keeps of a reading, beside the raw reply.
-READ_COLUMNS = (
+# Fields of a verdict that the journal keeps beside the raw reply.
+VERDICT_COLUMNS = (
     "outcome",
     "settled",
     "finish_reason",
@@ -67,17 +67,43 @@ READ_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A reply, read.
+class Reply:
+    """What one attempt at a question brought back, as it came.
+
+    `status` and `raw` are the HTTP status and body. Without a response both are None, and
+    `problem` says what happened (`timeout`, `dropped`, `unreachable`).
+    """
+
+    fingerprint: str  # of the question
+    image_id: str
+    question_id: str
+    attempt: int
+    asked_at: float  # Unix time in seconds
+    latency_s: float | None
+    status: int | None = None
+    request_id: str | None = None
+    batch: str | None = None
+    problem: str | None = None
+    raw: bytes | None = None
+
+    def judge(self) -> "Verdict":
+        """The verdict on this reply."""
+        return judge(self.status, self.raw, self.problem)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reply means.
 
     Attributes:
         outcome: one of `mvaema.micrographs.schema.OUTCOMES`.
-        settled: the question is not asked again unless told to (`--retry`).
-        throttled: the server asked for patience (429).
-        stop: why the run must end and what to do, or None.
+        settled: the question is not asked again unless `--retry` says so.
+        throttled: the server asked to slow down (429).
+        stop: why the run must end and what to do, as sentences; None to carry on.
         detail: for errors, what was wrong.
-        answer, reasoning: the two parts of a completion; None when there is none.
-        marked: the answer stood in the marked form that the prompt asks for.
+        answer, reasoning: the two parts of a completion; None when it has none.
+        marked: the answer was in the tags that the prompt asks for.
+        prompt_tokens, cached_tokens, completion_tokens: usage as the server stated it.
     """
 
     outcome: str
@@ -95,17 +121,24 @@ class Reading:
     completion_tokens: int | None = None
 
     def columns(self) -> dict:
-        """The part the journal keeps beside the raw reply."""
-        return {name: getattr(self, name) for name in READ_COLUMNS}
+        """The part that the journal keeps beside the raw reply."""
+        return {name: getattr(self, name) for name in VERDICT_COLUMNS}
 
     @property
     def is_completion(self) -> bool:
         """Whether the model answered at all, well or badly."""
         return self.outcome != "error"
 
+    @property
+    def usage(self) -> tuple[int, int, int] | None:
+        """(prompt, cached, completion) tokens; None when the server did not state them."""
+        if self.prompt_tokens is None or self.completion_tokens is None:
+            return None
+        return self.prompt_tokens, self.cached_tokens or 0, self.completion_tokens
 
-def read_reply(status: int | None, raw: bytes | None, problem: str | None) -> Reading:
-    """Reads one reply.
+
+def judge(status: int | None, raw: bytes | None, problem: str | None) -> Verdict:
+    """The verdict on one reply.
 
     Args:
         status: HTTP status, None when there was no response.
@@ -113,13 +146,13 @@ def read_reply(status: int | None, raw: bytes | None, problem: str | None) -> Re
         problem: without a response, what happened (`timeout`, `dropped`, `unreachable`).
     """
     if status is None:
-        # After a timeout the answer may have been produced and charged, and a slow server is not
-        # helped by asking again: left to `--retry error`. The other two delivered nothing.
-        return Reading("error", settled=problem == "timeout", detail=problem)
+        # After a timeout the answer may have been produced and charged, and asking again does not
+        # help a slow server: that is left to `--retry error`. The others delivered nothing.
+        return Verdict("error", settled=problem == "timeout", detail=problem)
     body = _parse(raw)
     if 200 <= status < 300:
-        return _read_completion(body)
-    return _read_refused_request(status, body, raw or b"")
+        return _judge_completion(body)
+    return _judge_error(status, body, raw or b"")
 
 
 def _parse(raw: bytes | None):
@@ -129,21 +162,21 @@ def _parse(raw: bytes | None):
         return None
 
 
-def _read_completion(body) -> Reading:
-    def not_a_completion(detail: str) -> Reading:
-        return Reading("error", settled=True, detail=f"status 200, but {detail}")
+def _judge_completion(body) -> Verdict:
+    def not_a_completion(detail: str) -> Verdict:
+        return Verdict("error", settled=True, detail=f"status 200, but {detail}")
 
     if not isinstance(body, dict):
         return not_a_completion("the body is not a JSON object")
     if body.get("error"):
-        return not_a_completion(f"an error inside: {_message(body)}")
+        return not_a_completion(f"it holds an error: {_message(body)}")
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
-        return not_a_completion("there are no choices")
+        return not_a_completion("it has no choices")
     choice = choices[0]
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
-        return not_a_completion("the choice holds no message")
+        return not_a_completion("its choice has no message")
 
     reasoning, answer, marked = split_answer(_text(message.get("content")))
     apart = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
@@ -160,7 +193,7 @@ def _read_completion(body) -> Reading:
         outcome = "truncated"
     else:
         outcome = "ok" if answer else "empty"
-    return Reading(
+    return Verdict(
         outcome,
         settled=True,
         answer=answer or None,
@@ -174,43 +207,43 @@ def _read_completion(body) -> Reading:
     )
 
 
-def _read_refused_request(status: int, body, raw: bytes) -> Reading:
-    """A response whose status says that there is no completion."""
+def _judge_error(status: int, body, raw: bytes) -> Verdict:
+    """The verdict on a response whose status is that of an error."""
     error = body.get("error") if isinstance(body, dict) else None
     error = error if isinstance(error, dict) else {}
     codes = {str(error.get("code")), str(error.get("type"))}
     text = _message(body) or raw[:300].decode(errors="replace")
     detail = f"status {status}: {text}"
 
-    def stop(advice: str) -> Reading:
-        return Reading("error", settled=False, detail=detail, stop=f"{detail}. {advice}")
+    def stop(advice: str) -> Verdict:
+        return Verdict("error", settled=False, detail=detail, stop=f"{detail}. {advice}")
 
     if codes & QUOTA_CODES or status == 402:
-        return stop("The account has no quota left: top it up or use another key, then rerun.")
+        return stop("The account has no quota left. Top it up or use another key.")
     if status == 401:
-        return stop("The key was not accepted: check the variable that --api-key-env names.")
+        return stop("The key was not accepted. Check the variable that --api_key_env names.")
     if status == 403:
-        return stop("The key may not use this model: check its rights, or use another model.")
+        return stop("The key may not use this model. Check its rights, or use another model.")
     if status in (404, 405):
-        return stop("Check --teacher-model (GET /models lists the names) and --endpoint.")
+        return stop("Check --teacher_model (GET /models lists the names) and --endpoint.")
     if 300 <= status < 400:
-        return stop("The endpoint redirects elsewhere: give the final address as --endpoint.")
+        return stop("The endpoint redirects. Pass the final address as --endpoint.")
     if codes & FILTER_CODES:
-        return Reading("filtered", settled=True, detail=detail)
+        return Verdict("filtered", settled=True, detail=detail)
     if codes & PARAMETER_CODES:
-        return stop("The model refuses a parameter: choose another --profile.")
+        return stop("The model refuses a parameter. Choose another --profile.")
     if status in TRANSIENT or status >= 500:
-        return Reading("error", settled=False, throttled=status == 429, detail=detail)
-    return Reading("error", settled=True, detail=detail)
+        return Verdict("error", settled=False, throttled=status == 429, detail=detail)
+    return Verdict("error", settled=True, detail=detail)
 
 
 def split_answer(content: str) -> tuple[str, str, bool]:
     """A completion's text as (reasoning, answer, marked).
 
-    The answer stands between `<answer>` and `</answer>` (the last pair; a missing end means the
-    end of the text), or after a line that begins with "Answer:" or "Final answer:". Without
-    either the whole text is the answer and `marked` is False. `<think>` blocks, which some models
-    emit by themselves, are reasoning.
+    The answer is what `<answer>` and `</answer>` enclose: the last pair, and up to the end of the
+    text where `</answer>` is missing. Without tags it is what follows a line that begins with
+    "Answer:" or "Final answer:". Without either the whole text is the answer, and `marked` is
+    False. `<think>` blocks, which some models write by themselves, are reasoning.
     """
     thoughts = re.findall(r"<think>(.*?)(?:</think>|\Z)", content, re.DOTALL)
     rest = re.sub(r"<think>.*?(?:</think>|\Z)", "", content, flags=re.DOTALL)
@@ -232,7 +265,7 @@ def split_answer(content: str) -> tuple[str, str, bool]:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a text declines to answer (English phrases that models use for it)."""
+    """Whether a text declines to answer. Knows the English phrases that models use."""
     text = text.strip()
     return len(text) <= REFUSAL_LENGTH and any(pattern.search(text) for pattern in REFUSALS)
 

@@ -1,21 +1,21 @@
-"""What the tests of the teacher share: micrographs, arguments, a fast clock, the journal's view."""
+"""What the tests of the teacher share: micrographs, arguments, clocks, and the journal as seen by
+plain SQLite."""
 
 import asyncio
 import sqlite3
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from mvaema.teacher import run
+from mvaema.teacher.accounts import Tally
 from mvaema.teacher.arguments import AskArguments
-from mvaema.teacher.limits import Limits
+from mvaema.teacher.run import TeacherRun
 
 QUESTIONS = 10
-SPEED = 200.0  # the run's clock against ours
+SPEED = 200.0  # of the run's clock against ours
 
 
 def make_images(folder: Path, count: int, size=(32, 24), category="Nanowires") -> Path:
@@ -30,18 +30,36 @@ def make_images(folder: Path, count: int, size=(32, 24), category="Nanowires") -
 
 def arguments(images: Path, output: Path, url: str, **changes) -> AskArguments:
     changes = {"concurrency": 4, "teacher_model": "teacher", "timeout": 20.0, **changes}
-    return AskArguments(images=str(images), output=str(output), endpoint=url, **changes)
+    return AskArguments(images=str(images), output_dir=str(output), endpoint=url, **changes)
 
 
-def hurry(monkeypatch):
-    """Let the run's waits (backoff, Retry-After, rates) pass 200 times as fast. Requests and
-    their timeouts keep real time."""
-    fast = partial(
-        Limits,
+class SteppingClock:
+    """Time that passes only while somebody sleeps, in seconds."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float):
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+def hurried(args: AskArguments) -> TeacherRun:
+    """A run whose waits (backoff, Retry-After, rates) pass 200 times as fast. Requests and their
+    timeouts keep real time."""
+    return TeacherRun(
+        args,
         clock=lambda: time.monotonic() * SPEED,
         sleep=lambda seconds: asyncio.sleep(seconds / SPEED),
     )
-    monkeypatch.setattr(run, "Limits", fast)
+
+
+def ask(images: Path, output: Path, url: str, **changes) -> Tally:
+    """Ask what is missing, hurried, and tell what was done. Prints and exports nothing."""
+    return hurried(arguments(images, output, url, **changes)).ask().tally
 
 
 def replies(output: Path) -> list[sqlite3.Row]:

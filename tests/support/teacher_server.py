@@ -2,10 +2,10 @@
 
 It runs in a thread of the test, or by itself:
 
-    python tests/teacher_server.py --port 8001
+    python tests/support/teacher_server.py --port 8001
 
-What it delivered is logged when the last byte of a response was written, so a test can compare
-that with what a client kept.
+What it delivered is logged when the last byte of a response was written, so that a test can compare
+it with what a client kept.
 """
 
 import argparse
@@ -69,6 +69,10 @@ class FakeTeacher:
         self.batches: dict[str, dict] = {}
         self.batch_fault = None  # called with a batch dict before it completes
         self.headers: list[dict] = []
+        # A step of the Batch API (upload, create, created, retrieve, output, errors, delete) that
+        # never ends, or gets status 401.
+        self.hang_at = self.refuse_at = None
+        self.hung = threading.Event()
 
     # --- running
 
@@ -225,7 +229,17 @@ class FakeTeacher:
 
     # --- Files and Batches
 
+    async def step(self, name: str):
+        """A moment of the Batch API at which a test may interfere."""
+        if name == self.refuse_at:
+            body = {"error": {"message": "no", "code": "invalid_api_key"}}
+            raise web.HTTPUnauthorized(text=json.dumps(body), content_type="application/json")
+        if name == self.hang_at:
+            self.hung.set()
+            await asyncio.sleep(3600)
+
     async def upload(self, request: web.Request) -> web.Response:
+        await self.step("upload")
         form = await request.post()
         file_id = f"file-{len(self.files)}"
         self.files[file_id] = form["file"].file.read()
@@ -241,16 +255,26 @@ class FakeTeacher:
             }
         )
 
-    async def content(self, request: web.Request) -> web.Response:
-        return web.Response(body=self.files[request.match_info["id"]])
+    async def content(self, request: web.Request) -> web.StreamResponse:
+        file_id = request.match_info["id"]
+        content = self.files[file_id]
+        response = web.StreamResponse(headers={"Content-Length": str(len(content))})
+        await response.prepare(request)
+        await response.write(content[:100])
+        errors = [batch.get("error_file_id") for batch in self.batches.values()]
+        await self.step("errors" if file_id in errors else "output")
+        await response.write(content[100:])
+        return response
 
     async def delete(self, request: web.Request) -> web.Response:
+        await self.step("delete")
         self.files[request.match_info["id"]] = b"deleted"
         return web.json_response(
             {"id": request.match_info["id"], "object": "file", "deleted": True}
         )
 
     async def create_batch(self, request: web.Request) -> web.Response:
+        await self.step("create")
         body = await request.json()
         batch = {
             "id": f"batch-{len(self.batches)}",
@@ -262,6 +286,7 @@ class FakeTeacher:
             "status": "validating",
         }
         self.batches[batch["id"]] = batch
+        await self.step("created")
         return web.json_response(batch)
 
     async def list_batches(self, request: web.Request) -> web.Response:
@@ -269,6 +294,7 @@ class FakeTeacher:
         return web.json_response({"object": "list", "data": data, "has_more": False})
 
     async def get_batch(self, request: web.Request) -> web.Response:
+        await self.step("retrieve")
         batch = self.batches[request.match_info["id"]]
         if batch["status"] == "validating":
             batch["status"] = "in_progress"

@@ -1,13 +1,15 @@
 """The Batch API backend against a server that keeps files and batches."""
 
 import json
+import signal
 
 import pytest
-from support.teacher_helpers import QUESTIONS, arguments, make_images, outcomes, replies
-from support.teacher_server import FakeTeacher
+from support.teacher_helpers import QUESTIONS, arguments, ask, make_images, outcomes, replies
+from support.teacher_process import TeacherProcess, options
 
-from mvaema.teacher import batch as module
-from mvaema.teacher.run import Run
+from configuration_mvaema import QUESTIONS as WORDING
+from mvaema.commands.teach import ask_command
+from mvaema.teacher.journal import JournalError
 
 IMAGES = 3
 ALL = IMAGES * QUESTIONS
@@ -15,47 +17,38 @@ BATCHES = "batches-00000-of-00001"
 
 
 @pytest.fixture
-def server():
-    with FakeTeacher() as server:
-        yield server
-
-
-@pytest.fixture
 def images(tmp_path):
     return make_images(tmp_path / "images", IMAGES)
 
 
-@pytest.fixture
-def output(tmp_path):
-    return tmp_path / "out"
-
-
-def ask(images, output, url, **changes):
-    args = arguments(images, output, url, batch=True, batch_poll=0.01, **changes)
-    return Run(args).ask()
+def ask_in_batches(images, output, url, **changes):
+    return ask(images, output, url, batch=True, batch_poll=0.01, **changes)
 
 
 def answered_once(output):
-    """Every question has one reply, and it is the one with its own name."""
+    """Every question has one reply, and it is the answer to this question."""
     rows = replies(output)
     assert len({row["fingerprint"] for row in rows}) == len(rows) == ALL
-    for row in rows:
-        assert json.loads(row["raw"])["choices"][0]["message"]["content"]
+    answers = [json.loads(row["raw"])["choices"][0]["message"]["content"] for row in rows]
+    assert len(set(answers)) == ALL
+    for row, answer in zip(rows, answers, strict=True):
+        assert WORDING[row["question_id"]] in answer
 
 
 def test_all_questions_in_one_batch(server, images, output):
-    assert ask(images, output, server.url).stopped is None
+    assert ask_in_batches(images, output, server.url).stopped is None
     assert outcomes(output) == {"ok": ALL}
     answered_once(output)
     assert len(server.batches) == 1
-    assert set(server.files.values()) >= {b"deleted"}, "the micrographs do not stay there"
+    [batch] = server.batches.values()
+    assert server.files[batch["input_file_id"]] == b"deleted", "the micrographs do not stay there"
     assert not list((output / BATCHES).iterdir()), "nor twice here"
-    ask(images, output, server.url)
+    ask_in_batches(images, output, server.url)
     assert len(server.batches) == 1
 
 
 def test_files_are_split_by_count(server, images, output):
-    ask(images, output, server.url, batch_requests=7)
+    ask_in_batches(images, output, server.url, batch_requests=7)
     sizes = [len(inputs) for inputs in _requests(server)]
     assert sizes == [7, 7, 7, 7, 2]
     answered_once(output)
@@ -65,7 +58,7 @@ def test_files_are_split_by_size(server, images, output):
     line = max(len(x) for x in _lines_of_one_batch(images, output, server))
     server.batches.clear()
     output = output.with_name("second")
-    ask(images, output, server.url, batch_megabytes=4.5 * line / 1e6)
+    ask_in_batches(images, output, server.url, batch_megabytes=4.5 * line / 1e6)
     assert len(server.batches) == -(-ALL // 4)
     answered_once(output)
 
@@ -75,7 +68,7 @@ def _lines_of_one_batch(images, output, server) -> list[bytes]:
     server.batch_fault = lambda batch, results: (
         kept.extend(server.files[batch["input_file_id"]].splitlines()) or (results, [])
     )
-    ask(images, output, server.url)
+    ask_in_batches(images, output, server.url)
     server.batch_fault = None
     return kept
 
@@ -110,8 +103,8 @@ def test_results_of_every_terminal_state_are_fetched(state, server, images, outp
         return results[:third], errors
 
     server.batch_fault = fault
-    progress = ask(images, output, server.url)
-    assert progress.stopped is None
+    tally = ask_in_batches(images, output, server.url)
+    assert tally.stopped is None
     assert outcomes(output) == {"ok": 20, "filtered": 10}
     answered = sum(x.delivered for x in server.exchanges)
     assert answered == 20, "only what was not carried out is asked again"
@@ -120,12 +113,12 @@ def test_results_of_every_terminal_state_are_fetched(state, server, images, outp
 
 def test_results_come_in_any_order(server, images, output):
     server.batch_fault = lambda batch, results: (results[::-1], [])
-    ask(images, output, server.url)
+    ask_in_batches(images, output, server.url)
     answered_once(output)
     rows = {row["fingerprint"]: json.loads(row["raw"]) for row in replies(output)}
     server.batches.clear()
     live = output.with_name("live")
-    Run(arguments(images, live, server.url)).ask()
+    ask(images, live, server.url)
     expected = {row["fingerprint"]: json.loads(row["raw"]) for row in replies(live)}
     assert rows == expected
 
@@ -137,7 +130,7 @@ def test_unreadable_result_line_is_kept_aside(server, images, output, capsys):
         return results, []
 
     server.batch_fault = fault
-    ask(images, output, server.url)
+    ask_in_batches(images, output, server.url)
     assert outcomes(output) == {"ok": ALL}
     assert (output / BATCHES / "unreadable-results.jsonl").read_text().count("\n") == 1
     assert len(server.batches) == 2
@@ -151,9 +144,9 @@ def test_failed_batch_ends_the_run_and_says_why(server, images, output):
         return [], []
 
     server.batch_fault = fault
-    assert "invalid_json_line" in ask(images, output, server.url).stopped
+    assert "invalid_json_line" in ask_in_batches(images, output, server.url).stopped
     server.batch_fault = None
-    assert ask(images, output, server.url).stopped is None
+    assert ask_in_batches(images, output, server.url).stopped is None
     answered_once(output)
 
 
@@ -169,50 +162,36 @@ def test_too_many_enqueued_tokens_means_waiting(server, images, output):
         return results, []
 
     server.batch_fault = fault
-    assert ask(images, output, server.url, batch_requests=6).stopped is None
+    assert ask_in_batches(images, output, server.url, batch_requests=6).stopped is None
     assert len(server.batches) == 6
     answered_once(output)
 
 
-@pytest.mark.parametrize(
-    "died",
-    ["_upload", "_create", "after create", "_download", "_record", "after record"],
-)
+@pytest.mark.parametrize("moment", ["upload", "create", "created", "output", "errors", "delete"])
 def test_no_batch_is_submitted_twice_wherever_the_process_dies(
-    died, server, images, output, monkeypatch
+    moment, server, images, output, tmp_path
 ):
-    class Death(BaseException):
-        pass
-
-    step = died.removeprefix("after ").removeprefix("_")
-    original = getattr(module.BatchAsker, f"_{step}")
-
-    def die(self, *args):
-        if died.startswith("after"):
-            original(self, *args)
-        raise Death
-
-    with monkeypatch.context() as patched:
-        patched.setattr(module.BatchAsker, f"_{step}", die)
-        with pytest.raises(Death):
-            ask(images, output, server.url)
-    assert ask(images, output, server.url).stopped is None
+    """Killed while it uploads, submits (before and after the provider has), fetches the first and
+    the second file of results, cleans up."""
+    server.batch_fault = lambda batch, results: (results[: ALL // 2], results[ALL // 2 :])
+    server.hang_at = moment
+    batched = ("--batch", "True", "--batch_poll", "0.01", "--no_export")
+    run = TeacherProcess(tmp_path / "log", options(images, output, server.url, *batched))
+    run.wait_for(server.hung.is_set)
+    run.signal(signal.SIGKILL)
+    assert run.end() == -signal.SIGKILL
+    assert len(replies(output)) == {"errors": ALL // 2, "delete": ALL}.get(moment, 0)
+    server.hang_at = None
+    assert ask_in_batches(images, output, server.url).stopped is None
     assert len(server.batches) == 1
     answered_once(output)
 
 
-def test_live_run_leaves_what_is_in_a_batch_alone(server, images, output, monkeypatch, capsys):
-    class Death(BaseException):
-        pass
-
-    def die(*_):
-        raise Death
-
-    with monkeypatch.context() as patched:
-        patched.setattr(module.BatchAsker, "_look_at", die)
-        with pytest.raises(Death):
-            ask(images, output, server.url)
-    Run(arguments(images, output, server.url)).ask()
+def test_live_run_leaves_what_is_in_a_batch_alone(server, images, output, capsys):
+    server.refuse_at = "retrieve"
+    assert "--api_key_env" in ask_in_batches(images, output, server.url).stopped
+    with pytest.raises(JournalError, match="no replies yet"):
+        ask_command(arguments(images, output, server.url))
     assert not server.exchanges
     assert "30 questions are in open batches" in capsys.readouterr().out
 
@@ -221,10 +200,13 @@ def test_max_cost_counts_whole_batches(server, images, output, tmp_path):
     prices = tmp_path / "prices.yaml"
     prices.write_text("models: {teacher: {input: 10, output: 100, batch: 0.5, as_of: today}}")
     # 0.01 a reply in a batch, at most about 0.18; a batch's worst case is reserved whole.
-    progress = ask(images, output, server.url, prices=str(prices), max_cost=0.4)
-    assert "--max-cost" in progress.stopped
+    tally = ask_in_batches(images, output, server.url, prices=str(prices), max_cost=0.4)
+    assert "--max_cost" in tally.stopped
     assert 0 < 0.01 * len(replies(output)) <= 0.4
-    assert ask(images, output, server.url, prices=str(prices), max_cost=20.0).stopped is None
+    assert (
+        ask_in_batches(images, output, server.url, prices=str(prices), max_cost=20.0).stopped
+        is None
+    )
     answered_once(output)
 
 
@@ -237,26 +219,19 @@ def test_retry_asks_once_a_run(server, images, output):
         return results, []
 
     server.batch_fault = truncate
-    ask(images, output, server.url)
+    ask_in_batches(images, output, server.url)
     assert outcomes(output) == {"ok": ALL - 5, "truncated": 5}
-    ask(images, output, server.url, retry=["truncated"])
+    ask_in_batches(images, output, server.url, retry=["truncated"])
     assert len(server.batches) == 2
     assert len(replies(output)) == ALL + 5
 
 
-def test_shards_in_one_folder_leave_each_others_batches_alone(server, images, output, monkeypatch):
-    class Death(BaseException):
-        pass
-
-    def die(*_):
-        raise Death
-
-    with monkeypatch.context() as patched:
-        patched.setattr(module.BatchAsker, "_upload", die)
-        for shard in ("0/2", "1/2"):
-            with pytest.raises(Death):
-                ask(images, output, server.url, shard=shard)
+def test_shards_in_one_folder_leave_each_others_batches_alone(server, images, output):
+    server.refuse_at = "upload"
     for shard in ("0/2", "1/2"):
-        assert ask(images, output, server.url, shard=shard).stopped is None
+        assert ask_in_batches(images, output, server.url, shard=shard).stopped is not None
+    server.refuse_at = None
+    for shard in ("0/2", "1/2"):
+        assert ask_in_batches(images, output, server.url, shard=shard).stopped is None
     assert len(server.batches) == 2
     answered_once(output)

@@ -1,6 +1,5 @@
-"""The teacher as a process: killed, interrupted, without disk, without rights."""
+"""The teacher as a process: killed, interrupted, on a full disk."""
 
-import multiprocessing
 import os
 import random
 import re
@@ -22,57 +21,14 @@ from support.teacher_helpers import (
     outcomes,
     replies,
 )
+from support.teacher_process import TeacherProcess, options
 from support.teacher_server import FakeTeacher
 
+from mvaema.teacher.export import export
+from mvaema.teacher.journal import JournalError
+
 CONCURRENCY = 8
-
-
-# Children are forked from a process that has everything imported, which takes seconds.
-SPAWN = multiprocessing.get_context("forkserver")
-SPAWN.set_forkserver_preload(["generate_teacher_data"])
-
-
-def options(images, output, url, *more) -> list[str]:
-    return [
-        *("--images", str(images), "--output", str(output), "--teacher-model", "teacher"),
-        *("--endpoint", url, "--concurrency", str(CONCURRENCY), *more),
-    ]
-
-
-class Run:
-    """The command in a process of its own; what it prints is in `text()`."""
-
-    def __init__(self, log: Path, argv: list[str]):
-        self.log = log
-        self.process = SPAWN.Process(target=_child, args=(str(log), argv))
-        self.process.start()
-
-    def end(self) -> int:
-        self.process.join(60)
-        return self.process.exitcode
-
-    def signal(self, number: int):
-        os.kill(self.process.pid, number)
-
-    def text(self) -> str:
-        return self.log.read_text()
-
-
-def _child(log: str, argv: list[str]):
-    import generate_teacher_data
-
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    sys.exit(generate_teacher_data.main(argv))
-
-
-def wait_for(condition, run: Run, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the run does not get there"
-        assert run.process.is_alive(), run.text()
-        time.sleep(0.001)
+CONCURRENT = ("--concurrency", str(CONCURRENCY))
 
 
 def journalled(output: Path) -> set[str]:
@@ -87,15 +43,15 @@ def kill_and_resume(tmp_path, images_count: int, kills: int, seed: int):
     images, output = make_images(tmp_path / "images", images_count), tmp_path / "out"
     total = images_count * QUESTIONS
     with FakeTeacher(delay=0.01, keep_bodies=False) as server:
-        argv, log = options(images, output, server.url), tmp_path / "log"
+        argv, log = options(images, output, server.url, *CONCURRENT), tmp_path / "log"
         for _ in range(kills):
             before, kept_before = len(server.exchanges), journalled(output)
             delivered_before = len(server.delivered())
             # Anything from the first request to a share of the rest of the run.
             share = max(1, (total - len(set(server.delivered()))) // 8)
             target = before + rng.randrange(1, share + 1)
-            run = Run(log, argv)
-            wait_for(lambda goal=target: len(server.exchanges) >= goal, run)
+            run = TeacherProcess(log, argv)
+            run.wait_for(lambda goal=target: len(server.exchanges) >= goal)
             time.sleep(rng.random() * 0.02)
             run.signal(signal.SIGKILL)
             assert run.end() == -signal.SIGKILL
@@ -105,7 +61,7 @@ def kill_and_resume(tmp_path, images_count: int, kills: int, seed: int):
             # Of what this run was sent, only what was on its way when it died.
             lost = [name for name in delivered if name not in kept]
             assert set(lost) <= set(delivered[-CONCURRENCY:])
-        last = Run(log, argv)
+        last = TeacherProcess(log, argv)
         assert last.end() == 0, last.text()
         times_delivered = Counter(server.delivered())
         repeats = sum(times_delivered.values()) - len(times_delivered)
@@ -119,7 +75,7 @@ def kill_and_resume(tmp_path, images_count: int, kills: int, seed: int):
     return repeats
 
 
-def test_killed_run_goes_on(tmp_path):
+def test_killed_run_is_resumed(tmp_path):
     kill_and_resume(tmp_path, images_count=8, kills=2, seed=0)
 
 
@@ -136,15 +92,15 @@ def test_killed_at_twenty_random_moments(tmp_path):
 def test_interrupt_finishes_what_is_in_flight(number, tmp_path):
     images, output = make_images(tmp_path / "images", 4), tmp_path / "out"
     with FakeTeacher(delay=0.4) as server:
-        argv, log = options(images, output, server.url), tmp_path / "log"
-        run = Run(log, argv)
-        wait_for(lambda: server.in_flight >= 4, run)
+        argv, log = options(images, output, server.url, *CONCURRENT), tmp_path / "log"
+        run = TeacherProcess(log, argv)
+        run.wait_for(lambda: server.in_flight >= 4)
         run.signal(number)
         assert run.end() == 130
-        assert "the same command goes on" in run.text()
+        assert "Rerun the same command to resume" in run.text()
         assert 4 <= len(replies(output)) == len(server.exchanges) < 40
         server.delay = 0.0
-        assert Run(log, argv).end() == 0
+        assert TeacherProcess(log, argv).end() == 0
         no_answer_lost_or_repeated(server, output)
     assert outcomes(output) == {"ok": 40}
 
@@ -153,13 +109,33 @@ def test_interrupt_finishes_what_is_in_flight(number, tmp_path):
 def test_second_interrupt_does_not_wait(tmp_path):
     images, output = make_images(tmp_path / "images", 1), tmp_path / "out"
     with FakeTeacher(delay=30.0) as server:
-        run = Run(tmp_path / "log", options(images, output, server.url))
-        wait_for(lambda: server.in_flight >= 4, run)
+        run = TeacherProcess(tmp_path / "log", options(images, output, server.url, *CONCURRENT))
+        run.wait_for(lambda: server.in_flight >= 4)
         run.signal(signal.SIGINT)
-        wait_for(lambda: "Stopping" in run.text(), run)
+        run.wait_for(lambda: "Stopping" in run.text())
         run.signal(signal.SIGINT)
         assert run.end() == 130
     assert replies(output) == []
+
+
+def test_export_while_answers_arrive(tmp_path):
+    """Each export is a consistent snapshot, and the run is not disturbed."""
+    images, output = make_images(tmp_path / "images", 10), tmp_path / "out"
+    seen = []
+    with FakeTeacher(delay=0.02) as server:
+        run = TeacherProcess(tmp_path / "log", options(images, output, server.url, "--no_export"))
+        while run.process.is_alive():
+            try:
+                dataset, summary = export(output)
+            except JournalError:
+                continue  # there is no reply yet
+            seen.append(summary.outcomes["ok"])
+            rows = load_dataset(str(dataset), split="train", cache_dir=str(tmp_path / "cache"))
+            assert len(rows) == summary.images
+        assert run.end() == 0, run.text()
+        no_answer_lost_or_repeated(server, output)
+    assert seen == sorted(seen) and len(set(seen)) > 1
+    assert export(output)[1].outcomes == {"ok": 10 * QUESTIONS}
 
 
 def in_own_mount(script: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -198,7 +174,7 @@ def test_full_disk_loses_no_answer(tmp_path):
             """,
             *(str(output), str(kept)),
             *(sys.executable, str(ROOT / "generate_teacher_data.py")),
-            *options(images, output, server.url),
+            *options(images, output, server.url, *CONCURRENT),
         )
         assert done.returncode == 1, done
         assert "error: " in done.stderr and "Traceback" not in done.stderr, done.stderr
@@ -209,7 +185,7 @@ def test_full_disk_loses_no_answer(tmp_path):
         for journal in kept.glob("*.sqlite"):
             assert sqlite3.connect(journal).execute("PRAGMA integrity_check").fetchone() == ("ok",)
         server.delay = 0.0
-        again = Run(tmp_path / "log", options(images, kept, server.url))
+        again = TeacherProcess(tmp_path / "log", options(images, kept, server.url, *CONCURRENT))
         assert again.end() == 0, again.text()
         no_answer_lost_or_repeated(server, kept)
     assert outcomes(kept) == {"ok": 20 * QUESTIONS}

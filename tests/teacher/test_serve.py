@@ -13,8 +13,8 @@ from datasets import load_dataset
 from support.teacher_helpers import arguments, make_images, replies
 
 from configuration_mvaema import CATEGORY_CAPTIONS
+from mvaema.commands.teach import ask_command
 from mvaema.teacher.prompt import Prompt
-from mvaema.teacher.run import run
 
 pytest.importorskip("fastapi", reason="transformers serve needs fastapi")
 pytest.importorskip("uvicorn", reason="transformers serve needs uvicorn")
@@ -144,7 +144,7 @@ def test_end_to_end(image_format, served, tmp_path):
         image_format=image_format,
         timeout=120.0,
     )
-    assert run(args) == 0
+    assert ask_command(args) == 0
     rows = replies(output)
     assert len(rows) == 20
     prompt = Prompt.load()
@@ -159,7 +159,7 @@ def test_end_to_end(image_format, served, tmp_path):
     assert {row["outcome"] for row in rows} >= {"ok"}
     data = load_dataset(str(output / "dataset"), split="train", cache_dir=str(tmp_path / "cache"))
     assert [len(row["qa"]) for row in data] == [10, 10]
-    assert run(args) == 0
+    assert ask_command(args) == 0
     assert len(replies(output)) == 20, "a rerun asks nothing"
 
 
@@ -169,7 +169,7 @@ def test_wrong_model_name(served, tmp_path, capsys):
     url, _ = served
     images = make_images(tmp_path / "images", 1)
     args = arguments(images, tmp_path / "out", url, teacher_model="no/such-model", timeout=60.0)
-    assert run(args) == 1
+    assert ask_command(args) == 1
     message = capsys.readouterr().err
-    assert "no completions" in message and "status 400" in message
+    assert "not completions" in message and "status 400" in message
     assert len(replies(tmp_path / "out")) < 10

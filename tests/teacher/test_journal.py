@@ -1,0 +1,56 @@
+"""The journal: durable, locked, and refused under another configuration."""
+
+import sqlite3
+
+import pytest
+
+from mvaema.teacher.journal import Journal, JournalError
+from mvaema.teacher.replies import Reply
+
+
+def reply(name: str, attempt: int = 1) -> Reply:
+    return Reply(name, "image", "basics", attempt, asked_at=1.0, latency_s=0.1, status=200, raw=b"")
+
+
+def test_journal_is_durable_and_locked(tmp_path):
+    path = tmp_path / "journal.sqlite"
+    with Journal(path, {"teacher_model": "m"}) as journal:
+        assert journal.query("PRAGMA journal_mode")[0][0] == "wal"
+        assert journal.query("PRAGMA synchronous")[0][0] == 2, "FULL"
+        journal.record([reply("a")])
+        with pytest.raises(JournalError, match="another run is writing"):
+            Journal(path, {"teacher_model": "m"})
+        with Journal(path, read_only=True) as reader:
+            assert len(reader.query("SELECT * FROM replies")) == 1
+            with pytest.raises(sqlite3.OperationalError, match="readonly"):
+                reader.record([reply("b")])
+    with Journal(path, {"teacher_model": "m"}) as journal:
+        assert journal.last_id() == 1
+
+
+def test_journal_of_another_configuration_is_refused_and_untouched(tmp_path):
+    path = tmp_path / "journal.sqlite"
+    with Journal(path, {"teacher_model": "m", "max_tokens": 1}) as journal:
+        journal.record([reply("a")])
+    with pytest.raises(JournalError) as raised:
+        Journal(path, {"teacher_model": "n", "max_tokens": 1})
+    assert "teacher_model: 'm' there, 'n' now" in str(raised.value)
+    assert "max_tokens" not in str(raised.value)
+    with Journal(path, {"teacher_model": "m", "max_tokens": 1}) as journal:
+        assert journal.last_id() == 1
+
+
+def test_same_attempt_twice_is_refused_whole(tmp_path):
+    with Journal(tmp_path / "journal.sqlite", {}) as journal:
+        journal.record([reply("a")])
+        with pytest.raises(sqlite3.IntegrityError):
+            journal.record([reply("b"), reply("a")])
+        assert journal.last_id() == 1
+
+
+def test_a_file_that_is_no_journal(tmp_path):
+    path = tmp_path / "journal.sqlite"
+    path.write_bytes(b"not a database, but long enough to look like one" * 100)
+    with pytest.raises(JournalError, match="cannot be opened"):
+        Journal(path, {})
+    assert path.read_bytes().startswith(b"not a database")

@@ -1,0 +1,50 @@
+"""Shards of a job array, apart and merged."""
+
+import shutil
+
+import pytest
+from datasets import load_dataset
+from support.teacher_helpers import arguments, make_images, replies
+
+from mvaema.commands.teach import ask_command, main
+from mvaema.teacher.run import TeacherRun
+
+
+def load(folder, tmp_path):
+    return load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+
+
+def test_shards_merge_into_what_one_run_gives(server, tmp_path):
+    images = make_images(tmp_path / "images", 12)
+    ask_command(arguments(images, tmp_path / "whole", server.url))
+    whole = load(tmp_path / "whole" / "dataset", tmp_path / "a")
+    asked = len(server.exchanges)
+    parts = []
+    for i in range(3):
+        parts.append(tmp_path / f"part-{i}")
+        ask_command(arguments(images, parts[-1], server.url, shard=f"{i}/3"))
+    assert len(server.exchanges) == asked + 120
+    for _ in range(2):  # a second merge changes nothing
+        assert (
+            main(["merge", "--output_dir", str(tmp_path / "all"), "--parts", *map(str, parts)]) == 0
+        )
+        assert len(replies(tmp_path / "all")) == 120
+    merged = load(tmp_path / "all" / "dataset", tmp_path / "b")
+
+    def content(rows):
+        columns = ["image_id", "category", "group", "qa"]
+        return sorted((row["image_id"], str(row)) for row in rows.select_columns(columns))
+
+    assert content(merged) == content(whole)
+    shutil.rmtree(parts[0])
+    ask_command(arguments(images, tmp_path / "all", server.url))
+    assert len(server.exchanges) == asked + 120, "the merged folder knows all answers"
+
+
+def test_shards_may_share_a_folder(server, tmp_path):
+    images, output = make_images(tmp_path / "images", 8), tmp_path / "out"
+    for i in range(2):
+        assert ask_command(arguments(images, output, server.url, shard=f"{i}/2")) == 0
+    assert len(load(output / "dataset", tmp_path)) == 8
+    with pytest.raises(RuntimeError, match="another division"):
+        TeacherRun(arguments(images, output, server.url, shard="0/3"))

@@ -1,0 +1,49 @@
+"""From sources to prepared images: duplicates, shards, unreadable files, scales."""
+
+import shutil
+
+from support.teacher_helpers import make_images
+
+from mvaema.teacher.journal import Journal
+from mvaema.teacher.preparing import Preparation, Preparer, open_source, shard_of
+
+
+def test_what_is_unreadable_is_counted_and_tried_again(tmp_path, capsys):
+    images = make_images(tmp_path / "images", 3)
+    (images / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+    (images / "empty.tif").touch()
+    shutil.copy(images / "Nanowires" / "CUSTOMER_lot0.png", images / "copy.png")
+    with Journal(tmp_path / "out" / "journal.sqlite", {}) as journal:
+        preparer = Preparer(journal, Preparation())
+        found = [image for image in preparer(open_source(str(images))) if image]
+        assert len(found) == 3 and preparer.duplicates == 1
+        assert preparer.problems.total() == 2
+        shutil.copy(images / "Nanowires" / "CUSTOMER_lot1.png", images / "broken.png")
+        preparer = Preparer(journal, Preparation())
+        assert len([image for image in preparer(open_source(str(images))) if image]) == 3
+        assert preparer.problems.total() == 1 and preparer.duplicates == 2
+
+
+def test_shards_are_disjoint_and_complete(tmp_path):
+    images = make_images(tmp_path / "images", 40)
+    parts = []
+    for shard in range(3):
+        with Journal(tmp_path / f"{shard}" / "journal.sqlite", {}) as journal:
+            preparer = Preparer(journal, Preparation(), shard, 3)
+            parts.append({i.image_id for i in preparer(open_source(str(images))) if i})
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 40
+    assert min(map(len, parts)) > 0
+    assert {shard_of(bytes([i]), 7) for i in range(200)} == set(range(7))
+
+
+def test_info_bar_and_scale(tmp_path):
+    """Downscaling changes the pixel size with the pixels."""
+    images = make_images(tmp_path / "images", 1, size=(60, 120))
+    [file] = (images / "Nanowires").iterdir()
+    table = images / "table.csv"
+    table.write_text(f"path,pixel_size_nm,category\nNanowires/{file.name},2.0,Tips\n")
+    with Journal(tmp_path / "out" / "journal.sqlite", {}) as journal:
+        [image] = Preparer(journal, Preparation(max_side=60))(open_source(str(table)))
+    assert (image.width, image.height) == (60, 30)
+    assert image.pixel_size_nm == 4.0
+    assert image.category == "Tips" and image.caption == "An electron micrograph of a tip."
