@@ -1,4 +1,4 @@
-"""The report's pictures: scores per question, confusion matrix, reliability, training losses."""
+"""Figures to pictures: scores per question, confusion matrix, reliability, training losses."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,10 +18,11 @@ LOSSES = {
 
 
 def question_bars(answers: Mapping[str, dict], metric: str, label: str) -> Figure:
-    """The student's mean per question group with its interval, and the other answerers' as marks.
+    """The student's mean per question group with its interval; everyone else's mean as a mark.
 
     Args:
-        answers: name to summary (`mvaema.evaluation.scores.summarize`), the student first.
+        answers: name to summary (`mvaema.evaluation.records.summarize`), the student first.
+        metric: its name, and its `label` in print.
     """
     (student, summary), *others = answers.items()
     scores = {q: s["scores"][metric] for q, s in summary["by_question"].items()}
@@ -62,7 +63,7 @@ def question_bars(answers: Mapping[str, dict], metric: str, label: str) -> Figur
 
 
 def confusion_matrix(scores: Mapping, title: str) -> Figure:
-    """Counts of true against predicted classes, coloured by the share of the true class.
+    """Counts of true and predicted classes, coloured by the share of the true class.
 
     Args:
         scores: what `mvaema.evaluation.categories.score_classes` returns.
@@ -88,7 +89,7 @@ def confusion_matrix(scores: Mapping, title: str) -> Figure:
 
 
 def reliability_diagram(scores: Mapping, title: str) -> Figure:
-    """Accuracy against confidence per bin (Guo et al. 2017), and how many answers each bin has."""
+    """Accuracy against confidence per bin (Guo et al. 2017), and how many micrographs each has."""
     confidence, accuracy, count = (
         np.array([b[name] for b in scores["reliability"]])
         for name in ("confidence", "accuracy", "count")
