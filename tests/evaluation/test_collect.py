@@ -122,6 +122,7 @@ collect(Killed(), load_questions(dataset, "validation", "train"), Path(folder))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_collection_resumes_in_another_process(
     student, dataset, answerer, questions, collected, tmp_path
 ):

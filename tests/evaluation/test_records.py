@@ -1,10 +1,9 @@
-"""Summaries, intervals and comparisons of scored answers."""
+"""Scores, summaries, intervals and comparisons of answer records."""
 
 import json
 
 import numpy as np
 import pytest
-from datasets import Dataset
 from scipy import stats
 
 from mvaema.evaluation.intervals import (
@@ -12,13 +11,7 @@ from mvaema.evaluation.intervals import (
     cluster_permutation_p_value,
     mean_intervals,
 )
-from mvaema.evaluation.scores import (
-    compare,
-    read_records,
-    records_from_dataset,
-    score_records,
-    summarize,
-)
+from mvaema.evaluation.records import compare, score_records, summarize
 
 
 def make_records(n_images: int = 6, prediction: str = "Round grains of about 80 nm.") -> list[dict]:
@@ -111,33 +104,8 @@ def test_bad_records(change, message):
 def test_nothing_to_score():
     with pytest.raises(ValueError, match="no records"):
         score_records([])
-    with pytest.raises(ValueError, match="score_records"):
+    with pytest.raises(ValueError, match="have no scores; call score_records"):
         summarize(make_records())
-
-
-def test_records_from_dataset_take_usable_answers_only():
-    qa = [
-        {"question_id": "basics", "question": "?", "answer": "Wires.", "outcome": "ok"},
-        {"question_id": "surface", "question": "?", "answer": "", "outcome": "refused"},
-    ]
-    dataset = Dataset.from_list([{"image_id": "a", "category": "Tips", "group": "g", "qa": qa}])
-    (record,) = records_from_dataset(dataset)
-    assert record["reference"] == "Wires." and record["category"] == "Tips"
-    with pytest.raises(ValueError, match="no column `qa`"):
-        records_from_dataset(dataset.remove_columns("qa"))
-    refused = Dataset.from_list([{"image_id": "a", "qa": qa[1:]}])
-    with pytest.raises(ValueError, match="no answer with the outcome `ok`"):
-        records_from_dataset(refused)
-
-
-def test_read_records_names_the_broken_line(tmp_path):
-    path = tmp_path / "predictions.jsonl"
-    lines = [json.dumps(r, ensure_ascii=False) for r in make_records(prediction="a\u2028b")]
-    path.write_text("\n".join(lines), encoding="utf-8")
-    assert read_records(path) == make_records(prediction="a\u2028b")
-    path.write_text("\n".join([*lines, lines[0][:20]]), encoding="utf-8")
-    with pytest.raises(ValueError, match="line 13"):
-        read_records(path)
 
 
 def test_bootstrap_agrees_with_scipy_where_answers_are_independent():
@@ -190,7 +158,7 @@ def test_compare():
 
 def test_compare_refuses_what_is_not_paired():
     records = scored()
-    with pytest.raises(ValueError, match="1 are answered by one only, such as image 'image0'"):
+    with pytest.raises(ValueError, match="1 are answered by one side only, such as image 'image0'"):
         compare(records, records[1:])
     other = [{**r, "reference": "Else."} for r in records]
     with pytest.raises(ValueError, match="references differ"):
