@@ -1,8 +1,12 @@
-"""Files that are there whole or not at all, whatever kills the process that writes them."""
+"""Files that survive a kill: written whole or not at all, or line by line.
+
+Every stage writes its files through this module.
+"""
 
 import json
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -27,3 +31,49 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json_lines(path: str | Path) -> list[dict]:
+    """The objects of a file with one JSON object per line.
+
+    Raises:
+        ValueError: a line is not a JSON object; the message gives its number.
+    """
+    rows = []
+    with Path(path).open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                row = None
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"{path}, line {number}: expected one JSON object, got {line[:60]!r}."
+                )
+            rows.append(row)
+    return rows
+
+
+class JsonLines:
+    """A file of JSON lines that only grows. A line that a kill left incomplete is dropped.
+
+    Attributes:
+        rows: everything in the file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: list[dict] = []
+        if path.exists():
+            content = path.read_bytes()
+            complete = content.rfind(b"\n") + 1
+            if complete < len(content):
+                with path.open("r+b") as file:
+                    file.truncate(complete)
+            self.rows = read_json_lines(path)
+
+    def append(self, rows: Iterable[dict]) -> None:
+        rows = list(rows)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        self.rows += rows
