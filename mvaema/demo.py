@@ -15,7 +15,8 @@ from mvaema.evaluation.run import EvaluationArguments, evaluate
 from mvaema.evaluation.wordnet import has_wordnet
 from mvaema.micrographs.dataset import decode_image, load_micrographs
 from mvaema.synthetic.__main__ import main as render
-from mvaema.training.loop import Recipe, train
+from mvaema.training.recipe import Recipe
+from mvaema.training.run import train
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -46,9 +46,10 @@ from mvaema.evaluation.wordnet import has_wordnet
 from mvaema.files import write_json, write_text
 from mvaema.micrographs.folds import LeakError, check_no_leak
 from mvaema.training import run_folder
-from mvaema.training.batches import FoldedRows, Rows, load_folds
-from mvaema.training.loop import train
-from mvaema.training.recipe import Recipe, fingerprint
+from mvaema.training.provenance import dataset_fingerprint
+from mvaema.training.recipe import Recipe
+from mvaema.training.run import train
+from mvaema.training.split import FoldedRows, Rows, load_folds
 
 STUDENT = "student"
 CHANCE = "most frequent category"
@@ -71,7 +72,7 @@ def cross_validate(recipe: Recipe) -> Path:
         LeakError: a micrograph, or a group, would be in two parts.
         FileExistsError: `output_dir` holds something else.
         ValueError: the recipe makes no sense for several students, the data changed between folds,
-            or what `mvaema.training.loop.train` raises.
+            or what `mvaema.training.run.train` raises.
     """
     if recipe.push_to_hub:
         raise ValueError(
@@ -165,7 +166,7 @@ def _test_and_train(parts: Rows, recipe: Recipe) -> tuple[Micrographs, Micrograp
 
 def _fingerprint(rows: FoldedRows) -> str:
     """Of micrographs, answers and folds; the latter follow from groups and near-duplicates."""
-    text = f"{fingerprint(rows.dataset)} {rows.folds.tolist()}"
+    text = f"{dataset_fingerprint(rows.dataset)} {rows.folds.tolist()}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

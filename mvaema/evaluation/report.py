@@ -37,6 +37,7 @@ from PIL import Image
 
 from mvaema.evaluation import figures
 from mvaema.evaluation.scores import Record
+from mvaema.training.curves import loss_curves
 
 NAMES = {
     "bleu_1": "BLEU-1",
@@ -76,7 +77,7 @@ def write_report(
         answers: name to scored records, the student first; the names of `results["answers"]`
             whose answers the page is to show side by side.
         images: image id to micrograph; may load each on demand.
-        log: training log records, for the loss curves (`mvaema.evaluation.figures.loss_curves`).
+        log: training log records, for the loss curves (`mvaema.training.curves`).
         max_answers: the page shows this many answers at most, the worst ones.
 
     Raises:
@@ -320,7 +321,7 @@ def _pictures(results: Mapping, log: Sequence[Mapping]) -> dict[str, Figure]:
             pictures[f"confusion_matrix_{name}"] = figures.confusion_matrix(scores, method)
             pictures[f"reliability_{name}"] = figures.reliability_diagram(scores, method)
     if log:
-        pictures["losses"] = figures.loss_curves(log)
+        pictures["losses"] = loss_curves(log)
     return pictures
 
 
