@@ -5,6 +5,7 @@ Every stage writes its files through this module.
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,6 +32,29 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def move_folder(folder: Path, target: Path) -> None:
+    """Bring a folder and all in it to the disk, then rename it. A `target` that exists is removed.
+
+    Whoever finds `target` finds it whole.
+    """
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json_lines(path: str | Path) -> list[dict]:

@@ -16,8 +16,8 @@ from mvaema.commands.synthetic import main as render
 from mvaema.evaluation.run import EvaluationArguments, evaluate
 from mvaema.evaluation.wordnet import has_wordnet
 from mvaema.micrographs.dataset import decode_image, load_micrographs
-from mvaema.training.loop import train
 from mvaema.training.recipe import Recipe
+from mvaema.training.run import train
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

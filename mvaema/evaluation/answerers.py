@@ -27,7 +27,8 @@ from transformers import (
 
 from configuration_mvaema import QUESTIONS, MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
-from mvaema.students.lora import complete_model, load_student, merge_adapters_into, model_type
+from mvaema.students.loading import complete_model, load_student, model_type
+from mvaema.students.lora import merge_adapters_into
 from processing_mvaema import MVaEMaProcessor, to_8bit
 
 LOSS_OF_METHOD = {"ITC": "itc_weight", "ITM": "itm_weight", "LM": "lm_weight"}

@@ -46,9 +46,10 @@ from mvaema.evaluation.wordnet import has_wordnet
 from mvaema.files import read_json_lines, write_json, write_text
 from mvaema.micrographs.folds import LeakError, check_no_leak
 from mvaema.training import run_folder
-from mvaema.training.batches import FoldedRows, Rows, load_folds
-from mvaema.training.loop import train
-from mvaema.training.recipe import Recipe, fingerprint
+from mvaema.training.provenance import dataset_fingerprint
+from mvaema.training.recipe import Recipe
+from mvaema.training.run import train
+from mvaema.training.split import FoldedRows, Rows, load_folds
 
 # Settings that folds need not share: those that a run may change, except how long it is trained.
 FREE = {*run_folder.FREE, "fold"} - {"epochs", "stop_after"}
@@ -67,7 +68,7 @@ def cross_validate(recipe: Recipe) -> Path:
         LeakError: a micrograph, or a group, would be in two parts.
         FileExistsError: `output_dir` holds something else.
         ValueError: the recipe has settings that make no sense here, the dataset has changed between
-            folds, or what `mvaema.training.loop.train` raises.
+            folds, or what `mvaema.training.run.train` raises.
     """
     _check_settings(recipe)
     process = PartialState(cpu=not torch.accelerator.is_available())
@@ -172,7 +173,7 @@ def _questions(recipe: Recipe, parts: Rows) -> Questions:
 
 def _folds_fingerprint(rows: FoldedRows) -> str:
     """Of micrographs, answers and folds. Folds depend on groups and near-duplicates."""
-    text = f"{fingerprint(rows.dataset)} {rows.folds.tolist()}"
+    text = f"{dataset_fingerprint(rows.dataset)} {rows.folds.tolist()}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -255,8 +256,8 @@ def _check_same_dataset(fingerprints: Mapping[int, str]) -> None:
     if len(set(fingerprints.values())) > 1:
         named = ", ".join(f"fold {fold}: {found}" for fold, found in fingerprints.items())
         raise ValueError(
-            "the folds are not of the same dataset: its micrographs, groups or answers have changed "
-            f"({named}). Choose another --output_dir, or remove the older folds."
+            "the folds are not of the same dataset: its micrographs, groups or answers have "
+            f"changed ({named}). Choose another --output_dir, or remove the older folds."
         )
 
 

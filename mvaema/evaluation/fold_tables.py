@@ -80,7 +80,8 @@ def fold_tables(results: Mapping) -> list[Table]:
             "Categories",
             *_mean_rows(categories, CATEGORY_FIGURES),
             f"{spread} F1 is averaged over the categories that occur in a fold. The "
-            f"{MOST_FREQUENT} is that of the training micrographs; for top-5, the five most frequent.",
+            f"{MOST_FREQUENT} is that of the training micrographs; for top-5, the five most "
+            "frequent.",
         ),
         _training_table(training),
         *_tables_per_fold("Answers", answers, metrics),

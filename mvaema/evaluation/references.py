@@ -1,7 +1,8 @@
 """Reference answers that need no look at the micrograph; the nearest image's needs only a look.
 
 A student that does not beat them has learnt nothing from the images. Each function returns answer
-records (`mvaema/evaluation/questions.py`), which are scored and reported like a student's. Each raises ValueError for a question that no training micrograph was asked.
+records (`mvaema/evaluation/questions.py`), which are scored and reported like a student's. Each
+raises ValueError for a question that no training micrograph was asked.
 """
 
 import random

@@ -22,11 +22,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mvaema.evaluation import figures
-from mvaema.evaluation.figures import loss_curves
 from mvaema.evaluation.questions import Record, key_of
 from mvaema.evaluation.scores import CHANCE
 from mvaema.evaluation.tables import examples_table, markdown, result_tables, student_of
 from mvaema.files import write_bytes, write_json, write_text
+from mvaema.training.curves import loss_curves
 
 MICROGRAPH_SIDE = 384  # longest side of a micrograph in the report, in pixels
 DPI = 144

@@ -11,18 +11,15 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from mvaema.evaluation.scores import read_records
-from mvaema.students.lora import base_of
-from mvaema.training.recipe import Recipe
+from mvaema.students.loading import base_of
+from mvaema.students.places import SOURCES, hub_id
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 TAGS = ["electron-microscopy", "visual-question-answering", "knowledge-distillation", "mvaema"]
-# Settings that may name a place, and those that are of no use to anybody else.
-SOURCES = ("dataset", "model", "vision", "text", "tokenizer")
-LOCAL = ("output_dir", "resume", "report_to", "push_to_hub", "hub_model_id", "hub_public")
+# Settings that are of no use to anybody else.
+LOCAL = ("output_dir", "resume", "report_to", "push_to_hub", "public")
 BASELINES = (
     "typical answer",
     "typical answer of the category",
@@ -31,22 +28,6 @@ BASELINES = (
 )
 METRICS = ("bleu_2", "bleu_4", "rouge_l", "meteor", "meteor_no_synonyms")
 LOSSES = {"itc_loss": "ITC", "itm_loss": "ITM", "lm_loss": "LM"}
-
-
-def hub_ids(recipe: Recipe) -> dict[str, str]:
-    """Those of a recipe's `SOURCES` that are Hub repositories, seen from the current folder."""
-    return {name: found for name in SOURCES if (found := hub_id(getattr(recipe, name)))}
-
-
-def hub_id(source: str | None) -> str | None:
-    """`source` if it can only be the id of a Hub repository, else None."""
-    if source is None or "/" not in source or Path(source).exists():
-        return None
-    try:
-        validate_repo_id(source)
-    except HFValidationError:
-        return None
-    return source
 
 
 def write_card(

@@ -1,7 +1,8 @@
 """Warm start: a student whose image encoder is a ViT and whose text stack starts from a BERT.
 
 What is special about it: the student's layers have the shapes of ViT and BERT, so the copy is exact
-(the tests compare outputs with transformers' own models), and what is new is said.
+(the tests compare outputs with those of transformers' own models). The log names what was copied
+and what is new.
 """
 
 import logging

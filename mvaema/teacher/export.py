@@ -17,6 +17,7 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
+from mvaema.hub import private_repository
 from mvaema.micrographs.schema import OUTCOMES
 from mvaema.micrographs.shards import write_shards
 from mvaema.teacher.asking import read
@@ -287,11 +288,6 @@ def push(dataset: Path, repo_id: str, *, public: bool = False) -> str:
         PermissionError: the repository exists and is public, and `public` is False.
     """
     api = HfApi()
-    url = api.create_repo(repo_id, repo_type="dataset", private=not public, exist_ok=True)
-    if not public and not api.repo_info(repo_id, repo_type="dataset").private:
-        raise PermissionError(
-            f"{repo_id} exists and is public; nothing was uploaded. Make it private, choose "
-            "another name, or pass --public."
-        )
-    api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=dataset)
+    url = private_repository(api, repo_id, "dataset", public)
+    api.upload_folder(repo_id=url.repo_id, repo_type="dataset", folder_path=dataset)
     return str(url)

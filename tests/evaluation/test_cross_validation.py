@@ -423,6 +423,6 @@ def test_another_run_is_not_overwritten(recipe, untrained):
     with pytest.raises(FileExistsError, match="holds no cross-validation"):
         cross_validate(replace(recipe, output_dir=recipe.dataset))
     with pytest.raises(ValueError, match="leave one of the two out"):
-        cross_validate(replace(recipe, push_to_hub=True, hub_model_id="lab/student"))
+        cross_validate(replace(recipe, push_to_hub="lab/student"))
     with pytest.raises(ValueError, match="without looking for near-duplicates"):
         cross_validate(replace(recipe, streaming=True))

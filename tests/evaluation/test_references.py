@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from support.wordnet_data import needs_wordnet
 
-from mvaema.evaluation.references import nearest_image_answers, random_answers, typical_answers
 from mvaema.evaluation.questions import records_from_dataset
 from mvaema.evaluation.records import score_records, summarize
+from mvaema.evaluation.references import nearest_image_answers, random_answers, typical_answers
 
 
 def record(image_id: str, answer: str, category: str = "Tips", question_id: str = "basics") -> dict:

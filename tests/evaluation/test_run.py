@@ -41,7 +41,7 @@ from mvaema.evaluation.run import EvaluationArguments, evaluate
 from mvaema.evaluation.scores import read_records
 from mvaema.micrographs.dataset import DatasetError
 from mvaema.micrographs.folds import LeakError
-from mvaema.training.loop import save_repository
+from mvaema.students.repository import save_repository
 from processing_mvaema import MVaEMaProcessor, train_tokenizer
 
 VALIDATION = [f"image{i}" for i in range(20, 26)]

@@ -166,7 +166,7 @@ def test_debian_wordnet_has_its_lexicographer_names():
 
 
 def test_meteor_is_refused_without_wordnet(no_wordnet):
-    with pytest.raises(LookupError, match="apt-get install wordnet-base.*--no_synonyms"):
+    with pytest.raises(LookupError, match=r"apt-get install wordnet-base.*--no_synonyms"):
         score_texts(["a"], ["a"])
     assert not no_wordnet, "nothing may be downloaded unasked"
     assert score_texts(["a b"], ["a b"], synonyms=False)["meteor_no_synonyms"][0] > 0

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import torch
-from support.micrograph_data import write_dataset
 
 from configuration_mvaema import CATEGORY_CAPTIONS, QUESTIONS, MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
 from mvaema.students.repository import save_repository
 from processing_mvaema import MVaEMaProcessor, train_tokenizer
+from support.micrograph_data import write_dataset
 
 MAX_NEW_TOKENS = 6
 

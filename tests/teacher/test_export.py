@@ -257,7 +257,7 @@ def test_push_does_not_publish_into_a_public_repository(online, server, tmp_path
     run(arguments(images, output, server.url))
     with FakeHub(existing_public=True) as hub:
         monkeypatch.setattr(module, "HfApi", partial(HfApi, endpoint=hub.url, token="hf_x"))
-        with pytest.raises(PermissionError, match="is public; nothing was uploaded"):
+        with pytest.raises(PermissionError, match="is public already, so nothing was uploaded"):
             push(output / "dataset", "lab/data")
         assert not hub.committed
 
