@@ -11,6 +11,7 @@ from processing_mvaema import MVaEMaProcessor, train_tokenizer
 from support.micrograph_data import write_dataset
 
 MAX_NEW_TOKENS = 6
+LABELS = ("Nanowires", "Particles", "Tips")
 
 
 def save_tiny_student(folder: Path, seed: int = 0) -> Path:
@@ -29,6 +30,7 @@ def save_tiny_student(folder: Path, seed: int = 0) -> Path:
         projection_dim=16,
         max_position_embeddings=128,
         initializer_range=0.2,
+        categories={name: CATEGORY_CAPTIONS[name] for name in LABELS},
         **processor.token_fields(),
     )
     model = MVaEMaModel(config)
