@@ -22,7 +22,7 @@ from mvaema.evaluation.cross_validation import cross_validate
 from mvaema.evaluation.scores import read_records, score_records
 from mvaema.micrographs.dataset import DatasetError, load_micrographs
 from mvaema.micrographs.folds import LeakError
-from mvaema.training import loop as training
+from mvaema.training import run as training
 from mvaema.training.recipe import Recipe, read_recipe
 
 FOLDS = 3
@@ -256,14 +256,14 @@ def kill_after(function, count):
 evaluation.write_report = lambda *_: None
 cross_validation.has_wordnet = lambda: False
 if moment == "training":
-    training.Run.validate = kill_after(training.Run.validate, 2)  # after the first checkpoint
+    training.validate = kill_after(training.validate, 2)  # after the first checkpoint
 elif moment == "scoring":
     evaluation.JsonLines.append = kill_after(evaluation.JsonLines.append, 3)
 elif moment == "scored":
     cross_validation.write_json = kill_after(cross_validation.write_json, 1)
 elif moment == "tables":  # one of the two is there
     cross_validation.write_json = kill_after(cross_validation.write_json, FOLDS)
-train.main()
+sys.exit(train.main())
 """
 
 
@@ -317,7 +317,7 @@ def slow_score(*arguments):
 cross_validation._score = slow_score
 evaluation.write_report = lambda *_: None
 cross_validation.has_wordnet = lambda: False
-train.main()
+sys.exit(train.main())
 """
 
 

@@ -55,7 +55,7 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path, content):
         (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
         (["--hub_model_id", "lab/student"], "unrecognized arguments: --hub_model_id"),
-        (["--push_to_hub"], "argument --push_to_hub: expected one argument"),
+        (["--push_to_hub"], "--push-to-hub: expected one argument"),
     ],
 )
 def test_flags_are_not_guessed(flags, message, capsys):
