@@ -18,7 +18,7 @@ from mvaema.students.card import write_card
 from mvaema.students.hub import STUDENT_FILES, push, require_token
 from mvaema.students.loading import load_student
 from mvaema.students.lora import add_adapters, save_adapters
-from mvaema.students.places import hub_id, hub_ids
+from mvaema.students.places import hub_ids
 from mvaema.training.recipe import Recipe, write_recipe
 
 CODE = {"configuration_mvaema.py", "modeling_mvaema.py", "processing_mvaema.py"}
@@ -308,13 +308,6 @@ def test_a_relative_path_is_no_hub_id_from_another_folder(hub, student, lab, mon
     (student / "README.md").write_text("Trained on wafers/SECRETLOT.")
     with pytest.raises(ValueError, match=r"contains a path of this machine, .*wafers/SECRETLOT"):
         push(student, "lab/student")
-
-
-def test_only_what_can_be_nothing_else_is_a_hub_id(lab):
-    assert hub_id("lab/data") == "lab/data"
-    assert [hub_id(s) for s in (None, "wafers", "/lab/data", "../lab/data", "~/data")] == [None] * 5
-    (lab / "lab" / "data").mkdir(parents=True)
-    assert hub_id("lab/data") is None
 
 
 def test_every_file_of_a_saved_student_may_go(student):
