@@ -121,9 +121,10 @@ class RunFolder:
                 "micrographs or answers have changed. Choose another --output_dir."
             )
         self.path.mkdir(parents=True, exist_ok=True)
+        # First: without it, a folder that holds anything is refused.
+        write_recipe(self.recipe, self.path / "recipe.yaml")
         facts = facts | {"hub_ids": hub_ids(dataclasses.asdict(self.recipe)), "finished": False}
         self.note(dataset_fingerprint=fingerprint, **provenance(), **facts)
-        write_recipe(self.recipe, self.path / "recipe.yaml")
 
     def note(self, **facts) -> None:
         """Add to run.json."""

@@ -1,7 +1,6 @@
 """Training on tiny datasets made on the spot, from images on disk to a loadable student."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,14 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from support import ROOT
 from support.micrograph_data import write_dataset
+from support.struck_runs import struck
 from transformers import AutoModel, BertConfig, BertModel, BertTokenizer, ViTConfig, ViTModel
 
 from mvaema.micrographs.dataset import DatasetError
-from mvaema.training import loop as training
-from mvaema.training.loop import Interrupted, Run, TrainingFailed, train
 from mvaema.training.recipe import Recipe
-from mvaema.training.resume import Checkpoints
+from mvaema.training.run import train
 from mvaema.training.run_folder import RunFolder
+from mvaema.training.signals import Signals
 
 TINY = (
     "hidden_size=16,intermediate_size=32,num_image_layers=1,num_text_layers=1,"
@@ -37,10 +36,14 @@ def dataset(tmp_path):
 
 @pytest.fixture
 def recipe(dataset, tmp_path):
+    return make_recipe(dataset, tmp_path / "run")
+
+
+def make_recipe(dataset: Path, folder: Path) -> Recipe:
     """A run of seconds: the real loop on a model of a few thousand parameters, 2 steps an epoch."""
     return Recipe(
         str(dataset),
-        str(tmp_path / "run"),
+        str(folder),
         config_overrides=TINY,
         folds=5,
         epochs=2,
@@ -119,126 +122,79 @@ def test_sample_answers_leave_no_trace_in_the_run(recipe, tmp_path):
 # ---- interruptions ------------------------------------------------------------------------------
 
 
-class Crash(BaseException):
-    """What no handler expects."""
-
-
-def crash_at(monkeypatch, target, name: str, call: int) -> None:
-    """Let the `call`th call of a function fail, once."""
-    original, calls = getattr(target, name), [0]
-
-    def function(*args, **kwargs):
-        calls[0] += 1
-        if calls[0] == call:
-            raise Crash(name)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(target, name, function)
+@pytest.fixture(scope="module")
+def checkpointed(tmp_path_factory):
+    """A recipe with a checkpoint after each step, and the folder of its uninterrupted run."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    recipe = make_recipe(write_dataset(folder / "data"), folder / "run")
+    recipe = replace(recipe, checkpoint_steps=1, sample_micrographs=1)
+    return recipe, train(recipe)
 
 
 @pytest.mark.parametrize(
-    ("target", "name", "call"),
+    ("event", "path", "call"),
     [
-        (Run, "_reduced", 2),  # in the first epoch, after a checkpoint
-        (torch.optim.Adam, "step", 4),
-        (Run, "validate", 1),
-        (Run, "_save_student", 2),
-        (Run, "_show_samples", 2),  # the epoch is in the log, but in no checkpoint
-        (Checkpoints, "restore", 1),  # before anything
-        (training, "loss_curves", 1),  # after everything
-        ("accelerate.checkpointing", "save_custom_state", 0),
-    ][:-1],
+        ("open", r"recipe\.yaml-", 1),  # the folder is about to be claimed
+        ("open", r"run\.json-", 1),  # it is claimed, but not for which data
+        ("open", r"steps\.jsonl$", 2),  # after the first step, before its record
+        ("open", r"\.writing-step-00000001/.*random_states", 1),  # in the first checkpoint
+        ("os.rename", r"\.writing-step-00000002", 2),  # step-00000002 is about to be replaced
+        ("os.mkdir", r"\.saving-", 1),  # the first student is about to be saved
+        ("open", r"training_log\.jsonl$", 1),  # it is saved, its epoch is not recorded
+        ("open", r"samples\.jsonl$", 2),  # the epoch is recorded, but in no checkpoint
+        ("open", r"losses\.png", 1),  # after everything
+    ],
 )
-def test_a_crashed_run_goes_on_bit_for_bit(recipe, tmp_path, monkeypatch, target, name, call):
-    recipe = replace(recipe, checkpoint_steps=1)
-    with monkeypatch.context() as patch:
-        crash_at(patch, target, name, call)
-        with pytest.raises(Crash):
-            train(recipe)
+def test_a_killed_run_resumes_bit_for_bit(checkpointed, tmp_path, event, path, call):
+    recipe, uninterrupted = checkpointed
+    recipe = replace(recipe, output_dir=str(tmp_path / "run"))
+    status, said = struck("kill", event, path, call, recipe, tmp_path / "output.txt")
+    assert status == -signal.SIGKILL, said
     folder = train(recipe)
-    assert same_run(folder, train(replace(recipe, output_dir=str(tmp_path / "uninterrupted"))))
+    assert same_run(folder, uninterrupted)
+    assert lines(folder, "samples") == lines(uninterrupted, "samples")
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_signal_ends_the_run_after_its_step_and_it_goes_on(
-    recipe, tmp_path, monkeypatch, accumulation
-):
+def test_a_signal_ends_the_run_after_its_step(recipe, tmp_path, accumulation):
     recipe = replace(recipe, gradient_accumulation_steps=accumulation)
-    original = Run._count
-
-    def count(run, values, rows):
-        original(run, values, rows)
-        if run.progress.step == 2 and not run.signals.received:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_count", count)
-        with pytest.raises(Interrupted, match="is saved; the same command goes on") as caught:
-            train(recipe)
-    assert caught.value.signal == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    status, said = struck("terminate", "open", r"steps\.jsonl$", 1, recipe, tmp_path / "out.txt")
+    assert status == 128 + signal.SIGTERM, said
+    assert "Interrupted after step 2. Rerun the same command to resume the run in " in said
     assert not json.loads((Path(recipe.output_dir) / "run.json").read_text())["finished"]
     folder = train(replace(recipe, resume=True))
     assert same_run(folder, train(replace(recipe, output_dir=str(tmp_path / "uninterrupted"))))
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_one(
-    recipe, tmp_path, monkeypatch, capsys
-):
-    recipe = replace(recipe, checkpoint_steps=1)
-    import accelerate.checkpointing
+def test_signals_are_given_back():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Signals() as signals:
+        signal.raise_signal(signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
-    original, calls = accelerate.checkpointing.save, [0]
 
-    def save(*args, **kwargs):
-        calls[0] += 1
-        if calls[0] > 4:  # two checkpoints of model and optimizer are there
-            original(*args, **kwargs)
-            raise OSError(28, "No space left on device")
-        original(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(accelerate.checkpointing, "save", save)
-        crash_at(patch, Run, "_reduced", 5)
-        with pytest.raises(Crash):
-            train(recipe)
-    assert "No space left" in capsys.readouterr().out
-    kept = sorted((Path(recipe.output_dir) / "checkpoints").iterdir())
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_complete_one(checkpointed, tmp_path):
+    recipe, uninterrupted = checkpointed
+    recipe = replace(recipe, output_dir=str(tmp_path / "run"))
+    output = tmp_path / "output.txt"
+    status, said = struck("fill disk", "os.mkdir", "writing-step-00000003", 1, recipe, output)
+    assert status == 1 and "File too large" in said, said
+    assert "WARNING: the checkpoint after step 3 could not be written" in said
+    kept = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert [path.name for path in kept] == ["step-00000001", "step-00000002"]
-    folder = train(recipe)
-    assert same_run(folder, train(replace(recipe, output_dir=str(tmp_path / "uninterrupted"))))
+    assert same_run(train(recipe), uninterrupted)
 
 
-def test_a_finished_run_stays_as_it_is_and_goes_on_for_more_epochs(recipe, tmp_path):
+def test_a_finished_run_stays_as_it_is_and_continues_for_more_epochs(recipe, tmp_path):
     folder = train(recipe)
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     assert train(recipe) == folder
     assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     longer = replace(recipe, epochs=4)
     assert same_run(train(longer), train(replace(longer, output_dir=str(tmp_path / "at once"))))
-
-
-@pytest.mark.parametrize("value", [float("nan"), 1e9])
-def test_a_useless_loss_stops_before_the_weights_are_touched(recipe, monkeypatch, value):
-    recipe = replace(recipe, epochs=14, checkpoint_steps=1)
-    original = Run._reduced
-
-    def reduced(run, output, batch):
-        values = original(run, output, batch)
-        if run.progress.step == 24:
-            values["loss"] = value
-        return values
-
-    monkeypatch.setattr(Run, "_reduced", reduced)
-    with pytest.raises(TrainingFailed, match=r"failed_batch\.json"):
-        train(recipe)
-    folder = Path(recipe.output_dir)
-    failed = json.loads((folder / "failed_batch.json").read_text())
-    assert len(failed["image_ids"]) == 8 and failed["step"] == 25
-    assert all(i.startswith("image") for i in failed["image_ids"])
-    assert len(lines(folder, "steps")) == 24
-    checkpoint = load_file(folder / "checkpoints" / "step-00000024" / "model.safetensors")
-    assert all(tensor.isfinite().all() for tensor in checkpoint.values())
 
 
 # ---- whose folder it is -------------------------------------------------------------------------
@@ -290,20 +246,6 @@ def test_recomputed_activations_change_nothing(recipe, tmp_path):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
 
 
-def test_the_learning_rate_warms_up_and_is_halved_when_nothing_gets_better(recipe, monkeypatch):
-    def validate(run):
-        return dict.fromkeys(training.LOSSES, 1.0)
-
-    monkeypatch.setattr(Run, "validate", validate)
-    folder = train(replace(recipe, epochs=20, patience=3, stop_after=8))
-    rates = [s["learning_rate"] for s in lines(folder, "steps")]
-    assert rates[:2] == [0.0005, 0.001]
-    # The first epoch is the best; three without a better one, and the fifth begins with half.
-    epochs = [record["learning_rate"] for record in lines(folder, "training_log")]
-    assert epochs == [1e-3] * 4 + [5e-4] * 3 + [2.5e-4] * 2
-    assert json.loads((folder / "run.json").read_text())["best_epoch"] == 1
-
-
 def test_losses_go_to_tensorboard(recipe):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder = train(replace(recipe, report_to="tensorboard", sample_micrographs=1))
@@ -318,21 +260,6 @@ def test_losses_go_to_tensorboard(recipe):
 
 
 # ---- what it starts from ------------------------------------------------------------------------
-
-
-def test_the_best_student_is_kept(recipe, monkeypatch):
-    """The second epoch is made worse; the weights on disk stay those of the first."""
-    original, states = Run.validate, []
-
-    def validate(run):
-        losses = original(run)
-        states.append({k: v.clone() for k, v in run.model.state_dict().items()})
-        return losses | {"loss": losses["loss"] + 100 * len(states)}
-
-    monkeypatch.setattr(Run, "validate", validate)
-    saved = AutoModel.from_pretrained(train(recipe), trust_remote_code=True).state_dict()
-    assert all(torch.equal(saved[name], states[0][name]) for name in saved)
-    assert not torch.equal(saved["itm_head.weight"], states[1]["itm_head.weight"])
 
 
 def test_any_tokenizer_may_be_given(recipe, processor, tmp_path):
@@ -406,7 +333,7 @@ def test_a_run_may_start_from_a_student(recipe, tmp_path, lora):
 
 def test_a_student_of_another_preset_is_named(recipe, tmp_path):
     base = train(recipe)
-    with pytest.raises(ValueError, match=r"no student of the preset 'small' \(it differs in "):
+    with pytest.raises(ValueError, match=r"not a student of the preset 'small': it differs in "):
         train(
             replace(
                 recipe,
@@ -456,7 +383,7 @@ def test_an_unreadable_image_is_left_out_or_refused(recipe, strict, capsys):
         run = json.loads((train(recipe) / "run.json").read_text())
         assert run["skipped_micrographs"] == ["image7"]
         assert run["train_micrographs"] + run["validation_micrographs"] == 19
-        assert "1 unreadable and left out: image7" in capsys.readouterr().out
+        assert "1 unreadable image(s) left out: image7" in capsys.readouterr().out
 
 
 def test_answers_that_are_too_long_are_counted(recipe, tmp_path):
@@ -532,7 +459,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_uninterrupted_one(tmp_
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_a_run_to_go_on_with(tmp_path):
+def test_a_run_that_met_a_full_disk_resumes(tmp_path):
     """Files may grow to 100 kB only: the log can be written, a checkpoint cannot."""
     dataset = write_dataset(tmp_path / "data", count=24)
     options = f"--dataset {dataset} --output_dir {tmp_path / 'run'} --epochs 3"
@@ -543,14 +470,3 @@ def test_a_full_disk_leaves_a_run_to_go_on_with(tmp_path):
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
     run = subprocess.run(line, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
-
-
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
-    for options, message in (
-        (f"--dataset {tmp_path}/no --output_dir {tmp_path}/run", "error: cannot read split"),
-        (f"--output_dir {tmp_path}/run --resume", "holds no run to resume"),
-    ):
-        line = [sys.executable, str(ROOT / "train.py"), *options.split()]
-        run = subprocess.run(line, capture_output=True, text=True)
-        assert run.returncode == 1 and message in run.stderr
-        assert "Traceback" not in run.stderr
