@@ -4,8 +4,10 @@ from pathlib import Path
 
 import nltk
 import pytest
+from matplotlib.figure import Figure
 from nltk.corpus import WordNetCorpusReader
 from nltk.corpus.util import LazyCorpusLoader
+from PIL import Image
 from support.tiny_student import MAX_NEW_TOKENS, save_tiny_student, write_splits
 
 from mvaema.evaluation import wordnet
@@ -47,6 +49,18 @@ def folder(answerer, questions, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def collected(answerer, questions, folder) -> Collected:
     return collect(answerer, questions, folder)
+
+
+@pytest.fixture(scope="module")
+def empty_pictures():
+    """Every picture is one pixel: drawing takes seconds, and has tests of its own."""
+
+    def savefig(self, file, **options):
+        Image.new("L", (1, 1)).save(file, "PNG")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        yield
 
 
 @pytest.fixture

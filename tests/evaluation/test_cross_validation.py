@@ -53,8 +53,11 @@ def make_recipe(folder: Path, **settings) -> Recipe:
     return Recipe(str(folder / "data"), str(folder / "folds"), **settings)
 
 
+pytestmark = pytest.mark.usefixtures("empty_pictures")
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def whole(tmp_path_factory, empty_pictures) -> Path:
     """The folder of a finished cross-validation; its dataset is beside it.
 
     Two commands have shared the folds.
