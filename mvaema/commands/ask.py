@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     try:
         answerer = load_answerer(args.model)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: the model {args.model!r} cannot be loaded: {error}", file=sys.stderr)
         return 1
     status = 0
     for path in args.micrographs:

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser = HfArgumentParser(
         EvaluationArguments, prog=prog, description=__doc__, allow_abbrev=False
     )
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    args = EvaluationArguments(**vars(parser.parse_args(argv)))
     datasets.disable_progress_bars()
     disable_progress_bar()
     # It warns of every dataset folder whose README is not a Hub card.

@@ -13,6 +13,7 @@ from support import ROOT
 from support.microscope_files import write_olympus
 from support.tiny_student import save_tiny_student
 
+from mvaema.commands.ask import main
 from mvaema.students.loading import load_student
 
 
@@ -52,24 +53,20 @@ def test_all_questions_about_micrographs_of_which_one_is_torn(lab):
     assert [a["answer"] for a in wafer["answers"]] != [a["answer"] for a in plain["answers"]]
 
 
-def test_own_questions_are_answered_readably(lab):
+def test_own_questions_are_answered_readably(lab, monkeypatch, capsys):
+    monkeypatch.chdir(lab)
     questions = ["What is it?", "How large are the grains?"]
     typed = [word for question in questions for word in ("-q", question)]
-    run = ask(lab, "wafer.tif", "--model", "student", *typed)
-    assert run.returncode == 0, run.stderr
-    title, *lines = run.stdout.splitlines()
+    assert main(["wafer.tif", "--model", "student", *typed]) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
     assert title == "wafer.tif (2.5 nm per pixel)"
-    answers = (
-        load_student(lab / "student")
-        .eval()
-        .answer(Image.open(lab / "plain.png"), questions, pixel_size_nm=2.5)
-    )
-    assert [line.strip() for line in lines] == [
-        text for pair in zip(questions, answers, strict=True) for text in pair
-    ]
+    model = load_student(lab / "student").eval()
+    answers = model.answer(Image.open("plain.png"), questions, pixel_size_nm=2.5)
+    expected = [text for pair in zip(questions, answers, strict=True) for text in pair]
+    assert [line.strip() for line in lines] == expected
 
 
-def test_a_model_that_is_not_there(lab):
-    run = ask(lab, "plain.png", "--model", "nowhere")
-    assert run.returncode == 1 and run.stdout == ""
-    assert "error: " in run.stderr and "nowhere" in run.stderr and "Traceback" not in run.stderr
+def test_a_model_that_is_not_there(lab, capsys):
+    assert main([str(lab / "plain.png"), "--model", "nowhere"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: the model 'nowhere' cannot be")
