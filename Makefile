@@ -22,7 +22,7 @@ endif
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m mvaema.demo
+	$(BIN)/mvaema demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile

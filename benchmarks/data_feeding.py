@@ -1,4 +1,4 @@
-"""What feeding a training run costs: memory of a stream, waiting, padding, decoding; and its views.
+"""What it costs to feed a training run: memory, waiting, padding, decoding; and which views it has.
 
     python benchmarks/data_feeding.py stream --rows 20000
     nice python benchmarks/data_feeding.py stream --rows 1000000 --batches 1000
@@ -8,11 +8,11 @@
     python benchmarks/data_feeding.py decoding
 
 `stream` writes `--rows` small micrographs with answers as Parquet shards, finds their folds, and
-reads `--batches` of an epoch (all without the flag) in a fresh process, without and with a worker.
-`waiting` trains the `paper` preset for a few steps with 0, 1 and 2 workers; `padding` counts the
-tokens of a few epochs with and without length bucketing. `views` counts how often answers name
-what limits a view. `decoding` compares JPEGs read whole with Pillow's draft mode, which decodes at
-a reduced size.
+reads `--batches` of an epoch (default: all) in a fresh process, without and with a worker.
+`waiting` trains the `paper` preset for a few steps with 0, 1 and 2 workers. `padding` counts the
+tokens of a few epochs with and without length bucketing. `views` counts how often answers contain
+words that limit a view. `decoding` compares JPEGs read whole with Pillow's draft mode, which
+decodes at a reduced size.
 """
 
 import argparse
@@ -37,9 +37,10 @@ from modeling_mvaema import MVaEMaModel
 from mvaema.micrographs.dataset import load_micrographs
 from mvaema.micrographs.schema import pixel_hash
 from mvaema.micrographs.shards import write_shards
-from mvaema.training.batches import BatchLoader, Rows, load_rows
-from mvaema.training.examples import ExampleDrawer, good_answers
+from mvaema.training.batches import BatchLoader
+from mvaema.training.examples import Draws, ExampleDrawer
 from mvaema.training.recipe import Recipe
+from mvaema.training.split import Rows, good_answers, load_rows
 from mvaema.training.views import CUT_OFF, survives_close_up, transposes
 from processing_mvaema import MVaEMaProcessor, train_tokenizer
 
@@ -98,7 +99,8 @@ def stage_folds(folder: Path, count: int) -> str:
 def read_epoch(folder: Path, batches: int, workers: int) -> str:
     recipe = stream_recipe(folder, workers)
     rows = load_rows(recipe)
-    loader = BatchLoader(rows.train, student(rows).processor, "Which?", recipe, True)
+    drawer = ExampleDrawer("Which?", Draws.of(recipe))
+    loader = BatchLoader(rows.train, drawer, student(rows).processor, recipe)
     seen, started = 0, time.perf_counter()
     for batch in itertools.islice(loader.epoch(0), batches or None):
         seen += len(batch.image_ids)
@@ -158,10 +160,9 @@ def waiting(args: argparse.Namespace) -> None:
         optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, fused=True)
         loader = BatchLoader(
             rows.train,
+            ExampleDrawer(model.config.category_question, Draws.of(recipe)),
             model.processor,
-            model.config.category_question,
             dataclasses.replace(recipe, workers=workers),
-            training=True,
         )
         batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
         waited = computed = 0.0
@@ -189,8 +190,8 @@ def padding(args: argparse.Namespace) -> None:
     )
     for bucketing in (False, True):
         changed = dataclasses.replace(recipe, length_bucketing=bucketing)
-        question = model.config.category_question
-        loader = BatchLoader(rows.train, model.processor, question, changed, True)
+        drawer = ExampleDrawer(model.config.category_question, Draws.of(changed))
+        loader = BatchLoader(rows.train, drawer, model.processor, changed)
         tokens, words, start = collections.Counter(), 0, time.perf_counter()
         for batch in itertools.chain.from_iterable(map(loader.epoch, range(args.epochs))):
             for name in names:
@@ -221,7 +222,7 @@ def views(args: argparse.Namespace) -> None:
     for count, found in sorted(of_answers.items()):
         print(f"  allow {count} of 8 flips and turns{found / len(said):7.1%}")
     recipe = Recipe(str(args.micrographs), "", seed=args.seed)
-    drawer = ExampleDrawer("Which category?", recipe.questions_per_image, seed=recipe.seed)
+    drawer = ExampleDrawer("Which category?", Draws.of(recipe))
     allowed, close_ups, total = collections.Counter(), 0, 0
     for epoch, (number, row) in itertools.product(range(10), enumerate(rows)):
         texts = drawer.draw(row, number, epoch)

@@ -2,11 +2,11 @@
 
     python benchmarks/lora_domain.py ../shared/micrographs runs/domain --source NAME
 
-Trains a base on all other sources, divides the left-out source into two halves that share no
-specimen, tunes the base on one half (adapters, then all weights) and scores all three on the other.
-The learning rates are those of --rates with the lowest validation loss, on a fold of the tuning
-half. Ends with a table, and `results.json`. Run the same command again to go on after an
-interruption. `--variants` compares targets and ranks of adapters instead, on that same fold.
+Trains a base on all other sources. Divides the left-out source into two halves that share no
+specimen, tunes the base on one half (adapters, then all weights) and scores all three students on
+the other. The learning rate is the one of --rates with the lowest validation loss on a fold of the
+tuning half. Prints a table and writes `results.json`. Rerun the same command to resume.
+`--variants` compares targets and ranks of adapters instead, on that same fold.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import datasets
 import numpy as np
-import torch
+from accelerate import Accelerator
 from datasets import DatasetDict, concatenate_datasets
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -28,10 +28,13 @@ from mvaema.micrographs.dataset import load_micrographs
 from mvaema.micrographs.folds import assign_folds
 from mvaema.micrographs.near_duplicates import near_duplicate_clusters
 from mvaema.students import lora as adapters
-from mvaema.students.lora import load_student
+from mvaema.students.loading import load_student
 from mvaema.training.batches import BatchLoader
-from mvaema.training.loop import LOSSES, train
+from mvaema.training.examples import ExampleDrawer
 from mvaema.training.recipe import Recipe
+from mvaema.training.run import train
+from mvaema.training.signals import Signals
+from mvaema.training.validation import validate
 
 ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["fc1", "fc2"]
 VARIANTS = {
@@ -63,19 +66,14 @@ def leave_out(source: str, dataset: str, folder: Path) -> None:
     halves.save_to_disk(folder / "domain")
 
 
-@torch.no_grad()
 def held_out_losses(student: Path, domain: Path) -> dict[str, float]:
     """Mean losses over the half that nothing was tuned on."""
-    model = load_student(student).eval()
+    model = load_student(student)
     rows = load_micrographs(domain, "validation")
     recipe = Recipe(str(domain), "", batch_size=16, workers=0)
-    loader = BatchLoader(rows, model.processor, model.config.category_question, recipe, False)
-    sums = dict.fromkeys(LOSSES, 0.0)
-    for batch in loader.epoch(0):
-        output = model(**batch.inputs)
-        for name in LOSSES:
-            sums[name] += output[name].item() * len(batch.image_ids)
-    return {name: total / len(rows) for name, total in sums.items()}
+    drawer = ExampleDrawer(model.config.category_question)
+    batches = BatchLoader(rows, drawer, model.processor, recipe)
+    return validate(model, batches, Accelerator(cpu=True), Signals())
 
 
 def tune(folder: Path, name: str, args: argparse.Namespace, **settings) -> Path:
@@ -106,7 +104,7 @@ def best_epoch(run: Path) -> dict:
 
 
 def facts(run: Path) -> dict:
-    """What a table says of a run, and where it took its figures from."""
+    """What the table says of a run."""
     about = json.loads((run / "run.json").read_text())
     weights = [*run.glob("model.safetensors"), *run.glob("adapter_model.safetensors")]
     return {
@@ -119,7 +117,7 @@ def facts(run: Path) -> dict:
 
 
 def answers(run: Path, folder: Path) -> dict:
-    """METEOR, BLEU-2, ROUGE-L and top-1 of an evaluation, with its baselines and the base."""
+    """METEOR, BLEU-2, ROUGE-L and top-1 of an evaluation, beside its baselines and the base."""
     results = evaluate(
         EvaluationArguments(
             str(run),

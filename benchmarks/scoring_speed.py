@@ -1,32 +1,33 @@
-"""How long 10,000 answers take to score, in one process.
+"""python benchmarks/scoring_speed.py --dataset data/micrographs
 
-    python benchmarks/scoring_speed.py --dataset ../shared/micrographs
-
-Each answer of the dataset is scored against a random other one to the same question, until there
-are `--answers` of them. Needs WordNet. The METEOR of the first 1,000 is also timed with NLTK's
-own stemmer and WordNet reader, which shows what looking each word up only once brings.
+How long 10,000 answers take to score in one process. Each answer of the dataset is scored against
+another random answer to the same question, until there are `--answers` of them. METEOR of the first
+1,000 is also timed with NLTK's own stemmer and WordNet reader, to show what remembering each word
+saves. Needs WordNet.
 """
 
 import argparse
 import random
 import time
 import warnings
+from collections.abc import Callable
 
 from datasets import concatenate_datasets, load_dataset
 from nltk.translate.meteor_score import single_meteor_score
 
+from mvaema.evaluation.questions import records_from_dataset
+from mvaema.evaluation.records import compare, score_records, summarize
 from mvaema.evaluation.references import random_answers
-from mvaema.evaluation.scores import compare, records_from_dataset, score_records, summarize
 from mvaema.evaluation.wordnet import ensure_wordnet
 
 warnings.filterwarnings("ignore")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", required=True, help="a folder that imagefolder can load")
-    parser.add_argument("--answers", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--dataset", required=True, help="folder with metadata.jsonl and images")
+    parser.add_argument("--answers", type=int, default=10_000, help="answers to score (10,000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random answers (0)")
     args = parser.parse_args()
 
     dataset = concatenate_datasets(
@@ -51,12 +52,12 @@ def main() -> None:
 
     pairs = [(r["reference"].split(), r["prediction"].split()) for r in first[:1000]]
     timed(
-        "METEOR of 1,000 as NLTK has it",
+        "METEOR of 1,000 by NLTK alone",
         lambda: [single_meteor_score(r, p, wordnet=reader) for r, p in pairs],
     )
 
 
-def timed(what: str, work):
+def timed(what: str, work: Callable):
     start = time.perf_counter()
     result = work()
     print(f"{what}: {time.perf_counter() - start:.1f} s")

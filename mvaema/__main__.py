@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command.main(rest, prog=f"mvaema {name}")
     except ModuleNotFoundError as error:
         extra = COMMANDS[name].extra
-        print(f'error: {error}. `mvaema {name}` needs: pip install -e ".[{extra}]"', file=sys.stderr)
+        print(
+            f'error: {error}. `mvaema {name}` needs: pip install -e ".[{extra}]"', file=sys.stderr
+        )
         return 1
 
 

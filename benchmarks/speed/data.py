@@ -27,6 +27,7 @@ from mvaema.micrographs.dataset import decode_image, load_micrographs
 from mvaema.micrographs.shards import write_shards
 from mvaema.synthetic.dataset import SyntheticSplit, rows
 from mvaema.training.batches import BatchLoader
+from mvaema.training.examples import Draws, ExampleDrawer
 from mvaema.training.recipe import Recipe
 
 RENDERED, WIDTH, HEIGHT = 512, 1024, 768
@@ -146,10 +147,9 @@ def wait(settings: Settings) -> Iterator[Comparison]:
         loaders = {
             who: BatchLoader(
                 dataset,
+                ExampleDrawer(model.config.category_question, Draws()),
                 processor(model.config),
-                model.config.category_question,
                 Recipe(name, name, batch_size=workload.batch, workers=workers),
-                training=True,
             )
             for who, workers in {"ours": 1, "no worker": 0}.items()
         }

@@ -1,7 +1,7 @@
 """Scores of micrograph categories, for `evaluate.load("metrics/micrograph_classification")`.
 
-The scores are those of `mvaema.evaluation.categories`; `evaluate` copies this file into its cache, so it
-holds nothing but the interface, and the `mvaema` package must be installed or on the path.
+The scores are those of `mvaema.evaluation.categories`. `evaluate` copies this file into its cache,
+so it holds only the interface, and the `mvaema` package must be installed or on the path.
 """
 
 import datasets

@@ -1,7 +1,7 @@
 """BLEU, ROUGE and METEOR of answers, for `evaluate.load("metrics/vqa_text")`.
 
-The scores are those of `mvaema.evaluation.texts`; `evaluate` copies this file into its cache, so it
-holds nothing but the interface, and the `mvaema` package must be installed or on the path.
+The scores are those of `mvaema.evaluation.texts`. `evaluate` copies this file into its cache, so
+it holds only the interface, and the `mvaema` package must be installed or on the path.
 """
 
 import datasets
@@ -11,15 +11,15 @@ import numpy as np
 from mvaema.evaluation.texts import score_texts
 
 _DESCRIPTION = """\
-Text quality of answers about micrographs by the protocol of MVaEMa: BLEU-1 to BLEU-4, ROUGE-1/2/L
-and METEOR per answer, and their mean and standard deviation over the answers.
+Text quality of answers about micrographs, by MVaEMa's protocol: BLEU-1 to BLEU-4, ROUGE-1/2/L and
+METEOR per answer, and their mean and standard deviation over the answers.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list` of `str`): the answers.
     references (`list` of `str`): the true answers, one for each prediction.
-    synonyms (`bool`): METEOR with WordNet's synonyms (the default). `False` gives
+    synonyms (`bool`): score METEOR with WordNet's synonyms (the default). `False` gives
         `meteor_no_synonyms` instead, a different metric that needs no WordNet.
     per_answer (`bool`): also return the scores of each answer. Defaults to `True`.
 Returns:

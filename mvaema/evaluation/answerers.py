@@ -1,11 +1,14 @@
-"""The models that can be evaluated, behind one small interface: students and chat models.
+"""Who is asked: students and chat models, behind one small interface.
 
 What is special about it:
 - a student (`MVaEMaModel`) is asked all questions about a batch of micrographs at once, and each
   image is encoded once;
 - any other `image-text-to-text` model of transformers (LLaVA, Qwen-VL, ...) is asked the same
-  prompts through its own chat template, so that its figures can stand beside a student's;
+  prompts through its own chat template, so its scores are comparable with a student's;
 - nothing is sampled, so an evaluation can be resumed and repeated.
+
+How answers are decoded is decided here and nowhere else; `settings` says how. An evaluation is
+resumed only with the same settings.
 """
 
 import hashlib
@@ -15,10 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
-from configuration_mvaema import MVaEMaConfig
-from mvaema.students.lora import complete_model, load_student, merge_adapters_into, model_type
+from configuration_mvaema import QUESTIONS, MVaEMaConfig
+from modeling_mvaema import MVaEMaModel
+from mvaema.students.loading import complete_model, load_student, model_type
+from mvaema.students.lora import merge_adapters_into
 from processing_mvaema import MVaEMaProcessor, to_8bit
 
 LOSS_OF_METHOD = {"ITC": "itc_weight", "ITM": "itm_weight", "LM": "lm_weight"}
@@ -28,19 +38,41 @@ THUMBNAIL = (16, 16)
 class Student:
     """A checkpoint of this project.
 
+    Args:
+        model: with its processor.
+        name: the folder or Hub id it was loaded from.
+        max_new_tokens: longest answer; None for the checkpoint's own setting.
+        batch_size: micrographs per forward pass.
+
     Attributes:
+        questions: question id to question, those that the checkpoint was trained on.
         categories: category to the caption that names it.
         methods: the ways to classify that the checkpoint was trained for, of ITC, ITM and LM.
+        settings: what its answers depend on beside the weights.
     """
 
-    def __init__(self, model, processor, max_new_tokens: int | None = None):
-        self.model, self.processor = model, processor
-        model.processor = processor
+    def __init__(
+        self,
+        model: MVaEMaModel,
+        name: str,
+        max_new_tokens: int | None = None,
+        batch_size: int = 8,
+    ):
+        self.model, self.name, self.batch_size = model, name, batch_size
+        self.questions = dict(model.config.questions)
         self.categories = dict(model.config.categories)
         self.methods = tuple(m for m, w in LOSS_OF_METHOD.items() if getattr(model.config, w))
+        self.settings = {
+            "max_new_tokens": max_new_tokens,
+            "chat_template": model.processor.chat_template,
+        }
         self.generate_kwargs = {"do_sample": False}
         if max_new_tokens is not None:
             self.generate_kwargs["max_new_tokens"] = max_new_tokens
+
+    def micrographs_per_batch(self, questions: int) -> int:
+        """How many micrographs `answer` takes at once, each with this many questions."""
+        return self.batch_size
 
     @torch.inference_mode()
     def answer(
@@ -51,7 +83,10 @@ class Student:
         pixel_size_nm: Sequence[float | None],
         scale_bars: Sequence[str | None],
     ) -> list[list[str]]:
-        """Answers to all questions about each image; the other lists say what is known of it."""
+        """Answers to all questions about each image: [image][question].
+
+        `captions`, `pixel_size_nm` (nanometres) and `scale_bars` say what is known of each image.
+        """
         return self.model.answer(
             list(images),
             list(questions),
@@ -65,46 +100,63 @@ class Student:
     @torch.inference_mode()
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
         """The student's own image embeddings, (images, projection_dim)."""
-        inputs = self.processor(images=list(images)).to(self.model.device)
+        inputs = self.model.processor(images=list(images)).to(self.model.device)
         return self.model.get_image_features(inputs["pixel_values"]).float().cpu().numpy()
 
     @torch.inference_mode()
     def classify(self, images: Sequence[Image.Image], method: str) -> list[dict[str, float]]:
-        """Category to probability for each image, which is given without its caption.
+        """Category to probability for each image; the image's caption is not given.
 
-        ITM judges every caption by itself; its probabilities are scaled to sum to 1.
+        ITM judges each caption independently; its probabilities are scaled to sum to 1.
         """
         ranked = self.model.classify(list(images), by=method.lower(), batch_size=len(images))
         return [{name: p / sum(row.values()) for name, p in row.items()} for row in ranked]
 
 
 class ChatModel:
-    """An `image-text-to-text` model that is not ours. It answers, but does not classify.
+    """Any other `image-text-to-text` model. It answers but does not classify.
 
     Args:
+        name: the folder or Hub id it was loaded from.
+        max_new_tokens: longest answer; 256 by default.
         batch_size: prompts per forward pass.
 
     Raises:
         ValueError: the processor has no chat template.
     """
 
+    questions = QUESTIONS
     categories: dict[str, str] = {}
     methods: tuple[str, ...] = ()
 
-    def __init__(self, model, processor, max_new_tokens: int | None = None, batch_size: int = 8):
-        if getattr(processor, "chat_template", None) is None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        name: str,
+        max_new_tokens: int | None = None,
+        batch_size: int = 8,
+    ):
+        template = getattr(processor, "chat_template", None)
+        if template is None:
             raise ValueError(
-                f"{model.name_or_path} is no MVaEMa model and its processor has no chat template, "
-                "so how to ask it a question is not known; give one with --chat_template FILE."
+                f"{name} is not an MVaEMa model and its processor has no chat template, so it "
+                "cannot be asked questions. Give a template with --chat_template FILE."
             )
-        self.model, self.processor, self.batch_size = model, processor, batch_size
+        self.model, self.processor, self.name = model, processor, name
+        self.batch_size = batch_size
+        self.settings = {"max_new_tokens": max_new_tokens, "chat_template": template}
         self.max_new_tokens = max_new_tokens or 256
-        # New words follow the prompt, so padding has to precede it.
+        # The answer follows the prompt, so padding must come before it.
         processor.tokenizer.padding_side = "left"
         if processor.tokenizer.pad_token is None:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
-        # Left at the sampling values of many chat models, these would only warn.
+        # Many chat models have sampling values here, which transformers would warn about.
         model.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
+
+    def micrographs_per_batch(self, questions: int) -> int:
+        """How many micrographs `answer` takes at once, each with this many questions."""
+        return max(1, self.batch_size // questions)
 
     @torch.inference_mode()
     def answer(
@@ -115,7 +167,10 @@ class ChatModel:
         pixel_size_nm: Sequence[float | None],
         scale_bars: Sequence[str | None],
     ) -> list[list[str]]:
-        """Answers to all questions about each image; the other lists say what is known of it."""
+        """Answers to all questions about each image: [image][question].
+
+        `captions`, `pixel_size_nm` (nanometres) and `scale_bars` say what is known of each image.
+        """
         conversations = []
         for image, caption, size, bar in zip(
             images, captions, pixel_size_nm, scale_bars, strict=True
@@ -146,13 +201,13 @@ class ChatModel:
             pad_token_id=self.processor.tokenizer.pad_token_id,
         )
         length = inputs["input_ids"].shape[1]
-        if torch.equal(ids[:, :length], inputs["input_ids"]):  # not so in an encoder-decoder
+        if torch.equal(ids[:, :length], inputs["input_ids"]):  # an encoder-decoder repeats none
             ids = ids[:, length:]
         texts = self.processor.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Thumbnails without their mean, (images, 256): chat models have no common embedding."""
+        """Thumbnails minus their mean, (images, 256): chat models have no common embedding."""
         small = [to_8bit(image).convert("L").resize(THUMBNAIL) for image in images]
         pixels = np.stack([np.asarray(image, float).ravel() for image in small])
         return pixels - pixels.mean(axis=1, keepdims=True)
@@ -169,21 +224,22 @@ def load_answerer(
     """A model, or LoRA adapter, ready to answer, on the accelerator if there is one.
 
     Args:
-        name: a folder or Hub id; an adapter is merged into the model that it names as its base.
-        trust_remote_code: run code that comes with a repository of the Hub, which a student does
-            not need; the code in a local folder is run in any case.
-        chat_template: file with the Jinja template for a processor that has none.
-        batch_size: prompts per forward pass of a chat model.
+        name: a folder or Hub id. An adapter is merged into its base model.
+        trust_remote_code: run code from a Hub repository. Students do not need it, and code in a
+            local folder is always run.
+        chat_template: Jinja file for a processor that has no chat template.
+        max_new_tokens: longest answer in tokens; by default the student's own setting, or 256.
+        batch_size: per forward pass, micrographs for a student, prompts for a chat model.
 
     Raises:
-        ValueError: it is not a model that answers questions about images.
+        ValueError: the model cannot answer questions about images.
         OSError: there is no such model.
     """
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     complete = complete_model(name)
     if model_type(complete) == MVaEMaConfig.model_type:
         model = load_student(name).to(device).eval()
-        return Student(model, model.processor, max_new_tokens)
+        return Student(model, name, max_new_tokens, batch_size)
     trust = {"trust_remote_code": trust_remote_code or Path(complete).is_dir()}
     try:
         model = AutoModelForImageTextToText.from_pretrained(complete, **trust)
@@ -197,11 +253,11 @@ def load_answerer(
     processor = AutoProcessor.from_pretrained(complete, **trust)
     if chat_template is not None:
         processor.chat_template = Path(chat_template).read_text(encoding="utf-8")
-    return ChatModel(model, processor, max_new_tokens, batch_size)
+    return ChatModel(model, processor, name, max_new_tokens, batch_size)
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """16 hex digits that tell a model's weights from all others."""
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """16 hex digits that identify a model's weights."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())

@@ -1,6 +1,6 @@
-"""How well micrographs are sorted into categories, and how far the probabilities can be trusted.
+"""How well micrographs are classified, and how well the probabilities are calibrated.
 
-Precision, recall, F1, the confusion matrix and top-k accuracy are scikit-learn's; the expected
+Precision, recall, F1, the confusion matrix and top-k accuracy are scikit-learn's. The expected
 calibration error is that of Guo et al. 2017, "On calibration of modern neural networks", with 15
 bins of equal width. `metrics/micrograph_classification` offers the same as a metric of the
 `evaluate` library.
@@ -27,13 +27,14 @@ def score_classes(
 
     Returns:
         `n`, `top_1`, `top_5`; `macro_precision`, `macro_recall`, `macro_f1` over the classes that
-        occur in `references`; `per_class` with `precision`, `recall`, `f1` (0 where undefined) and
-        `support` by label; `confusion_matrix` (rows: true, columns: predicted, in the order of
-        `labels`); `expected_calibration_error`, and its bins in `reliability`, each with `count`,
-        mean `confidence` and `accuracy`, empty ones left out.
+        occur in `references`; `per_class`, by label `precision`, `recall`, `f1` (0 where undefined)
+        and `support`; `confusion_matrix` (rows: true, columns: predicted, in the order of
+        `labels`); `expected_calibration_error`; `reliability`, its non-empty bins, each with
+        `count`, mean `confidence` and `accuracy`.
 
     Raises:
-        ValueError: shapes do not fit, a reference is no class, or rows are no probabilities.
+        ValueError: shapes differ, a reference is not a class number, or a row is not a probability
+            distribution.
     """
     probabilities, references = np.asarray(probabilities, dtype=float), np.asarray(references)
     _check(probabilities, references, labels)
@@ -76,14 +77,14 @@ def score_categories(
 ) -> dict:
     """Scores of records with `image_id`, `category`, `probabilities` by label, and maybe `group`.
 
-    Micrographs whose category is null or `Other` have no right answer among the labels and are
-    left out, unless `Other` is a label; `left_out` counts them.
+    Micrographs without a category, or with the category `Other`, are left out, since no label is
+    right for them. If `Other` is a label, its micrographs count.
 
     Returns:
-        What `score_classes` returns; `left_out`; `top_1_interval`, the clustered bootstrap 95 %
-        interval [low, high], or two None with fewer than two clusters; and per class
-        `precision_std`, `recall_std` and `f1_std`, the bootstrap standard errors of the figures
-        (None where all the micrographs behind a figure are of one cluster).
+        what `score_classes` returns; `left_out`, how many micrographs; `top_1_interval`, the
+        clustered bootstrap 95 % interval [low, high] (None with fewer than two clusters); and per
+        class `precision_std`, `recall_std` and `f1_std`, bootstrap standard errors (None where all
+        micrographs behind a figure are of one cluster).
 
     Raises:
         ValueError: no micrograph has a category, or one has a category that is not a label.
@@ -93,13 +94,13 @@ def score_categories(
     unknown = {r.get("category") for r in records} - {None, "Other", *labels}
     if unknown:
         raise ValueError(
-            f"the split has categories that are not among the model's: {', '.join(sorted(unknown))}"
-            f". The model knows {', '.join(labels)}; map or drop the others."
+            f"the split has categories that are not labels: {', '.join(sorted(unknown))}. The "
+            f"labels are {', '.join(labels)}; rename or drop the others."
         )
     if not kept:
         raise ValueError(
-            f"none of the {len(records)} micrographs has a category that could be scored; "
-            "classification needs a split with the column `category` filled in."
+            f"none of the {len(records)} micrographs has a category to score; classification "
+            "needs the column `category` filled in."
         )
     probabilities = np.array([[r["probabilities"][label] for label in labels] for r in kept])
     references = np.array([labels.index(r["category"]) for r in kept])
@@ -109,48 +110,76 @@ def score_categories(
 
     predicted = probabilities.argmax(axis=1)
     hits = (predicted == references).astype(float)
-    intervals = mean_intervals(hits[:, None], clusters, n_resamples, seed)
-    result["top_1_interval"] = list(intervals[0])
-    # A resampled confusion matrix is a mean of matrices with a single 1.
-    cells = np.eye(len(labels) ** 2)[references * len(labels) + predicted]
-    draws = cluster_bootstrap(cells, clusters, n_resamples, seed)
-    matrices = draws.reshape(-1, len(labels), len(labels))
-    diagonal = np.einsum("bii->bi", matrices)
-    true, guessed = matrices.sum(axis=2), matrices.sum(axis=1)
+    (interval,) = mean_intervals(hits[:, None], clusters, n_resamples, seed)
+    result["top_1_interval"] = list(interval)
+    draws = _resampled_matrices(references, predicted, len(labels), clusters, n_resamples, seed)
     for i, label in enumerate(labels):
-        is_true, is_guessed = references == i, predicted == i
-        for name, denominator, involved in (
-            ("precision", guessed, is_guessed),
-            ("recall", true, is_true),
-            ("f1", (true + guessed) / 2, is_true | is_guessed),
-        ):
-            drawn = denominator[:, i] > 0
-            values = diagonal[drawn, i] / denominator[drawn, i]
-            several = len({clusters[j] for j in np.flatnonzero(involved)}) > 1
-            result["per_class"][label][f"{name}_std"] = float(values.std()) if several else None
+        result["per_class"][label] |= _standard_errors(draws, i, references, predicted, clusters)
     return result
 
 
-def chance_probabilities(train_categories: Iterable[str | None], labels: Sequence[str]) -> dict:
-    """The same guess for every micrograph: how often each label occurs in training, by label.
+def _resampled_matrices(
+    references: np.ndarray,
+    predicted: np.ndarray,
+    n_classes: int,
+    clusters: Sequence[str],
+    n_resamples: int,
+    seed: int,
+) -> np.ndarray:
+    """Bootstrap confusion matrices, scaled to sum to 1: (n_resamples, true, predicted)."""
+    # A resampled matrix is a mean of matrices with a single 1.
+    cells = np.eye(n_classes**2)[references * n_classes + predicted]
+    draws = cluster_bootstrap(cells, clusters, n_resamples, seed)
+    return draws.reshape(-1, n_classes, n_classes)
 
-    Scored like a model, it is the figure that looking at the image has to beat.
+
+def _standard_errors(
+    matrices: np.ndarray,
+    i: int,
+    references: np.ndarray,
+    predicted: np.ndarray,
+    clusters: Sequence[str],
+) -> dict[str, float | None]:
+    """Of precision, recall and F1 of class `i`."""
+    hits = matrices[:, i, i]
+    true, guessed = matrices[:, i, :].sum(axis=1), matrices[:, :, i].sum(axis=1)
+    is_true, is_guessed = references == i, predicted == i
+    errors = {}
+    for name, denominator, involved in (
+        ("precision", guessed, is_guessed),
+        ("recall", true, is_true),
+        ("f1", (true + guessed) / 2, is_true | is_guessed),
+    ):
+        drawn = denominator > 0
+        values = hits[drawn] / denominator[drawn]
+        several = len({clusters[j] for j in np.flatnonzero(involved)}) > 1
+        errors[f"{name}_std"] = float(values.std()) if several else None
+    return errors
+
+
+def chance_probabilities(train_categories: Iterable[str | None], labels: Sequence[str]) -> dict:
+    """The same guess for every micrograph: each label's frequency in training, by label.
+
+    Scored like a model, it is what a model that looks at the image must beat.
 
     Raises:
         ValueError: no training micrograph has one of the labels.
     """
     counts = Counter(category for category in train_categories if category in labels)
     if not counts:
-        raise ValueError("no training micrograph has one of the labels; there is no chance level.")
+        raise ValueError(
+            "no training micrograph has a category that the model knows, so there is no chance "
+            "level to compare with; fill in the column `category`."
+        )
     return {label: counts[label] / counts.total() for label in labels}
 
 
 def _check(probabilities: np.ndarray, references: np.ndarray, labels: Sequence[str]) -> None:
     if not len(references):
-        raise ValueError("there is nothing to score.")
+        raise ValueError("there are no micrographs to score.")
     if probabilities.shape != (len(references), len(labels)):
         raise ValueError(
-            f"probabilities must have one row per reference and one column per label, "
+            f"probabilities must have one row per reference and one column per label, shape "
             f"{(len(references), len(labels))}; got {probabilities.shape}."
         )
     if (

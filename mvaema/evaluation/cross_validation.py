@@ -2,17 +2,17 @@
 
 What is special about it:
 - three parts, not two: fold k tests, fold k + 1 chooses the checkpoint and the learning rate, and
-  the others are trained on. A fold that both chose and tested would flatter itself;
-- the references of the evaluation (`mvaema/evaluation/run.py`) stand beside the student in every fold:
-  the typical training answer, the student shown a blank image, the most frequent category. A
-  figure above 0 says little, one above its references does;
-- folds are independent: one with scores is left alone, a killed one goes on, and processes or
-  machines may share them out by `--fold` in one folder. Whoever finishes last writes the tables.
+  the others are trained on. A fold that both chooses and tests would make the scores too good;
+- every fold has the references of an evaluation (`mvaema/evaluation/scores.py`): the typical
+  training answer, the student shown a blank image, the most frequent category;
+- folds are independent. A fold with scores is left alone and a killed one resumes. Processes or
+  machines can share the folds of one folder with `--fold`; whoever finishes last writes the tables.
 
 The folder of a cross-validation holds
 
     recipe.yaml             of all folds
-    fold-K/                 training run (`mvaema/training/run_folder.py`) of the student to test on fold K
+    fold-K/                 training run (`mvaema/training/run_folder.py`) of the student that is
+                            tested on fold K
     fold-K/test/            its evaluation (`mvaema/evaluation/run.py`), report included
     fold-K/scores.json      its figures; a fold that has them is done
     cross_validation.json   the figures of all folds, with mean and standard deviation
@@ -23,7 +23,6 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,32 +33,30 @@ import yaml
 from accelerate import PartialState
 from datasets import Dataset
 
-from mvaema.evaluation.report import NAMES, TABLE_1, Table, markdown
-from mvaema.evaluation.run import (
-    EvaluationArguments,
-    Micrographs,
-    evaluate_rows,
-    records_to_score,
+from mvaema.evaluation.fold_tables import (
+    CATEGORY_FIGURES,
+    MOST_FREQUENT,
+    STUDENT,
+    write_fold_tables,
 )
-from mvaema.evaluation.scores import read_records
+from mvaema.evaluation.questions import Micrographs, Questions
+from mvaema.evaluation.run import EvaluationArguments, evaluate_questions
+from mvaema.evaluation.scores import CHANCE
 from mvaema.evaluation.wordnet import has_wordnet
-from mvaema.files import write_json, write_text
+from mvaema.files import read_json_lines, write_json, write_text
 from mvaema.micrographs.folds import LeakError, check_no_leak
 from mvaema.training import run_folder
-from mvaema.training.batches import FoldedRows, Rows, load_folds
-from mvaema.training.loop import train
-from mvaema.training.recipe import Recipe, fingerprint
+from mvaema.training.provenance import dataset_fingerprint
+from mvaema.training.recipe import Recipe
+from mvaema.training.run import train
+from mvaema.training.split import FoldedRows, Rows, load_folds
 
-STUDENT = "student"
-CHANCE = "most frequent category"
-LOSSES = {"loss": "Loss", "itc_loss": "ITC loss", "itm_loss": "ITM loss", "lm_loss": "LM loss"}
-CATEGORY_FIGURES = {"top_1": "Top-1", "top_5": "Top-5", "macro_f1": "Macro F1"}
-# Settings that folds need not share: those that a run may change, but how long it is trained.
+# Settings that folds need not share: those that a run may change, except how long it is trained.
 FREE = {*run_folder.FREE, "fold"} - {"epochs", "stop_after"}
 
 
 def cross_validate(recipe: Recipe) -> Path:
-    """Train and score every fold, or only `recipe.fold`, and write the tables when all are there.
+    """Train and score every fold, or only `recipe.fold`. When all have scores, write the tables.
 
     Every process of a distributed training calls this; the main one scores.
 
@@ -70,23 +67,14 @@ def cross_validate(recipe: Recipe) -> Path:
         DatasetError: the dataset cannot be used.
         LeakError: a micrograph, or a group, would be in two parts.
         FileExistsError: `output_dir` holds something else.
-        ValueError: the recipe makes no sense for several students, the data changed between folds,
-            or what `mvaema.training.loop.train` raises.
+        ValueError: the recipe has settings that make no sense here, the dataset has changed between
+            folds, or what `mvaema.training.run.train` raises.
     """
-    if recipe.push_to_hub:
-        raise ValueError(
-            "cross_validation trains a student per fold to measure the recipe, and push_to_hub "
-            "uploads one: leave one of the two out."
-        )
-    if recipe.streaming:
-        raise ValueError(
-            "folds of a stream are made without looking for near-duplicates, which would be tested "
-            "on after they were trained on: leave --streaming out of a cross-validation."
-        )
+    _check_settings(recipe)
     process = PartialState(cpu=not torch.accelerator.is_available())
     group = None
     if process.num_processes > 1:
-        # The others wait while the main process scores, longer than the default group would.
+        # The others wait while the main process scores, which may exceed the default timeout.
         group = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=365))
     folder = Path(recipe.output_dir)
     pending = None
@@ -96,21 +84,34 @@ def cross_validate(recipe: Recipe) -> Path:
         pending = [fold for fold in folds if not _scores_file(folder, fold).is_file()]
         if pending:
             rows, synonyms = _load(recipe, pending), has_wordnet()
-    for fold in _told(pending, group):
+    for fold in _from_main_process(pending, group):
         of_fold = replace(recipe, fold=fold, output_dir=str(folder / f"fold-{fold}"), resume=False)
         if process.is_main_process:
             print(f"\nFold {fold} of {recipe.folds}", flush=True)
         train(of_fold)
         if process.is_main_process:
             _score(of_fold, rows, synonyms)
-        _told(None, group)
+        _from_main_process(None, group)  # wait
     if process.is_main_process:
         _write_tables(folder, recipe.folds)
     return folder
 
 
-def _told(value, group: dist.ProcessGroup | None):
-    """The main process's `value`, on every process; they wait for it."""
+def _check_settings(recipe: Recipe) -> None:
+    if recipe.push_to_hub:
+        raise ValueError(
+            "--push_to_hub uploads one student, but --cross_validation trains one per fold, to "
+            "measure the recipe: leave one of the two out."
+        )
+    if recipe.streaming:
+        raise ValueError(
+            "--streaming assigns folds without looking for near-duplicates, so a student could be "
+            "tested on what it was trained on: leave it out of a cross-validation."
+        )
+
+
+def _from_main_process(value, group: dist.ProcessGroup | None):
+    """The main process's `value`, on every process. All of them wait for it."""
     if group is None:
         return value
     values = [value]
@@ -119,7 +120,7 @@ def _told(value, group: dist.ProcessGroup | None):
 
 
 def _claim(folder: Path, recipe: Recipe) -> None:
-    """Make `folder` that of this recipe's folds, or see that it is."""
+    """Claim `folder` for this recipe, or check that it is this recipe's."""
     settings = dataclasses.asdict(replace(recipe, fold=None, resume=False))
     file = folder / "recipe.yaml"
     if file.is_file():
@@ -130,11 +131,11 @@ def _claim(folder: Path, recipe: Recipe) -> None:
                 f"{n} was {earlier.get(n)!r}, is {settings[n]!r}" for n in differing
             )
             raise FileExistsError(
-                f"{folder} holds another run ({changes}); the folds of a cross-validation are "
-                "trained alike: choose another --output_dir."
+                f"{folder} holds another cross-validation ({changes}), and all folds are trained "
+                "with the same settings: choose another --output_dir."
             )
         return
-    # Hidden files are another process's, which writes the recipe just now.
+    # Hidden files belong to another process that is writing the recipe right now.
     if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise FileExistsError(
             f"{folder} is not empty and holds no cross-validation (no recipe.yaml); choose another "
@@ -145,39 +146,46 @@ def _claim(folder: Path, recipe: Recipe) -> None:
 
 
 def _load(recipe: Recipe, folds: Sequence[int]) -> FoldedRows:
-    """The rows, with everything about them that could stop the scoring of `folds` looked at."""
+    """The rows. Everything that could stop the scoring of `folds` is checked before training."""
     rows = load_folds(recipe)
     _check_groups(rows.keys, recipe.dataset)
-    Micrographs(rows.dataset, recipe.dataset)  # each has an id, and its own
+    Micrographs(rows.dataset, recipe.dataset)  # raises unless each has its own id
     for fold in folds:
         parts = rows.split(fold, cross_validation=True)
         check_no_leak(parts.validation, parts.test)
-        records_to_score(*_test_and_train(parts, recipe))
+        _questions(replace(recipe, fold=fold), parts)
     earlier = _read_scores(Path(recipe.output_dir), recipe.folds)
     dataset_of = {fold: scores["dataset"] for fold, scores in earlier.items()}
-    _check_same_dataset(dataset_of | {folds[0]: _fingerprint(rows)})
+    _check_same_dataset(dataset_of | {folds[0]: _folds_fingerprint(rows)})
     return rows
 
 
-def _test_and_train(parts: Rows, recipe: Recipe) -> tuple[Micrographs, Micrographs]:
-    return Micrographs(parts.test, recipe.dataset), Micrographs(parts.train, recipe.dataset)
+def _questions(recipe: Recipe, parts: Rows) -> Questions:
+    """What the student of `recipe.fold` is tested on."""
+    return Questions.of_splits(
+        Micrographs(parts.test, recipe.dataset),
+        Micrographs(parts.train, recipe.dataset),
+        dataset=recipe.dataset,
+        split=f"fold {recipe.fold} of {recipe.folds}",
+        train_split="the folds trained on",
+    )
 
 
-def _fingerprint(rows: FoldedRows) -> str:
-    """Of micrographs, answers and folds; the latter follow from groups and near-duplicates."""
-    text = f"{fingerprint(rows.dataset)} {rows.folds.tolist()}"
+def _folds_fingerprint(rows: FoldedRows) -> str:
+    """Of micrographs, answers and folds. Folds depend on groups and near-duplicates."""
+    text = f"{dataset_fingerprint(rows.dataset)} {rows.folds.tolist()}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _check_groups(keys: Dataset, name: str) -> None:
-    """Refuse a micrograph in several groups: what is one specimen cannot be known then."""
+    """Refuse a micrograph that is in several groups: its specimen would be ambiguous."""
     groups = {}
     for image_id, group in zip(keys["image_id"], keys["group"], strict=True):
         groups.setdefault(image_id, set()).add(group)
     crossing = sorted(i for i, of_image in groups.items() if i and len(of_image) > 1)
     if crossing:
         raise LeakError(
-            f"groups of {name} cross: {len(crossing)} micrographs are in several, such as "
+            f"{len(crossing)} micrographs of {name} are in several groups, such as "
             f"{crossing[0]!r} in {', '.join(sorted(map(repr, groups[crossing[0]])))}. Keep each "
             "micrograph once, and give groups that share one the same name."
         )
@@ -187,50 +195,47 @@ def _score(recipe: Recipe, rows: FoldedRows, synonyms: bool) -> None:
     """Evaluate the student of a fold on its test micrographs and write `scores.json`."""
     folder = Path(recipe.output_dir)
     parts = rows.split(recipe.fold, cross_validation=True)
-    test, train_rows = _test_and_train(parts, recipe)
-    results = evaluate_rows(
-        EvaluationArguments(
-            model=str(folder),
-            dataset=recipe.dataset,
-            output_dir=str(folder / "test"),
-            split=f"fold {recipe.fold} of {recipe.folds}",
-            train_split="the folds trained on",
-            synonyms=synonyms,
-        ),
-        test,
-        train_rows,
-        STUDENT,
+    arguments = EvaluationArguments(
+        model=str(folder),
+        dataset=recipe.dataset,
+        output_dir=str(folder / "test"),
+        synonyms=synonyms,
     )
-    log = read_records(folder / "training_log.jsonl")
-    best = min(log, key=lambda record: record["validation"]["loss"])
-    categories = {CHANCE if m == "chance" else m: s for m, s in results["classification"].items()}
+    results = evaluate_questions(arguments, _questions(recipe, parts), STUDENT)
     scores = {
         "fold": recipe.fold,
-        "dataset": _fingerprint(rows),
+        "dataset": _folds_fingerprint(rows),
         "answers": {
             name: {
                 metric: score["mean"]
                 for metric, score in summary["overall"]["scores"].items()
-                if metric in TABLE_1
+                if metric in results["metrics"]
             }
             for name, summary in results["answers"].items()
         },
         "categories": {
-            method: {figure: found[figure] for figure in CATEGORY_FIGURES}
-            for method, found in categories.items()
+            MOST_FREQUENT if method == CHANCE else method: {f: found[f] for f in CATEGORY_FIGURES}
+            for method, found in results["classification"].items()
         },
-        "training": {
-            "micrographs": {
-                "train": len(parts.train),
-                "validation": len(parts.validation),
-                "test": len(parts.test),
-                "unreadable": len(parts.skipped),
-            },
-            "epochs": {"best": best["epoch"], "all": len(log)},
-            "validation": best["validation"],
-        },
+        "training": _training_figures(folder, parts),
     }
     write_json(folder / "scores.json", scores)
+
+
+def _training_figures(folder: Path, parts: Rows) -> dict[str, dict]:
+    """Sizes of the parts, and the epoch that was kept."""
+    log = read_json_lines(folder / "training_log.jsonl")
+    best = min(log, key=lambda record: record["validation"]["loss"])
+    return {
+        "micrographs": {
+            "train": len(parts.train),
+            "validation": len(parts.validation),
+            "test": len(parts.test),
+            "unreadable": len(parts.skipped),
+        },
+        "epochs": {"best": best["epoch"], "all": len(log)},
+        "validation": best["validation"],
+    }
 
 
 def _scores_file(folder: Path, fold: int) -> Path:
@@ -251,121 +256,18 @@ def _check_same_dataset(fingerprints: Mapping[int, str]) -> None:
     if len(set(fingerprints.values())) > 1:
         named = ", ".join(f"fold {fold}: {found}" for fold, found in fingerprints.items())
         raise ValueError(
-            "the folds are not of one dataset; its micrographs, groups or answers have changed "
-            f"({named}). Choose another --output_dir, or remove the folds of the older one."
+            "the folds are not of the same dataset: its micrographs, groups or answers have "
+            f"changed ({named}). Choose another --output_dir, or remove the older folds."
         )
 
 
 def _write_tables(folder: Path, folds: int) -> None:
-    """The figures of all folds, if all are there. Several processes may do so at once."""
+    """The tables of all folds, if all have scores."""
     scores = _read_scores(folder, folds)
-    if missing := [fold for fold in range(folds) if fold not in scores]:
-        print(f"The tables follow when these folds are scored: {', '.join(map(str, missing))}.")
+    if missing := [str(fold) for fold in range(folds) if fold not in scores]:
+        print(
+            f"Folds without scores yet: {', '.join(missing)}. The tables follow when all have them."
+        )
         return
-    _check_same_dataset({k: of_fold["dataset"] for k, of_fold in scores.items()})
-    results = {"folds": folds, "dataset": scores[0]["dataset"]}
-    for section in ("answers", "categories", "training"):
-        results[section] = _over_folds([of_fold[section] for of_fold in scores.values()])
-    answers, categories, training, *per_fold = map(markdown, cross_validation_tables(results))
-    write_json(folder / "cross_validation.json", results)
-    text = "\n".join([f"# Cross-validation, {folds} folds\n", answers, categories, training])
-    print(f"\n{text}")
-    write_text(folder / "cross_validation.md", "\n".join([text, *per_fold]))
-
-
-def _over_folds(sections: Sequence[Mapping[str, Mapping]]) -> dict[str, dict[str, dict]]:
-    """Name and figure to `folds`, the values, and their `mean` and `std`.
-
-    These are None where a fold has no such value: a mean over other folds than its neighbour's
-    could not be compared with it.
-    """
-    found = {}
-    for section in sections:
-        for name, figures in section.items():
-            found.setdefault(name, {}).update(dict.fromkeys(figures))
-    for name, figures in found.items():
-        for figure in figures:
-            values = [section.get(name, {}).get(figure) for section in sections]
-            whole = None not in values
-            figures[figure] = {
-                "mean": statistics.fmean(values) if whole else None,
-                "std": statistics.stdev(values) if whole else None,
-                "folds": values,
-            }
-    return found
-
-
-def cross_validation_tables(results: Mapping) -> list[Table]:
-    """Answers, categories and training over all folds, then each of them fold by fold.
-
-    Args:
-        results: of `cross_validation.json`: `folds`, how many, and `answers`, `categories` and
-            `training`, each from a name and a figure to `mean`, `std` and `folds`.
-    """
-    answers, categories, training = (results[s] for s in ("answers", "categories", "training"))
-    metrics = {m: f"{NAMES[m]} (↑)" for m in TABLE_1 if m in answers[STUDENT]}
-    spread = "± is the standard deviation (n - 1) over the folds."
-    parts = {
-        **{("micrographs", name): name.capitalize() for name in training["micrographs"]},
-        ("epochs", "best"): "Best epoch",
-        ("epochs", "all"): "Epochs",
-        **{("validation", n): LOSSES[n] for n in LOSSES if n in training["validation"]},
-    }
-    columns = [training[name][figure] for name, figure in parts]
-    tables = [
-        Table(
-            "Answers",
-            ["Method", *metrics.values()],
-            [[name, *(_mean_std(of.get(m)) for m in metrics)] for name, of in answers.items()],
-            f"{spread} A student that does not beat the typical training answer, and itself shown "
-            "a blank image, has learnt nothing from the images.",
-        ),
-        Table(
-            "Categories",
-            ["Method", *CATEGORY_FIGURES.values()],
-            [
-                [name, *(_mean_std(of.get(f)) for f in CATEGORY_FIGURES)]
-                for name, of in categories.items()
-            ],
-            f"{spread} F1 is averaged over the categories that occur in a fold. The {CHANCE} is "
-            "that of the micrographs trained on; for top-5 the five most frequent.",
-        ),
-        Table(
-            "Training",
-            ["Fold", *parts.values()],
-            _fold_rows(columns),
-            "Micrographs of the three parts, and those left out as unreadable; the epoch with the "
-            "lowest validation loss, whose checkpoint is tested, of all epochs; its losses.",
-        ),
-    ]
-    for title, names, of_names in (
-        ("Answers", metrics, answers),
-        ("Categories", CATEGORY_FIGURES, categories),
-    ):
-        for name, figures in of_names.items():
-            rows = _fold_rows([figures[figure] for figure in names if figure in figures])
-            header = ["Fold", *(names[figure] for figure in names if figure in figures)]
-            tables.append(Table(f"{title}: {name}", header, rows))
-    return tables
-
-
-def _fold_rows(columns: Sequence[Mapping]) -> list[list[str]]:
-    """A row per fold, and their mean."""
-    rows = [
-        [str(fold), *map(_cell, values)]
-        for fold, values in enumerate(zip(*(column["folds"] for column in columns), strict=True))
-    ]
-    return [*rows, ["mean", *map(_mean_std, columns)]]
-
-
-def _cell(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return str(value) if isinstance(value, int) else f"{value:.3f}"
-
-
-def _mean_std(figure: Mapping | None) -> str:
-    if figure is None or figure["mean"] is None:
-        return "–"
-    form = ".1f" if isinstance(figure["folds"][0], int) else ".3f"
-    return f"{figure['mean']:{form}}±{figure['std']:{form}}"
+    _check_same_dataset({fold: of_fold["dataset"] for fold, of_fold in scores.items()})
+    print(f"\n{write_fold_tables(list(scores.values()), folder)}")

@@ -1,8 +1,8 @@
 """Uncertainty of a mean over answers that are not independent.
 
-The ten answers about one micrograph share its difficulty, and micrographs of one specimen or
-publication share more still. Whole clusters are therefore resampled or exchanged, never single
-answers; treating answers as independent would make the intervals too narrow.
+The answers about one micrograph share its difficulty, and micrographs of one specimen or
+publication share even more. So whole clusters are resampled or exchanged, never single answers.
+Treating answers as independent would make the intervals too narrow.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from scipy.stats import permutation_test
 def cluster_bootstrap(
     values: np.ndarray, clusters: Sequence[str], n_resamples: int = 1000, seed: int = 0
 ) -> np.ndarray:
-    """Means of resampled data, whole clusters drawn with replacement: (n_resamples, m).
+    """Means of resampled data, (n_resamples, m). Whole clusters are drawn with replacement.
 
     Cameron, Gelbach and Miller 2008, "Bootstrap-based improvements for inference with clustered
     errors" (pairs cluster bootstrap).
 
     Args:
-        values: (n, m), NaN where an answer has no value; NaN is left out of the means.
+        values: (n, m). NaN means that an answer has no value; means leave it out.
         clusters: n cluster names.
     """
     sums, counts = _cluster_sums(values, clusters)
@@ -34,9 +34,9 @@ def cluster_bootstrap(
 def mean_intervals(
     values: np.ndarray, clusters: Sequence[str], n_resamples: int = 1000, seed: int = 0
 ) -> list[tuple[float, float] | tuple[None, None]]:
-    """95 % intervals of the means of `values` (n, m), percentiles of `cluster_bootstrap`.
+    """95 % intervals of the means of `values` (n, m): percentiles of `cluster_bootstrap`.
 
-    (None, None) where there is nothing to resample: fewer than two clusters have a value.
+    (None, None) where fewer than two clusters have a value.
     """
     draws = cluster_bootstrap(values, clusters, n_resamples, seed)
     clusters = np.asarray(clusters, dtype=str)
@@ -51,10 +51,10 @@ def mean_intervals(
 def cluster_permutation_p_value(
     differences: np.ndarray, clusters: Sequence[str], n_resamples: int = 9999, seed: int = 0
 ) -> float:
-    """Two-sided p-value of paired differences (n,) having mean 0.
+    """Two-sided p-value for paired differences (n,) having mean 0.
 
-    Under the null hypothesis the two systems may be exchanged within a cluster, which flips the
-    sign of its summed difference. Exact when 2**clusters <= n_resamples, else sampled.
+    Under the null hypothesis the two systems can be exchanged within a cluster, which flips the
+    sign of its summed difference. Exact if 2**clusters <= n_resamples, otherwise sampled.
     """
     sums, _ = _cluster_sums(differences[:, None], clusters)
     test = permutation_test(

@@ -1,8 +1,8 @@
-"""Lengths in answers ("about 80 nm", "5–10 µm") as numbers, since n-gram scores miss a wrong one.
+"""Lengths stated in an answer ("about 80 nm", "5–10 µm"), since n-gram scores miss wrong numbers.
 
-A length is a number, or a range of numbers, with a unit. Words without a number ("a few
-micrometres"), shares of the image ("3 percent of the width"), areas (nm²), reciprocal lengths
-(5 1/nm) and magnifications (5,000x) are none. Hedges are dropped: "up to 80 nm" is 80 nm.
+A length is a number, or a range of numbers, with a unit. Not lengths: words without a number ("a
+few micrometres"), shares of the image ("3 percent of the width"), areas (nm²), reciprocal lengths
+(5 1/nm) and magnifications (5,000x). Hedges are dropped: "up to 80 nm" is 80 nm.
 """
 
 import re
@@ -22,7 +22,7 @@ NANOMETRES = {
 
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:[.,]\d+)?|\.\d+)"
 _UNIT = rf"(?:{'|'.join(NANOMETRES)})"
-# An exponent or a slash would make another unit: nm2, nm^2, nm/s, nm-1.
+# A following exponent or slash makes it another unit: nm2, nm^2, nm/s, nm-1.
 _LENGTH = rf"{_NUMBER}\s*-?{_UNIT}(?![\w^/]|[-−]1(?!\d))"
 _HEDGE = r"(?:about|around|roughly|nearly|over|up to|more than|~|≈)?\s*"
 _STATEMENT = re.compile(
@@ -42,7 +42,7 @@ class Length(NamedTuple):
 
 
 def parse_lengths(text: str) -> list[Length]:
-    """The lengths a text states, in its order.
+    """The lengths that a text states, in order.
 
     "80 to 120 nm", "5–10 µm" and "between 1 and 2 µm" are ranges, "100 ± 20 nm" is 80 to 120 nm,
     and "2 × 3 µm" or "2 and 3 µm" are two lengths.
@@ -68,10 +68,10 @@ def parse_lengths(text: str) -> list[Length]:
 
 
 def relative_error(predicted: Length, true: Length) -> float:
-    """How far the two ends are off on average, relative to the middle of the true range.
+    """The mean error of the two ends, relative to the middle of the true range.
 
-    For single values this is |predicted - true| / true. A single value for a true range counts as
-    the range it collapses to: 100 nm for 80 to 120 nm is off by 0.2.
+    For single values this is |predicted - true| / true. A single value counts as a range whose ends
+    are equal: 100 nm for 80 to 120 nm is off by 0.2.
     """
     off = abs(predicted.low - true.low) + abs(predicted.high - true.high)
     return off / (true.low + true.high)
@@ -80,8 +80,8 @@ def relative_error(predicted: Length, true: Length) -> float:
 def length_errors(prediction: str, reference: str) -> list[float]:
     """The relative error of each length in `reference`, `inf` where `prediction` states none.
 
-    Lengths are paired one to one, nearest on a logarithmic scale; the prediction's surplus
-    lengths are ignored.
+    Lengths are paired one to one, nearest on a logarithmic scale. Further lengths in the prediction
+    are ignored.
     """
     true, predicted = parse_lengths(reference), parse_lengths(prediction)
     errors = np.full(len(true), np.inf)
@@ -95,7 +95,7 @@ def length_errors(prediction: str, reference: str) -> list[float]:
 
 
 def _nanometres(text: str, factor: float = 1.0) -> tuple[float, float]:
-    """A number with its unit in nanometres, and its unit's factor (`factor` if it has no unit)."""
+    """A text such as "5 µm" in nanometres, and its unit's factor (`factor` if it has no unit)."""
     number, unit = re.match(rf"({_NUMBER})[\s-]*(.*)", text, re.DOTALL).groups()
     for pattern, nanometres in NANOMETRES.items():
         if re.fullmatch(pattern, unit, re.IGNORECASE):

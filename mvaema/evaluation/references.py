@@ -1,7 +1,8 @@
-"""Answers that need no look at the micrograph: a student that does not beat them has not seen it.
+"""Reference answers that need no look at the micrograph; the nearest image's needs only a look.
 
-Each function returns records (`mvaema/evaluation/scores.py`) with `prediction` filled in, so a baseline is
-scored, compared and reported like a student.
+A student that does not beat them has learnt nothing from the images. Each function returns answer
+records (`mvaema/evaluation/questions.py`), which are scored and reported like a student's. Each
+raises ValueError for a question that no training micrograph was asked.
 """
 
 import random
@@ -11,22 +12,23 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
-from mvaema.evaluation.scores import Record
+from mvaema.evaluation.questions import Record, check_questions, key_of
 
 
 def typical_answers(
     train_records: list[Record], records: list[Record], of_category: bool = False
 ) -> list[Record]:
-    """Every question is given its most typical training answer.
+    """Every question gets its most typical training answer.
 
-    Most typical is the medoid: the answer with the largest mean cosine similarity of TF-IDF
-    vectors to all answers to its question. (The most frequent one is a poor choice, since free
-    text hardly repeats.)
+    The most typical answer is the medoid: the one with the largest mean cosine similarity of TF-IDF
+    vectors to all answers to its question. (Free text hardly repeats, so the most frequent answer
+    is a poor choice.)
 
     Args:
-        of_category: among the training answers about the true category, as far as there are any.
-            The fair bar for a student that is told the category.
+        of_category: choose among the training answers about the true category, where there are any.
+            The fair reference for a student that is told the category.
     """
+    check_questions(train_records, records)
 
     def group(record: Record) -> tuple[str, str | None]:
         return record["question_id"], record.get("category") if of_category else None
@@ -35,7 +37,7 @@ def typical_answers(
     for record in train_records:
         of_group.setdefault(group(record), []).append(record["reference"])
     medoids = {
-        key: _medoid(of_group.get(key) or _candidates(of_question, key[0]))
+        key: _medoid(of_group.get(key) or of_question[key[0]])
         for key in {group(record) for record in records}
     }
     return [{**record, "prediction": medoids[group(record)]} for record in records]
@@ -44,52 +46,39 @@ def typical_answers(
 def random_answers(
     train_records: list[Record], records: list[Record], seed: int = 1
 ) -> list[Record]:
-    """Every question is given the answer of a random training micrograph to the same question."""
+    """Every question gets the answer to the same question about a random training micrograph."""
+    check_questions(train_records, records)
     answers = _by_question(train_records)
     rng = random.Random(seed)
     return [
-        {**record, "prediction": rng.choice(_candidates(answers, record["question_id"]))}
-        for record in records
+        {**record, "prediction": rng.choice(answers[record["question_id"]])} for record in records
     ]
 
 
 def nearest_image_answers(
-    train_records: list[Record],
-    records: list[Record],
-    train_embeddings: Mapping[str, np.ndarray],
-    embeddings: Mapping[str, np.ndarray],
+    train_records: list[Record], records: list[Record], embeddings: Mapping[str, np.ndarray]
 ) -> list[Record]:
-    """Every question is given the answer about the most similar training micrograph.
+    """Every question gets the answer about the most similar training micrograph that was asked it.
 
     Args:
-        train_embeddings, embeddings: image id to a vector (d,), compared by their cosine.
+        embeddings: image id to vector (d,), for both splits; vectors are compared by their cosine.
     """
-    answers = {(r["image_id"], r["question_id"]): r["reference"] for r in train_records}
-    train_ids = list(train_embeddings)
-    similarities = cosine_similarity(
-        np.stack(list(embeddings.values())), np.stack(list(train_embeddings.values()))
+    check_questions(train_records, records)
+    answers = {key_of(record): record["reference"] for record in train_records}
+    train_ids, ids = (
+        list(dict.fromkeys(r["image_id"] for r in part)) for part in (train_records, records)
     )
-    # Nearest first; a neighbour that was not asked the question is passed over.
-    neighbours = dict(zip(embeddings, np.argsort(-similarities, kind="stable"), strict=True))
+    similarities = cosine_similarity(
+        np.stack([embeddings[i] for i in ids]), np.stack([embeddings[i] for i in train_ids])
+    )
+    # Nearest first. Neighbours that were not asked the question are skipped.
+    neighbours = dict(zip(ids, np.argsort(-similarities, kind="stable"), strict=True))
     predictions = []
     for record in records:
-        ids = (train_ids[i] for i in neighbours[record["image_id"]])
-        keys = ((image_id, record["question_id"]) for image_id in ids)
-        key = next((key for key in keys if key in answers), None)
-        if key is None:
-            raise _unanswered(record["question_id"])
-        predictions.append({**record, "prediction": answers[key]})
+        keys = ((train_ids[i], record["question_id"]) for i in neighbours[record["image_id"]])
+        prediction = next(answers[key] for key in keys if key in answers)
+        predictions.append({**record, "prediction": prediction})
     return predictions
-
-
-def check_questions(train_records: list[Record], records: list[Record]) -> None:
-    """Refuse questions that no baseline could answer.
-
-    Raises:
-        ValueError: a question of `records` has no answer in `train_records`.
-    """
-    for question_id in _by_question(records).keys() - _by_question(train_records).keys():
-        raise _unanswered(question_id)
 
 
 def _by_question(records: list[Record]) -> dict[str, list[str]]:
@@ -97,19 +86,6 @@ def _by_question(records: list[Record]) -> dict[str, list[str]]:
     for record in records:
         answers.setdefault(record["question_id"], []).append(record["reference"])
     return answers
-
-
-def _candidates(answers: dict[str, list[str]], question_id: str) -> list[str]:
-    if question_id not in answers:
-        raise _unanswered(question_id)
-    return answers[question_id]
-
-
-def _unanswered(question_id: str) -> ValueError:
-    return ValueError(
-        f"question {question_id!r} has no answer in the training split, so there is no baseline "
-        "for it; score the questions that the training split asks."
-    )
 
 
 def _medoid(answers: list[str]) -> str:

@@ -5,9 +5,9 @@ What is special about it:
   whitespace tokens, case kept; BLEU-n as NLTK's `sentence_bleu` with equal weights and no
   smoothing; ROUGE-1/2/L as the F-measure of `rouge_score` without stemming; METEOR as NLTK's
   `single_meteor_score` with WordNet;
-- scores are those libraries' own, to the last bit: stems and synonyms are looked up once per word
-  instead of once per occurrence, and nothing else is changed;
-- METEOR without WordNet is another metric and has another name, `meteor_no_synonyms`.
+- scores equal those of the libraries to the last bit. The only change is speed: stems and synonyms
+  are looked up once per word instead of once per occurrence;
+- METEOR without WordNet is a different metric and has a different name, `meteor_no_synonyms`.
 
 `metrics/vqa_text` offers the same as a metric of the `evaluate` library.
 """
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from types import SimpleNamespace
 
+from nltk.corpus import WordNetCorpusReader
 from nltk.stem.porter import PorterStemmer
 from nltk.translate.bleu_score import sentence_bleu
 from nltk.translate.meteor_score import single_meteor_score
@@ -28,6 +29,15 @@ from mvaema.evaluation.wordnet import ensure_wordnet
 BLEU_WEIGHTS = {f"bleu_{n}": (1 / n,) * n for n in (1, 2, 3, 4)}
 ROUGE_TYPES = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 METEOR, METEOR_NO_SYNONYMS = "meteor", "meteor_no_synonyms"
+# How the metrics are called in print.
+LABELS = {
+    **{name: f"BLEU-{len(weights)}" for name, weights in BLEU_WEIGHTS.items()},
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    METEOR: "METEOR",
+    METEOR_NO_SYNONYMS: "METEOR without synonyms",
+}
 
 _rouge = RougeScorer(list(ROUGE_TYPES.values()), use_stemmer=False)
 _stemmer = SimpleNamespace(stem=lru_cache(2**16)(PorterStemmer().stem))
@@ -35,8 +45,8 @@ _no_synonyms = SimpleNamespace(synsets=lambda word: ())
 
 
 @lru_cache(1)
-def _synonyms() -> SimpleNamespace:
-    return SimpleNamespace(synsets=lru_cache(2**16)(ensure_wordnet().synsets))
+def _remembering(reader: WordNetCorpusReader) -> SimpleNamespace:
+    return SimpleNamespace(synsets=lru_cache(2**16)(reader.synsets))
 
 
 def metric_names(synonyms: bool = True) -> tuple[str, ...]:
@@ -50,18 +60,18 @@ def score_texts(
     synonyms: bool = True,
     progress: bool = False,
 ) -> dict[str, list[float]]:
-    """Scores of each answer, in [0, 1]: metric name to one float per pair.
+    """Scores of each answer in [0, 1]: metric name to one float per pair.
 
     An empty prediction scores 0 in every metric.
 
     Args:
-        synonyms: `meteor` with WordNet's synonyms; when `False`, `meteor_no_synonyms` instead.
+        synonyms: score `meteor`, which needs WordNet; if `False`, `meteor_no_synonyms` instead.
         progress: show a progress bar.
 
     Raises:
         ValueError: lengths differ, or there is nothing to score.
         TypeError: a prediction or a reference is not a string.
-        LookupError: `synonyms` without WordNet on this machine.
+        LookupError: `synonyms`, and this machine has no WordNet.
     """
     if len(predictions) != len(references):
         raise ValueError(
@@ -70,13 +80,13 @@ def score_texts(
         )
     if not len(predictions):
         raise ValueError("there are no predictions to score.")
-    wordnet = _synonyms() if synonyms else _no_synonyms
+    wordnet = _remembering(ensure_wordnet()) if synonyms else _no_synonyms
     scores = {name: [] for name in metric_names(synonyms)}
     pairs = tqdm(
         zip(predictions, references, strict=True), "scoring", len(predictions), disable=not progress
     )
     with warnings.catch_warnings():
-        # NLTK warns at each answer without a common 4-gram; 0 is the protocol's score for it.
+        # NLTK warns of every answer without a common 4-gram. By the protocol it scores 0.
         warnings.filterwarnings("ignore", message="\\s*The hypothesis contains 0 counts")
         for i, (prediction, reference) in enumerate(pairs):
             for field, text in (("prediction", prediction), ("reference", reference)):

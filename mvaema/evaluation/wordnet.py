@@ -1,7 +1,7 @@
-"""WordNet for METEOR, from wherever this machine has it, and never a silent substitute.
+"""WordNet for METEOR, from wherever this machine has it; without it an error, not a substitute.
 
-Looked for in this order: NLTK's own data; NLTK's download, only when asked for, since nothing here
-reaches for the network by itself; Debian's `wordnet-base`. All are WordNet 3.0 and read by NLTK.
+Searched in this order: NLTK's own data; NLTK's download, only on request, since an evaluation does
+not use the network by itself; Debian's `wordnet-base`. All are WordNet 3.0 and read by NLTK.
 """
 
 import io
@@ -13,8 +13,8 @@ from nltk.corpus import WordNetCorpusReader
 
 DEBIAN_FOLDER = Path("/usr/share/wordnet")
 
-# `lexnames` of WordNet 3.0 (lexnames(5WN)), which Debian does not ship: the names of the
-# lexicographer files by number, with the number of their part of speech.
+# `lexnames` of WordNet 3.0 (lexnames(5WN)), which Debian does not ship: the lexicographer files in
+# order of their numbers, and the number of each part of speech.
 PARTS_OF_SPEECH = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
 LEXNAMES = """
 adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body
@@ -28,13 +28,14 @@ adj.ppl
 
 
 class DebianWordNet(WordNetCorpusReader):
-    """NLTK's reader over Debian's files, with the two things that NLTK's own data adds."""
+    """NLTK's reader for Debian's files, plus the two things that only NLTK's own data has."""
 
-    def __init__(self, folder: Path = DEBIAN_FOLDER):
-        # NLTK reads below registered folders only.
+    def __init__(self, folder: Path | None = None):
+        folder = folder or DEBIAN_FOLDER
+        # NLTK reads only below registered folders.
         if str(folder) not in nltk.data.path:
             nltk.data.path.append(str(folder))
-        # Any value but None: without a multilingual reader NLTK would warn that there is none.
+        # Any value but None: NLTK would warn that there is no multilingual reader.
         super().__init__(str(folder), omw_reader=False)
 
     def open(self, file):
@@ -47,7 +48,7 @@ class DebianWordNet(WordNetCorpusReader):
         return io.StringIO("".join(lines))
 
     def map_wn(self, version="wordnet"):
-        # Sense keys of other WordNet versions, needed for the multilingual functions only.
+        # Sense keys of other WordNet versions; only the multilingual functions need them.
         return None
 
 
@@ -56,10 +57,10 @@ def ensure_wordnet(download: bool = False) -> WordNetCorpusReader:
     """A loaded WordNet reader, as NLTK's `single_meteor_score(..., wordnet=)` takes it.
 
     Args:
-        download: whether NLTK may fetch its `wordnet` package (10 MB) when it is missing.
+        download: let NLTK download its `wordnet` package (10 MB) if it is missing.
 
     Raises:
-        LookupError: there is no WordNet on this machine; the message says how to get it.
+        LookupError: this machine has no WordNet; the message says how to get it.
     """
     sources = [_nltk_wordnet, DebianWordNet]
     if download:
@@ -70,22 +71,22 @@ def ensure_wordnet(download: bool = False) -> WordNetCorpusReader:
         except (LookupError, OSError, ValueError):  # ValueError: how NLTK reports a failed download
             continue
     raise LookupError(
-        "METEOR needs WordNet, and there is none in NLTK's data folders nor in "
-        f"{DEBIAN_FOLDER}. Run `python -m nltk.downloader wordnet`, or "
-        "`apt-get install wordnet-base`, or call mvaema.evaluation.wordnet.ensure_wordnet(download=True). "
-        "To score without synonyms ask for the metric `meteor_no_synonyms`."
+        f"METEOR needs WordNet; none was found in NLTK's data folders or in {DEBIAN_FOLDER}. "
+        "Install it with `python -m nltk.downloader wordnet` or "
+        "`apt-get install wordnet-base wordnet-sense-index`, or score without synonyms "
+        "(--no_synonyms); that metric is called meteor_no_synonyms."
     )
 
 
 def has_wordnet() -> bool:
-    """Whether METEOR proper can be scored here; if not, the reason is printed.
+    """Whether METEOR can be scored here; if not, the reason is printed.
 
-    For commands that rather score `meteor_no_synonyms` than stop.
+    For commands that fall back to `meteor_no_synonyms` instead of stopping.
     """
     try:
         ensure_wordnet()
     except LookupError as error:
-        print(f"METEOR without synonyms: {error}")
+        print(f"Scoring METEOR without synonyms. {error}")
         return False
     return True
 

@@ -1,1 +1,12 @@
-"""Students: where they start, how they are adapted, stored and shared."""
+"""Students: where they start, how they are adapted, stored and shared.
+
+In the order of a student's life:
+    new.py          a new student: its shapes, tokenizer, questions and categories
+    warm_start.py   the weights of a ViT and a BERT in a new student
+    loading.py      a student from a folder or the Hub, its adapters merged
+    lora.py         LoRA adapters: added, saved, merged
+    repository.py   the files of a model repository, replaced whole or not at all
+    places.py       what is a Hub repository, and what names a folder of this machine
+    card.py         the model card
+    hub.py          the upload
+"""

@@ -1,104 +1,71 @@
-"""The model card of a trained student: README.md with figures in the Hub's model-index format.
+"""The model card of a trained student: README.md, with figures in the Hub's model-index format.
 
-What is special about it: it is made from what a run has written down, and says nothing of where.
-A dataset or checkpoint is named only if it was a Hub repository when the run started (a relative
-path looks the same from another folder); all else is "private".
+What is special about it:
+- it is made from the files that a run and an evaluation have written: `recipe.yaml`, `run.json`,
+  `training_log.jsonl`, `results.json`. They are read as plain data;
+- it names no place in the lab. A dataset or checkpoint is named only if it was a Hub repository
+  when the run started; everything else is "private".
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
-from mvaema.evaluation.scores import read_records
-from mvaema.students.lora import base_of
-from mvaema.training.recipe import Recipe
+from mvaema.files import read_json_lines, write_text
+from mvaema.students.loading import base_of
+from mvaema.students.places import SOURCES, hub_id
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 TAGS = ["electron-microscopy", "visual-question-answering", "knowledge-distillation", "mvaema"]
-# Settings that may name a place, and those that are of no use to anybody else.
-SOURCES = ("dataset", "model", "vision", "text", "tokenizer")
-LOCAL = ("output_dir", "resume", "report_to", "push_to_hub", "hub_model_id", "hub_public")
-BASELINES = (
+# Settings that are of no use to anybody else.
+LOCAL = ("output_dir", "resume", "report_to", "push_to_hub", "public")
+# The references of an evaluation. Models that it was compared with are named after folders.
+REFERENCES = (
     "typical answer",
     "typical answer of the category",
     "nearest image's answer",
     "random answer",
 )
+# The metrics in the card's table. The model-index has all that the results name.
 METRICS = ("bleu_2", "bleu_4", "rouge_l", "meteor", "meteor_no_synonyms")
 LOSSES = {"itc_loss": "ITC", "itm_loss": "ITM", "lm_loss": "LM"}
-
-
-def hub_ids(recipe: Recipe) -> dict[str, str]:
-    """Those of a recipe's `SOURCES` that are Hub repositories, seen from the current folder."""
-    return {name: found for name in SOURCES if (found := hub_id(getattr(recipe, name)))}
-
-
-def hub_id(source: str | None) -> str | None:
-    """`source` if it can only be the id of a Hub repository, else None."""
-    if source is None or "/" not in source or Path(source).exists():
-        return None
-    try:
-        validate_repo_id(source)
-    except HFValidationError:
-        return None
-    return source
 
 
 def write_card(
     folder: Path,
     repo_id: str | None = None,
-    license: str | None = None,
+    licence: str | None = None,
     report: Path | None = None,
 ) -> None:
-    """README.md of a trained student, from what its run has written into `folder`.
+    """Write README.md into the folder of a trained student.
 
     Args:
-        folder: of a training run: the student or its adapters; `recipe.yaml`, `run.json` and
-            `training_log.jsonl` are used where they are there.
+        folder: of a training run: the student or its adapters, and what the run has written.
         repo_id: Hub id, or any name, that the card tells people to load.
-        license: its identifier on the Hub, such as "apache-2.0". The card says so if there is none.
-        report: folder of an evaluation by `eval.py`, whose figures enter the card.
+        licence: its identifier on the Hub, such as "apache-2.0". Without one the card says so.
+        report: `output_dir` of an evaluation by `mvaema eval`, whose figures go into the card.
 
     Raises:
         FileNotFoundError: `report` holds no finished evaluation.
     """
     folder = Path(folder)
     recipe, run = read_run(folder)
-    log = folder / "training_log.jsonl"
-    epochs = read_records(log) if log.is_file() else []
-    kept = min(epochs, key=lambda record: record["validation"]["loss"], default=None)
+    results = _read_results(Path(report)) if report is not None else None
     published = run.get("hub_ids", {})
     dataset, base = published.get("dataset"), hub_id(base_of(folder))
-    validation = kept["validation"] if kept else {}
-    losses = [(name, validation[key]) for key, name in LOSSES.items() if key in validation]
-    figures = [
-        EvalResult(
-            task_type="visual-question-answering",
-            dataset_type=dataset or "private",
-            dataset_name=dataset or "private",
-            metric_type="loss",
-            metric_name=f"validation loss, {name}",
-            metric_value=round(value, 4),
-        )
-        for name, value in losses
-    ]
-    scores = {}
-    if report is not None:
-        from mvaema.evaluation.report import eval_results  # needs the extra `eval`
-
-        results = _results(Path(report))
+    epoch, losses = _kept_epoch(folder)
+    figures = _loss_results(losses, dataset)
+    if results is not None:
+        # The evaluation may be of another dataset than the one trained on.
         measured = dataset if results["dataset"] == recipe.get("dataset") else None
-        figures += eval_results({**results, "dataset": measured or "private"})
-        scores = _scores(results)
+        figures += eval_results(results, measured)
     name = repo_id.split("/")[-1] if repo_id else "MVaEMa student"
     data = ModelCardData(
         language="en",
-        license=license,
+        license=licence,
         library_name="peft" if base else "transformers",
         pipeline_tag="image-text-to-text",
         base_model=base,
@@ -115,14 +82,43 @@ def write_card(
         base=base,
         dataset=dataset,
         run=run,
-        epoch=kept and kept["epoch"],
+        epoch=epoch,
         losses=losses,
         recipe=_public(recipe, published),
-        **scores,
+        **(_scores(results) if results is not None else {}),
     )
-    temporary = folder / ".README.md.tmp"
-    temporary.write_text(card.content, encoding="utf-8")
-    temporary.replace(folder / "README.md")
+    write_text(folder / "README.md", card.content)
+
+
+def eval_results(results: Mapping, dataset: str | None) -> list[EvalResult]:
+    """The student's figures for the model-index of a card.
+
+    Args:
+        results: of an evaluation (`mvaema/evaluation/scores.py`).
+        dataset: Hub id of what it was scored on; None if that is private.
+    """
+    summary = next(iter(results["answers"].values()))["overall"]["scores"]
+    found = [
+        ("visual-question-answering", label, name.split("_")[0], summary[name]["mean"])
+        for name, label in results["metrics"].items()
+    ]
+    for method, scores in results.get("classification", {}).items():
+        if method != "chance":
+            for kind, key in (("accuracy", "top_1"), ("f1", "macro_f1")):
+                label = f"{key.replace('_', ' ')} by {method}"
+                found.append(("image-classification", label, kind, scores[key]))
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=dataset or "private",
+            dataset_name=dataset or "private",
+            dataset_split=results.get("split"),
+            metric_type=kind,
+            metric_name=label,
+            metric_value=round(value, 4),
+        )
+        for task, label, kind, value in found
+    ]
 
 
 def read_run(folder: Path) -> tuple[dict, dict]:
@@ -134,6 +130,31 @@ def read_run(folder: Path) -> tuple[dict, dict]:
     )
 
 
+def _kept_epoch(folder: Path) -> tuple[int | None, list[tuple[str, float]]]:
+    """The epoch with the lowest validation loss, and its losses by name."""
+    log = folder / "training_log.jsonl"
+    epochs = read_json_lines(log) if log.is_file() else []
+    if not epochs:
+        return None, []
+    kept = min(epochs, key=lambda record: record["validation"]["loss"])
+    validation = kept["validation"]
+    return kept["epoch"], [(n, validation[key]) for key, n in LOSSES.items() if key in validation]
+
+
+def _loss_results(losses: Iterable[tuple[str, float]], dataset: str | None) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="visual-question-answering",
+            dataset_type=dataset or "private",
+            dataset_name=dataset or "private",
+            metric_type="loss",
+            metric_name=f"validation loss, {name}",
+            metric_value=round(value, 4),
+        )
+        for name, value in losses
+    ]
+
+
 def _public(recipe: Mapping, published: Mapping) -> str:
     """The settings as YAML, without places."""
     shown = {k: v for k, v in recipe.items() if v is not None and k not in LOCAL}
@@ -142,30 +163,33 @@ def _public(recipe: Mapping, published: Mapping) -> str:
 
 
 def _scores(results: Mapping) -> dict:
-    """What the template shows of an evaluation: the student, its variants and the baselines."""
-    from mvaema.evaluation.report import NAMES
-
-    student, *_ = results["answers"]
+    """What the template shows of an evaluation: the student, its variants and the references."""
+    student = next(iter(results["answers"]))
     overall = results["answers"][student]["overall"]
-    metrics = [key for key in METRICS if key in overall["scores"]]
+    metrics = {name: label for name, label in results["metrics"].items() if name in METRICS}
     answers = []
     for name, summary in results["answers"].items():
         own = name == student or name.startswith(f"{student}, ")
-        if own or name in BASELINES:  # models it was compared with are named after folders
+        if own or name in REFERENCES:
             scores = summary["overall"]["scores"]
             who = name.replace(student, "this student", 1) if own else name
-            answers.append((who, [f"{scores[key]['mean']:.3f}" for key in metrics]))
+            answers.append((who, [f"{scores[metric]['mean']:.3f}" for metric in metrics]))
     return {
         "answers": answers,
-        "metrics": [NAMES[key] for key in metrics],
+        "metrics": list(metrics.values()),
         "questions": overall["n"],
         "micrographs": overall["images"],
         "classification": results.get("classification"),
     }
 
 
-def _results(report: Path) -> dict:
+def _read_results(report: Path) -> dict:
+    """Raises FileNotFoundError where there is no finished evaluation, or one that is too old."""
     file = report / "results.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{report} holds no finished evaluation (no results.json).")
-    return json.loads(file.read_text(encoding="utf-8"))
+    results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if "metrics" not in results:
+        raise FileNotFoundError(
+            f"{report} holds no finished evaluation (no results.json with `metrics`); run "
+            "`mvaema eval` with it as --output_dir, which asks nothing again."
+        )
+    return results

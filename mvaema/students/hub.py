@@ -1,28 +1,23 @@
-"""python -m mvaema.students.hub runs/first lab/student --report runs/first-report --license apache-2.0
-
-Uploads a trained student to the Hugging Face Hub, or to the hub that HF_ENDPOINT names: private
-unless --public, with its model card. `train.py --push_to_hub` does the same after training.
+"""Uploads a trained student to the Hugging Face Hub, or to the hub that HF_ENDPOINT names.
 
 What is special about it:
 - only the files of a model repository are sent, by a list of what may go: no checkpoints to resume
   from, logs, recipes, sample answers or reports;
-- before anything is sent, every file is searched for places on this machine, and a student that
-  names one stays here;
-- adapters whose base is a folder go merged: nobody else could load them.
+- before anything is sent, every file is searched for paths of this machine (`places.py`);
+- adapters whose base is a folder are uploaded merged: nobody else could load them.
 """
 
-import argparse
-import re
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HTTPError
 
-from mvaema.students.card import SOURCES, hub_id, read_run, write_card
-from mvaema.students.lora import base_of, merge_adapters
+from mvaema.hub import private_repository
+from mvaema.students.card import read_run, write_card
+from mvaema.students.loading import base_of
+from mvaema.students.places import SOURCES, hub_id, refuse_places
 
 CARD = "README.md"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -46,7 +41,7 @@ STUDENT_FILES = (
 
 
 def require_token() -> None:
-    """Refuse before long work what would fail after it.
+    """Fail before long work that would only fail at its end.
 
     Raises:
         PermissionError: this machine has no token for the Hub.
@@ -57,15 +52,16 @@ def require_token() -> None:
         )
 
 
-def push(folder: Path, repo_id: str, private: bool = True) -> str:
-    """Upload a student, or its adapters, with its README.md, which is written if there is none.
+def push(folder: Path, repo_id: str, public: bool = False) -> str:
+    """Upload a student, or its adapters, and its README.md, which is written if there is none.
 
-    The upload is one commit; it removes what an earlier student has left in the repository.
+    The upload is one commit. It removes what an earlier student has left in the repository.
 
     Args:
         folder: of a finished run.
-        repo_id: "owner/name"; it is created unless it is there.
-        private: refuse a repository that everybody can see; a new one is made private.
+        repo_id: "owner/name"; created unless it is there.
+        public: whether everybody may see it. Otherwise a new repository is private, and a public
+            one is refused.
 
     Returns:
         the address of the repository.
@@ -73,7 +69,7 @@ def push(folder: Path, repo_id: str, private: bool = True) -> str:
     Raises:
         FileNotFoundError: `folder` holds no student.
         PermissionError: there is no token, or the repository is public and should not be.
-        ValueError: a file names a place on this machine.
+        ValueError: a file names a path of this machine.
         ConnectionError: the Hub refused the upload or cannot be reached; nothing here is lost.
     """
     folder = Path(folder)
@@ -84,81 +80,45 @@ def push(folder: Path, repo_id: str, private: bool = True) -> str:
     if not (folder / CARD).is_file():
         write_card(folder, repo_id)
     with tempfile.TemporaryDirectory() as temporary:
-        source = folder
-        if base is not None and hub_id(base) is None:
+        source, names = folder, STUDENT_FILES
+        if base is not None and hub_id(base) is not None:
+            names = ADAPTER_FILES
+        elif base is not None:
+            from mvaema.students.lora import merge_adapters
+
             source = Path(temporary)
             merge_adapters(folder, source)
             shutil.copy(folder / CARD, source / CARD)
-            base = None
-        patterns = (CARD, *(STUDENT_FILES if base is None else ADAPTER_FILES))
-        files = sorted({file for pattern in patterns for file in source.glob(pattern)})
-        _check_places(files, folder)
-        api = HfApi()
-        try:
-            url = api.create_repo(repo_id, private=private, exist_ok=True)
-            if private and not api.model_info(url.repo_id).private:
-                raise PermissionError(
-                    f"{url.repo_id} is public already, so nothing was uploaded; make it private, "
-                    "choose another repository, or say that it may be public (--public, in "
-                    "train.py --hub_public)."
-                )
-            api.upload_folder(
-                repo_id=url.repo_id,
-                folder_path=source,
-                allow_patterns=[file.name for file in files],
-                delete_patterns=[*STUDENT_FILES, *ADAPTER_FILES],
-                commit_message="Upload a student",
-            )
-        except PermissionError:
-            raise
-        except (HTTPError, OSError, RuntimeError) as error:
-            raise ConnectionError(
-                f"the student was not uploaded to {repo_id}: {str(error).strip()}\nIt is complete "
-                f"in {folder}; upload it with: python -m mvaema.students.hub {folder} {repo_id}"
-            ) from error
-    return str(url)
+        files = sorted({file for name in (CARD, *names) for file in source.glob(name)})
+        refuse_places(files, folder, _local_sources(folder, base))
+        return _upload(files, repo_id, public, folder)
 
 
-def _check_places(files: list[Path], folder: Path) -> None:
-    """Refuse files in which a place on this machine is named."""
+def _local_sources(folder: Path, base: str | None) -> list[str]:
+    """The folders that a run has taken its data and its weights from."""
     settings, run = read_run(folder)
     published = run.get("hub_ids", {})
-    local = [Path(settings[n]) for n in SOURCES if settings.get(n) and n not in published]
-    if (base := base_of(folder)) is not None and hub_id(base) is None:
-        local.append(Path(base))
-    places = [*local, folder, Path.home(), Path.cwd()]
-    # "/data" or "runs" says nothing of a lab, and may well be a token of a tokenizer.
-    names = {str(path.resolve()) for path in places if len(path.resolve().parts) > 2}
-    names |= {str(path) for path in places if not path.is_absolute() and len(path.parts) > 1}
-    pattern = re.compile(b"|".join(re.escape(n.encode()) + rb"(?!\w)" for n in sorted(names)))
-    for file in files:
-        if names and (found := pattern.search(file.read_bytes())):
-            raise ValueError(
-                f"{file.name} names a place on this machine, {found[0].decode()!r}, so nothing was "
-                f"uploaded; take it out of {folder / file.name}."
-            )
+    found = [settings[name] for name in SOURCES if settings.get(name) and name not in published]
+    return found if base is None or hub_id(base) else [*found, base]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mvaema.students.hub",
-        description="Upload a student to the Hugging Face Hub.",
-    )
-    parser.add_argument("folder", type=Path, help="output_dir of a training run")
-    parser.add_argument("repo_id", help="repository, as in lab/student")
-    parser.add_argument("--public", action="store_true", help="let everybody see it")
-    parser.add_argument(
-        "--report", type=Path, help="output_dir of eval.py; its figures enter a new README.md"
-    )
-    parser.add_argument("--license", help="licence for a new README.md, as in apache-2.0")
-    args = parser.parse_args()
+def _upload(files: list[Path], repo_id: str, public: bool, folder: Path) -> str:
+    """The address of the repository that now has these files of one directory."""
+    api = HfApi()
     try:
-        if args.report or args.license:
-            write_card(args.folder, args.repo_id, args.license, args.report)
-        print(push(args.folder, args.repo_id, private=not args.public))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+        url = private_repository(api, repo_id, "model", public)
+        api.upload_folder(
+            repo_id=url.repo_id,
+            folder_path=files[0].parent,
+            allow_patterns=[file.name for file in files],
+            delete_patterns=[*STUDENT_FILES, *ADAPTER_FILES],
+            commit_message="Upload a student",
+        )
+    except PermissionError:
+        raise
+    except (HTTPError, OSError, RuntimeError) as error:
+        raise ConnectionError(
+            f"the student was not uploaded to {repo_id}: {str(error).strip()}\nIt is complete in "
+            f"{folder}. Upload it later: mvaema push {folder} {repo_id}"
+        ) from error
+    return str(url)

@@ -1,4 +1,4 @@
-"""Files of a model repository, written so that a kill or a full disk never leaves half of one."""
+"""The files of a model repository: a kill or a full disk never leaves half of one."""
 
 import tempfile
 from collections.abc import Iterator
@@ -20,8 +20,7 @@ def replacing_files(folder: Path) -> Iterator[Path]:
         files = sorted(Path(temporary).iterdir(), key=lambda f: f.suffix == ".safetensors")
         mode = files[0].stat().st_mode
         for file in files:
-            # safetensors lets nobody but the owner read its files; they are no more secret than
-            # the others.
+            # safetensors makes its files readable by their owner only; the others are not.
             file.chmod(mode)
             file.replace(folder / file.name)
 
@@ -30,7 +29,7 @@ def save_repository(model: MVaEMaModel, folder: Path, state: dict | None = None)
     """Model, processor and code into `folder`: all that `AutoModel.from_pretrained` needs.
 
     Args:
-        state: the weights, where they are not with the model (sharded training).
+        state: the weights, where the model does not hold them all (sharded training).
     """
     with replacing_files(folder) as temporary:
         model.save_pretrained(temporary, state_dict=state)

@@ -1,7 +1,8 @@
-"""Warm start: a student whose image encoder is a ViT and whose text stack starts from a BERT.
+"""Warm start: the weights of a ViT and of a BERT in a new student.
 
 What is special about it: the student's layers have the shapes of ViT and BERT, so the copy is exact
-(the tests compare outputs with transformers' own models), and what is new is said.
+(the tests compare outputs with those of transformers' own models). The log names what was copied
+and what is new.
 """
 
 import logging
@@ -20,21 +21,21 @@ def from_encoders(vision: str | None = None, text: str | None = None, **override
     """A student whose image encoder is a ViT and whose text stack starts from a BERT.
 
     The shapes are those of the checkpoints. Self- and causal attention both start from BERT's
-    self-attention; cross-attention is BERT's where it has one, else new. [ENC] and [DEC]
-    start as BERT's [CLS], [EOS] as its [SEP]. What was copied and what is new is logged.
+    self-attention. Cross-attention starts from BERT's if it has one; else it is new. [ENC] and
+    [DEC] start as BERT's [CLS], [EOS] as its [SEP].
 
     Args:
-        vision: name or folder of a ViT checkpoint, or `None` for a new image encoder.
-        text: name or folder of a BERT checkpoint with its tokenizer, or `None` for a new text
-            stack (give `vocab_size` and the special ids then).
+        vision: folder or Hub id of a ViT, or `None` for a new image encoder.
+        text: folder or Hub id of a BERT with its tokenizer, or `None` for a new text stack (then
+            `vocab_size` and the special ids are needed).
         overrides: fields of [`MVaEMaConfig`] that the checkpoints do not decide.
 
     Returns:
         the model; with `text`, `model.processor` is set.
 
     Raises:
-        ValueError: neither checkpoint is given, one is of another architecture, or their
-            shapes do not fit together.
+        ValueError: neither checkpoint is given, one is of another architecture, or their shapes do
+            not fit together.
     """
     if vision is None and text is None:
         raise ValueError("from_encoders needs a vision checkpoint, a text checkpoint, or both.")
@@ -61,16 +62,11 @@ def from_encoders(vision: str | None = None, text: str | None = None, **override
         weights |= _vit_weights(vit)
     if bert is not None:
         weights |= _bert_weights(bert, config.max_position_embeddings)
-        words = model.text_stack.word_embeddings.weight.detach().clone()
-        old = bert.get_input_embeddings().weight.detach()
-        words[: len(old)] = old
-        words[config.enc_token_id] = words[config.dec_token_id] = old[config.cls_token_id]
-        words[config.eos_token_id] = old[processor.tokenizer.sep_token_id]
-        weights["text_stack.word_embeddings.weight"] = words
+        weights |= _word_weights(bert, model, processor.tokenizer.sep_token_id)
         model.processor = processor
     result = model.load_state_dict(weights, strict=False)
     if result.unexpected_keys:
-        raise ValueError(f"weights that fit nowhere in the student: {result.unexpected_keys}.")
+        raise ValueError(f"the student has no place for the weights {result.unexpected_keys}.")
     new = sorted({_module_of(name) for name in result.missing_keys} - {"lm_head"})
     logger.warning(
         "from_encoders: copied %s; new, to be trained: %s.",
@@ -81,7 +77,7 @@ def from_encoders(vision: str | None = None, text: str | None = None, **override
 
 
 def _module_of(name: str) -> str:
-    """A parameter's name without the layer index and the leaf, for the warm-start report."""
+    """A parameter's name without the layer index and the leaf, for the log."""
     parts = [part for part in name.split(".") if not part.isdigit()]
     return ".".join(parts[:3] if parts[1:2] == ["layers"] else parts[:2] if parts[1:] else parts)
 
@@ -139,10 +135,20 @@ def _vit_weights(vit: PreTrainedModel) -> dict[str, Tensor]:
     return weights
 
 
+def _word_weights(bert: PreTrainedModel, model: MVaEMaModel, sep: int) -> dict[str, Tensor]:
+    """A BertModel's word embeddings, and from them those of the student's own tokens."""
+    config, old = model.config, bert.get_input_embeddings().weight.detach()
+    words = model.text_stack.word_embeddings.weight.detach().clone()
+    words[: len(old)] = old
+    words[config.enc_token_id] = words[config.dec_token_id] = old[config.cls_token_id]
+    words[config.eos_token_id] = old[sep]
+    return {"text_stack.word_embeddings.weight": words}
+
+
 def _bert_weights(bert: PreTrainedModel, positions: int) -> dict[str, Tensor]:
-    """A BertModel's weights, word embeddings excepted, under the student's names."""
+    """A BertModel's weights, except its word embeddings, under the student's names."""
     embeddings = bert.embeddings
-    # The student has one kind of text: BERT's first token type is part of every position.
+    # The student has no token types: BERT's first one is added to every position.
     position = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
     weights = {
         "text_stack.position_embeddings.weight": position[:positions].detach(),

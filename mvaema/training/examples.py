@@ -1,30 +1,32 @@
 """What the student is fed: prompts, answers and statements drawn from a micrograph.
 
 What is special about it:
-- what is drawn for a micrograph depends on the seed, the epoch and its row alone, whatever the
-  number of workers and processes, so that a run can be repeated and resumed;
+- what is drawn for a micrograph depends only on the seed, the epoch and its row, not on the number
+  of workers and processes, so that a run can be repeated and resumed;
 - texts are drawn without decoding the image, so that micrographs can be sorted by their length;
 - caption and scale are dropped at random, so that the student answers with and without them;
 - the texts of ITC/ITM pairs are statements about the image (its caption, an answer), never the
   bare question;
-- the view of a micrograph (`mvaema.training.views`) suits the texts that were drawn for it.
+- the view of a micrograph (`views.py`) is chosen so that the texts drawn for it stay true.
 """
 
 import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from PIL import Image
 
 from mvaema.micrographs.dataset import DatasetError, decode_image
+from mvaema.training.recipe import Recipe
+from mvaema.training.split import good_answers
 from mvaema.training.views import CLOSE_UPS, View, survives_close_up
 from processing_mvaema import MVaEMaProcessor, to_8bit
 
-# Streams of random numbers; numpy pads seeds with zeros, so that the purpose comes first.
+# Streams of random numbers. numpy pads seeds with zeros, so the purpose comes first.
 TEXTS, VIEW, NOISE = 1, 2, 3
 
 
@@ -32,15 +34,15 @@ class Texts(NamedTuple):
     """What is said about a micrograph in an example."""
 
     pairs: list[tuple[str, str]]  # question, answer
-    with_caption: list[bool]  # whether each prompt has it
-    with_scale: list[bool]
+    with_caption: list[bool]  # whether each prompt states the caption
+    with_scale: list[bool]  # and the scale
     statements: list[str]
-    close_up: bool = False  # whether all of it is true of a close-up, and one is to be shown
+    close_up: bool = False  # whether a close-up is shown; all texts are true of it then
 
 
 @dataclass
 class Example:
-    """A micrograph as it is fed; `noise_seed` is for what `view` adds to its pixel values."""
+    """A micrograph as it is fed; `noise_seed` is for the noise that `view` adds to its pixels."""
 
     image: Image.Image
     image_id: str
@@ -51,13 +53,26 @@ class Example:
     noise_seed: list[int]
 
 
-def good_answers(qa: list[dict] | None) -> list[tuple[str, str]]:
-    """(question, answer) of what may be trained on."""
-    return [
-        (x["question"], x["answer"])
-        for x in qa or []
-        if x["outcome"] == "ok" and (x["question"] or "").strip() and (x["answer"] or "").strip()
-    ]
+@dataclass(frozen=True)
+class Draws:
+    """What is drawn at random in training.
+
+    Attributes:
+        questions_per_image: questions drawn for each micrograph in an epoch.
+        caption_dropout, scale_dropout: probability that a prompt leaves it out.
+        augmentation: whether a view is drawn.
+        seed: of all draws.
+    """
+
+    questions_per_image: int = 4
+    caption_dropout: float = 0.5
+    scale_dropout: float = 0.5
+    augmentation: bool = True
+    seed: int = 0
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Self:
+        return cls(**{name: getattr(recipe, name) for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
@@ -65,26 +80,19 @@ class ExampleDrawer:
     """Makes rows of the micrograph schema into examples.
 
     Args:
-        category_question: one of the questions to draw from where the caption, its answer, is
-            known.
-        questions_per_image: questions drawn for each micrograph.
-        caption_dropout, scale_dropout: how often a prompt goes without.
-        augmentation: draw a view.
-        seed: of all draws.
-        training: draw, drop and augment; otherwise all questions, without caption, with scale, on
-            the image as it is.
+        category_question: asked as well where the caption, its answer, is known.
+        draws: of training. Without them an example has all questions, prompts with the scale and
+            without the caption, and the image as it is.
     """
 
     category_question: str
-    questions_per_image: int = 4
-    caption_dropout: float = 0.5
-    scale_dropout: float = 0.5
-    augmentation: bool = True
-    seed: int = 0
-    training: bool = True
+    draws: Draws | None = None
 
     def draw(self, row: dict, number: int, epoch: int) -> Texts:
-        """The texts drawn for a row; of its columns `qa` and `caption` are read.
+        """The texts for a row, from its columns `qa` and `caption`.
+
+        Args:
+            number: of the row in its dataset.
 
         Raises:
             DatasetError: the row has no answer to train on.
@@ -94,34 +102,35 @@ class ExampleDrawer:
             raise DatasetError(f"micrograph {row['image_id']} has no answer with outcome 'ok'.")
         caption = row["caption"]
         named = [(self.category_question, caption)] if caption else []
-        if not self.training:
+        if self.draws is None:
             pairs = answered + named
             statements = [caption or answered[0][1], answered[-1][1]]
             return Texts(pairs, [False] * len(pairs), [True] * len(pairs), statements)
 
-        rng = np.random.default_rng([TEXTS, self.seed, epoch, number])
-        close_up = self.augmentation and rng.random() < CLOSE_UPS
+        draws = self.draws
+        rng = np.random.default_rng([TEXTS, draws.seed, epoch, number])
+        close_up = draws.augmentation and rng.random() < CLOSE_UPS
         if close_up:
             surviving = [pair for pair in answered if survives_close_up(pair[1])]
             close_up = bool(surviving)
             answered = surviving or answered
         pairs = answered + named
-        count = min(self.questions_per_image, len(pairs))
+        count = min(draws.questions_per_image, len(pairs))
         pairs = [pairs[i] for i in rng.choice(len(pairs), count, replace=False)]
         first, second = (answered[i][1] for i in rng.integers(len(answered), size=2))
         if caption:
             # The caption alone, and an answer with or without it.
             first, second = caption, f"{caption} {second}" if rng.random() < 0.5 else second
-        # The caption would give the category away.
+        # Beside the category question, the caption would give the answer away.
         with_caption = [
-            bool(caption) and draw >= self.caption_dropout and question != self.category_question
+            bool(caption) and draw >= draws.caption_dropout and question != self.category_question
             for draw, (question, _) in zip(rng.random(count), pairs, strict=True)
         ]
-        with_scale = (rng.random(count) >= self.scale_dropout).tolist()
+        with_scale = (rng.random(count) >= draws.scale_dropout).tolist()
         return Texts(pairs, with_caption, with_scale, [first, second], close_up)
 
     def __call__(self, row: dict, number: int, epoch: int) -> Example:
-        """A row as drawn in an epoch, its image decoded.
+        """The example of a row in an epoch, its image decoded.
 
         Args:
             number: of the row in its dataset.
@@ -130,8 +139,9 @@ class ExampleDrawer:
             DatasetError: the image cannot be read, or there is no answer to train on.
         """
         drawn, view = self.draw(row, number, epoch), View()
-        if self.training and self.augmentation:
-            rng = np.random.default_rng([VIEW, self.seed, epoch, number])
+        seed = self.draws.seed if self.draws else 0
+        if self.draws and self.draws.augmentation:
+            rng = np.random.default_rng([VIEW, seed, epoch, number])
             said = [text for pair in drawn.pairs for text in pair] + drawn.statements
             view = View.draw(rng, said, drawn.close_up)
         try:
@@ -141,7 +151,7 @@ class ExampleDrawer:
         except ValueError as error:
             raise DatasetError(f"image {row['image_id']} cannot be used: {error}") from error
         width = row["pixel_size_nm"] and row["pixel_size_nm"] * image.width
-        # A scale bar may be out of the picture.
+        # A close-up may have cut the scale bar off.
         scale_bar = row["scale_bar"] if view.box is None else None
         prompts = [
             MVaEMaProcessor.prompt(
@@ -161,16 +171,16 @@ class ExampleDrawer:
             [view.text(answer) for _, answer in drawn.pairs],
             [view.text(statement) for statement in drawn.statements],
             view,
-            [NOISE, self.seed, epoch, number],
+            [NOISE, seed, epoch, number],
         )
 
 
 def collate(
     examples: list[Example], processor: MVaEMaProcessor
 ) -> tuple[dict[str, torch.Tensor], int]:
-    """Examples to the model's inputs, and how many answers were cut for being too long.
+    """The model's inputs, and the number of answers that were cut because they were too long.
 
-    Every micrograph of a batch has as many questions: one with fewer repeats its own.
+    Every micrograph of a batch has the same number of questions: one with fewer repeats its own.
     """
     most = max(len(example.prompts) for example in examples)
 
@@ -191,7 +201,7 @@ def collate(
 
 @contextlib.contextmanager
 def _without_warnings(processor: MVaEMaProcessor) -> Iterator[None]:
-    """Cut texts are counted; the processor would also say so in each batch."""
+    """Cut texts are counted; the processor would also warn of them in each batch."""
     logger = logging.getLogger(type(processor).__module__)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,8 +1,7 @@
-"""A student's answers while it is in training: what the falling losses mean in words.
+"""Sample answers of a student in training: what the falling losses mean in words.
 
-The same questions about the same few validation micrographs at each evaluation, beside the
-teacher's answers. Asking leaves no trace in the run: nothing is drawn from the random state, so a
-run that is resumed stays bit for bit the uninterrupted one.
+After each epoch the same questions about the same few validation micrographs, beside the teacher's
+answers. Asking leaves no trace in the run: nothing is drawn from the global random state.
 """
 
 import textwrap
@@ -22,13 +21,13 @@ STREAMED = 64  # rows of a stream to choose from
 
 @torch.no_grad()
 def sample_answers(model: MVaEMaModel, rows: Dataset | ParquetRows, count: int) -> list[dict]:
-    """Answers to a few questions about `count` micrographs of as many categories as there are.
+    """Answers to a few questions about `count` micrographs, from as many categories as possible.
 
-    Which ones depends on `rows` alone. The student sees the image and the scale, not the caption,
-    and chooses the likeliest word each time.
+    The choice depends on `rows` alone. The student sees the image and the scale, not the caption,
+    and decodes greedily.
 
     Args:
-        model: unwrapped; it is left in the mode, training or evaluation, in which it came.
+        model: unwrapped. Its mode, training or evaluation, is restored.
         rows: of the micrograph schema, images encoded.
 
     Returns:
@@ -49,7 +48,7 @@ def sample_answers(model: MVaEMaModel, rows: Dataset | ParquetRows, count: int) 
 
 
 def format_samples(samples: Sequence[dict], width: int = 240) -> str:
-    """Markdown that also reads well on a console; texts are cut to `width` characters."""
+    """Markdown that also reads well on a console. Texts are cut to `width` characters."""
     lines, image_id = [], None
     for sample in samples:
         if sample["image_id"] != image_id:
@@ -62,7 +61,7 @@ def format_samples(samples: Sequence[dict], width: int = 240) -> str:
 
 
 def _spread(categories: Sequence[str | None], count: int) -> list[int]:
-    """`count` rows in turn from each category, in the order in which they occur."""
+    """`count` rows, taken from each category in turn, in the order in which they occur."""
     of_category = {}
     for index, category in enumerate(categories):
         of_category.setdefault(category, []).append(index)
@@ -72,7 +71,7 @@ def _spread(categories: Sequence[str | None], count: int) -> list[int]:
 
 def _ask(model: MVaEMaModel, row: dict, number: int) -> list[dict]:
     answered = [qa for qa in row["qa"] if qa["outcome"] == "ok"]
-    # Each micrograph is asked other questions, so that a few of them show most.
+    # Other questions for each micrograph, so that a few micrographs cover many of them.
     start = number * QUESTIONS_PER_MICROGRAPH
     asked = [
         answered[(start + i) % len(answered)]

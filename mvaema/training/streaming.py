@@ -1,12 +1,11 @@
-"""Micrographs in Parquet shards, read as they come: for datasets one does not want a copy of.
+"""Rows of Parquet shards, read directly: for datasets that are too large to copy.
 
 What is special about it:
-- what is known of a dataset beforehand is small: of all rows the columns that folds are made of
-  (read by column, without images), and where each row lies. A row's number is its place in the
-  files, one after the other;
-- the order of an epoch is computed from those numbers alone. Reading follows it: row groups are
-  visited in random order, each once and from its start to its end, a few hundred rows at a time, so
-  that large row groups need no more memory than small ones.
+- little is read beforehand: the columns that folds are made of, without images, and where each row
+  lies. A row's number is its place in the files, one after the other;
+- the order of an epoch follows from those numbers alone. Row groups are visited in random order,
+  each once and from start to end, a few rows at a time, so that large row groups need no more
+  memory than small ones.
 """
 
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ KEY_COLUMNS = ("image_id", "group", "category")
 
 @dataclass(frozen=True)
 class ParquetRows:
-    """Rows of Parquet shards, by number; nothing of them is in memory.
+    """Rows of Parquet shards, by number; none of them is in memory.
 
     Attributes:
         files: paths or URLs, in the order in which rows are numbered.
@@ -49,7 +48,7 @@ class ParquetRows:
         return len(self.rows)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """The rows at these places, ascending, of those that there are."""
+        """The rows at these places; `indices` must ascend."""
         return replace(self, rows=self.rows[indices])
 
     def shuffled(self, rng: np.random.Generator) -> np.ndarray:
@@ -59,18 +58,22 @@ class ParquetRows:
         return np.concatenate([parts[i] for i in rng.permutation(len(parts))])
 
     def read(self, numbers: np.ndarray, columns: Sequence[str] | None = None) -> Dataset:
-        """Rows in memory, in the order of their numbers, with the schema's columns or some."""
+        """Rows in memory, in the order of their numbers.
+
+        Args:
+            columns: of the schema; all if not given.
+        """
         table = RowReader(self, columns).read(np.sort(numbers))
         return Dataset(datasets.table.InMemoryTable(table))
 
     def sample(self, count: int) -> Dataset:
-        """So many of the rows, evenly spread, in memory; all where there are no more."""
+        """`count` of the rows, or all if there are fewer, evenly spread, in memory."""
         places = np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)
         return self.read(self.rows[places])
 
 
 class RowReader:
-    """Reads rows; those after the last ones it has read go on from there."""
+    """Reads rows. Rows that follow those it has read last are read from there on."""
 
     def __init__(self, rows: ParquetRows, columns: Sequence[str] | None = None):
         self.rows = rows
@@ -81,7 +84,7 @@ class RowReader:
             self._schema = pa.schema([self._schema.field(name) for name in columns])
 
     def read(self, numbers: np.ndarray) -> pa.Table:
-        """The rows, in this order; the numbers within a row group must ascend."""
+        """The rows, in this order. Within a row group, numbers must ascend."""
         groups = np.searchsorted(self.rows.groups[:, 2], numbers, side="right") - 1
         ends = np.flatnonzero(np.diff(groups, append=-1)) + 1
         parts = []
@@ -134,7 +137,7 @@ def _open(file: str) -> pq.ParquetFile:
 
 
 def open_shards(source: str, split: str) -> tuple[ParquetRows, Dataset]:
-    """The rows of one split with answers to train on, and what their folds are made of.
+    """The rows of one split that have answers to train on, and what their folds are made of.
 
     Args:
         source: a folder of Parquet shards, or the id of a dataset on a Hub that has them.
@@ -178,7 +181,7 @@ def open_shards(source: str, split: str) -> tuple[ParquetRows, Dataset]:
     rows = np.concatenate(usable)
     if not len(rows):
         raise DatasetError(
-            f"{source} has no answers with outcome 'ok' in its column 'qa'; run "
+            f"{source} has no answers with outcome 'ok' in its column 'qa'. Run "
             "generate_teacher_data.py on it first."
         )
     keys = Dataset(datasets.table.InMemoryTable(pa.concat_tables(keys)))
@@ -195,14 +198,14 @@ def _shards(source: str, split: str) -> list[str]:
         raise DatasetError(f"cannot read split {split!r} of {source}: it has no files for it.")
     if not all(str(file).endswith(".parquet") for file in files):
         raise DatasetError(
-            f"{source} cannot be streamed: {files[0]} is no Parquet shard. Leave --streaming out, "
-            "or write the dataset with mvaema.micrographs.build.write_shards."
+            f"{source} cannot be streamed: {files[0]} is not a Parquet shard. Leave --streaming "
+            "out, or write the dataset as shards with `mvaema build`."
         )
     return [str(file) for file in files]
 
 
 def _outcome_column(parquet: pq.ParquetFile, file: str) -> str:
-    """The path of `qa`'s outcomes in the file, after a look whether it can be used."""
+    """The path of `qa`'s outcomes in the file, which must have the columns to train on."""
     schema = parquet.schema_arrow
     image = schema.field("image").type if "image" in schema.names else None
     if image is None or not pa.types.is_struct(image) or "bytes" not in image.names:
@@ -212,8 +215,8 @@ def _outcome_column(parquet: pq.ParquetFile, file: str) -> str:
     needed = ("question_id", "question", "answer", "outcome")
     if not fields.keys() >= set(needed):
         raise DatasetError(
-            f"{file} has no column 'qa' of lists of {', '.join(needed)} (see mvaema/micrographs/schema.py); "
-            "run generate_teacher_data.py on the micrographs first."
+            f"{file} has no column 'qa' of lists of {', '.join(needed)} (see "
+            "mvaema/micrographs/schema.py). Run generate_teacher_data.py on the micrographs first."
         )
     return fields["outcome"]
 

@@ -1,21 +1,22 @@
 """Other views of a micrograph under which what is said about it stays true.
 
 What is special about it:
-- what the texts of a micrograph name decides how it may be shown. Of the answers about real
-  micrographs 23 % name a side, a direction or an axis ("a white databar at the lower right"), and
-  12 % say nothing that a close-up could make false (`benchmarks/data_feeding.py views` counts). A
-  view that would make a text of the example false is not taken;
-- mirrored left to right, a text has its "left" and "right" exchanged. What names up or down is
-  not turned upside down, for "top" and "below" have other meanings too ("top view", "below 1 µm");
-- a close-up may cut off a scale bar, a label or one of "seven particles", and changes what "a tenth
-  of the image width" is. It is shown with texts that name nothing of the kind, and its field of
-  view is the smaller one;
-- brightness, contrast and noise change by less than what "bright" or "smooth" means. Grey stays
-  grey: there is no colour in electron micrographs to jitter.
+- the words of a micrograph's texts decide how it may be shown. 23 % of the answers about real
+  micrographs name a side, a direction or an axis ("a white databar at the lower right"). Only 12 %
+  say nothing that a close-up could make false (`benchmarks/data_feeding.py views` counts). A view
+  that would make a text of the example false is never chosen;
+- when the image is mirrored, "left" and "right" are exchanged in its texts. With a text that names
+  up or down it is not turned upside down: "top" and "below" have other meanings too ("top view",
+  "below 1 µm");
+- a close-up may cut off a scale bar, a label or one of "seven particles", and it changes what "a
+  tenth of the image width" is. It is shown only with texts that name nothing of the kind, and with
+  its own, smaller field of view;
+- brightness, contrast and noise change too little to make "bright" or "smooth" false. Grey stays
+  grey: electron micrographs have no colour to jitter.
 
-What is not looked after: printed letters are mirrored and turned with the picture (the length at a
-scale bar stays right, being scaled along), an object at the very border of a close-up may be cut
-off, and the words are English. With answers in another language, train with augmentation off.
+Known limits: printed letters are mirrored and turned with the image (the length that a scale bar
+states stays true). An object at the very border of a close-up may be cut off. The words are
+English: train with augmentation off on answers in another language.
 """
 
 import functools
@@ -27,9 +28,9 @@ from typing import Self
 import numpy as np
 from PIL import Image, ImageEnhance
 
-CLOSE_UPS = 0.2  # share of micrographs shown closer, where their texts allow it
-SMALLEST = 0.7  # side of a close-up, of the image's
-LIGHT = 0.2  # brightness and contrast change by so much at most
+CLOSE_UPS = 0.2  # share of micrographs shown as close-ups, if their texts allow it
+SMALLEST = 0.7  # smallest side of a close-up, relative to the image's
+LIGHT = 0.2  # largest relative change of brightness and of contrast
 NOISE = 0.04  # largest standard deviation, of the range [-1, 1] of a pixel: five grey levels
 
 T = Image.Transpose
@@ -85,7 +86,7 @@ def survives_close_up(text: str) -> bool:
 
 
 def transposes(texts: Sequence[str]) -> tuple[Image.Transpose | None, ...]:
-    """The flips and turns under which the texts stay true, their sides exchanged if need be."""
+    """The flips and turns under which the texts stay true, "left" and "right" exchanged."""
     if _named(_SENSE, texts):
         return (None,)
     if _named(_UP_DOWN, texts):
@@ -111,9 +112,9 @@ class View:
 
     Attributes:
         transpose: the flip or turn, or none.
-        box: left, upper, right, lower of what is shown, as parts of the image; none for all.
+        box: left, upper, right, lower of what is shown, in [0, 1]; None for the whole image.
         brightness, contrast: factors (`PIL.ImageEnhance`).
-        noise: standard deviation of what is added to pixels in [-1, 1].
+        noise: standard deviation of the noise that is added to pixels in [-1, 1].
     """
 
     transpose: Image.Transpose | None = None
@@ -124,7 +125,11 @@ class View:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, texts: Sequence[str], close_up: bool) -> Self:
-        """A view under which the texts stay true; of a close-up, `survives_close_up` says so."""
+        """A view under which the texts stay true.
+
+        Args:
+            close_up: show one; `survives_close_up` must hold for the texts.
+        """
         allowed = transposes(texts)
         box = None
         if close_up:
@@ -137,7 +142,7 @@ class View:
         )
 
     def text(self, text: str) -> str:
-        """What is true of the view where `text` is of the image."""
+        """`text`, which is true of the image, as it is true of the view."""
         return _SIDE.sub(_other_side, text) if self.transpose in SIDES_SWAPPED else text
 
     def show(self, image: Image.Image) -> Image.Image:

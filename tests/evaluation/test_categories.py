@@ -77,7 +77,7 @@ def test_two_classes():
         ([[0.5, 0.5]], ["a"], "class numbers"),
         ([[3.0, -1.0]], [0], "apply a softmax"),
         ([[np.nan, 1.0]], [0], "apply a softmax"),
-        ([], [], "nothing to score"),
+        ([], [], "no micrographs to score"),
     ],
 )
 def test_bad_input(probabilities, references, message):
@@ -121,7 +121,7 @@ def test_standard_errors_shrink_with_more_clusters():
 
 def test_categories_of_another_model():
     records = make_records()
-    with pytest.raises(ValueError, match="not among the model's: class 6"):
+    with pytest.raises(ValueError, match="not labels: class 6"):
         score_categories(records, LABELS[:6])
     with pytest.raises(ValueError, match="none of the 60 micrographs has a category"):
         score_categories([{**r, "category": None} for r in records], LABELS)

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,14 +18,15 @@ import pytest
 from support import ROOT
 from support.micrograph_data import write_dataset
 
-from mvaema.evaluation import cross_validation
-from mvaema.evaluation import run as evaluation
+from mvaema.evaluation.collect import BLANK, CAPTION, PLAIN
 from mvaema.evaluation.cross_validation import cross_validate
-from mvaema.evaluation.scores import read_records, score_records
+from mvaema.evaluation.fold_tables import write_fold_tables
+from mvaema.evaluation.records import score_records
+from mvaema.evaluation.wordnet import has_wordnet
+from mvaema.files import read_json_lines
 from mvaema.micrographs.dataset import DatasetError, load_micrographs
 from mvaema.micrographs.folds import LeakError
-from mvaema.training import loop as training
-from mvaema.training.recipe import Recipe, read_recipe
+from mvaema.training.recipe import Recipe
 
 FOLDS = 3
 SHAPES = (
@@ -50,41 +53,36 @@ def make_recipe(folder: Path, **settings) -> Recipe:
     return Recipe(str(folder / "data"), str(folder / "folds"), **settings)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """Without pictures, which take seconds and have tests of their own, and without synonyms."""
-
-    def results_only(results, answers, images, folder, log):
-        (folder / "results.json").write_text(json.dumps(results, allow_nan=False))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "write_report", results_only)
-        patch.setattr(training, "loss_curves", lambda *_: None)
-        patch.setattr(cross_validation, "has_wordnet", lambda: False)
-        yield
+pytestmark = pytest.mark.usefixtures("empty_pictures")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    """The folder of an uninterrupted cross-validation; its dataset is beside it."""
+def whole(tmp_path_factory, empty_pictures) -> Path:
+    """The folder of a finished cross-validation; its dataset is beside it.
+
+    Two commands have shared the folds.
+    """
     folder = tmp_path_factory.mktemp("whole")
     write_dataset(folder / "data", 24)
-    return cross_validate(make_recipe(folder))
+    recipe = make_recipe(folder)
+    cross_validate(replace(recipe, fold=2))
+    assert (folder / "folds/fold-2/scores.json").exists()
+    assert not list((folder / "folds").glob("fold-[01]"))
+    assert not (folder / "folds/cross_validation.json").exists()
+    return cross_validate(recipe)
+
+
+@pytest.fixture
+def finished(whole, tmp_path) -> Path:
+    """A copy of it that may be changed."""
+    return shutil.copytree(whole, tmp_path / "folds")
 
 
 @pytest.fixture
 def recipe(whole, tmp_path) -> Recipe:
-    """A cross-validation of the same dataset in a new folder."""
+    """A cross-validation of the same dataset in another folder."""
     (tmp_path / "data").symlink_to(whole.parent / "data")
     return make_recipe(tmp_path)
-
-
-@pytest.fixture
-def untrained(monkeypatch):
-    def refuse(recipe):
-        raise AssertionError(f"{recipe.output_dir} was trained")
-
-    monkeypatch.setattr(cross_validation, "train", refuse)
 
 
 def results_of(folder: Path) -> dict:
@@ -95,7 +93,7 @@ def test_every_micrograph_is_tested_once_and_never_by_a_student_that_saw_its_spe
     rows = load_micrographs(whole.parent / "data")
     group_of = dict(zip(rows["image_id"], rows["group"], strict=True))
     tested = [
-        {r["image_id"] for r in read_records(whole / f"fold-{fold}/test/answers.jsonl")}
+        {r["image_id"] for r in read_json_lines(whole / f"fold-{fold}/test/answers.jsonl")}
         for fold in range(FOLDS)
     ]
     assert Counter(i for ids in tested for i in ids) == dict.fromkeys(group_of, 1)
@@ -112,13 +110,13 @@ def test_every_micrograph_is_tested_once_and_never_by_a_student_that_saw_its_spe
 def test_figures_are_those_of_scoring_each_fold_by_hand(whole):
     results = results_of(whole)
     for name, condition in (
-        ("student", evaluation.PLAIN),
-        ("student, caption given", evaluation.CAPTION),
-        ("student, blank image", evaluation.BLANK),
+        ("student", PLAIN),
+        ("student, caption given", CAPTION),
+        ("student, blank image", BLANK),
     ):
         means = []
         for fold in range(FOLDS):
-            rows = read_records(whole / f"fold-{fold}/test/answers.jsonl")
+            rows = read_json_lines(whole / f"fold-{fold}/test/answers.jsonl")
             rows = score_records([r for r in rows if r["condition"] == condition], False)
             means.append(np.mean([r["scores"]["bleu_2"] for r in rows]))
         assert results["answers"][name]["bleu_2"]["folds"] == pytest.approx(means)
@@ -132,7 +130,7 @@ def test_figures_are_those_of_scoring_each_fold_by_hand(whole):
     category_of = dict(zip(rows["image_id"], rows["category"], strict=True))
     tops, frequent = [], []
     for fold in range(FOLDS):
-        rows = read_records(whole / f"fold-{fold}/test/categories.jsonl")
+        rows = read_json_lines(whole / f"fold-{fold}/test/categories.jsonl")
         rows = [r for r in rows if r["method"] == "ITM"]
         best = [max(r["probabilities"], key=r["probabilities"].get) for r in rows]
         tops.append(
@@ -140,7 +138,7 @@ def test_figures_are_those_of_scoring_each_fold_by_hand(whole):
         )
         held_out = {r["image_id"] for r in rows} | {
             r["image_id"]
-            for r in read_records(whole / f"fold-{(fold + 1) % FOLDS}/test/categories.jsonl")
+            for r in read_json_lines(whole / f"fold-{(fold + 1) % FOLDS}/test/categories.jsonl")
         }
         trained = Counter(c for i, c in category_of.items() if i not in held_out)
         ((guess, count), *others) = trained.most_common()
@@ -157,7 +155,7 @@ def test_figures_are_those_of_scoring_each_fold_by_hand(whole):
 def test_training_figures_are_those_of_the_best_epoch(whole):
     results = results_of(whole)["training"]
     for fold in range(FOLDS):
-        log = read_records(whole / f"fold-{fold}/training_log.jsonl")
+        log = read_json_lines(whole / f"fold-{fold}/training_log.jsonl")
         best = min(range(len(log)), key=lambda i: log[i]["validation"]["loss"])
         assert results["epochs"]["best"]["folds"][fold] == best + 1
         assert results["epochs"]["all"]["folds"][fold] == len(log) == 3
@@ -171,7 +169,7 @@ def test_the_tables_say_what_the_figures_say(whole):
     score = results["answers"]["typical answer"]["bleu_4"]
     (row,) = (line for line in text.splitlines() if line.startswith("| typical answer |"))
     assert f"{score['mean']:.3f}±{score['std']:.3f}" in row
-    assert "METEOR without synonyms (↑)" in text
+    assert ("METEOR (↑)" if has_wordnet() else "METEOR without synonyms (↑)") in text
     sections = re.split(r"^## ", text, flags=re.MULTILINE)
     titles = [section.split("\n")[0] for section in sections[1:]]
     assert titles[:3] == ["Answers", "Categories", "Training"]
@@ -183,49 +181,17 @@ def test_the_tables_say_what_the_figures_say(whole):
     assert "| mean | " in section
 
 
-def test_finished_folds_are_left_alone(whole, untrained, monkeypatch):
-    monkeypatch.setattr(cross_validation, "evaluate_rows", lambda *_: 1 / 0)
-    monkeypatch.setattr(cross_validation, "load_folds", lambda *_: 1 / 0)
-    before = (whole / "cross_validation.md").read_bytes()
-    (whole / "cross_validation.md").unlink()
-    recipe = make_recipe(whole.parent, resume=True, workers=1)  # settings that may change
-    assert cross_validate(recipe) == whole
-    assert (whole / "cross_validation.md").read_bytes() == before
-
-
-def test_folds_may_be_shared_out_and_interrupted(whole, recipe, monkeypatch, capsys):
-    class Stop(Exception):
-        pass
-
-    trained = []
-    train, append = cross_validation.train, evaluation.JsonLines.append
-
-    def counted(of_fold):
-        trained.append(of_fold.fold)
-        if trained == [2, 0, 0, 1]:
-            raise Stop  # between two folds
-        return train(of_fold)
-
-    def stopped(self, rows):
-        append(self, rows)
-        if trained == [2, 0]:
-            raise Stop  # in the scoring of a fold
-
-    monkeypatch.setattr(cross_validation, "train", counted)
-    monkeypatch.setattr(evaluation.JsonLines, "append", stopped)
-    folder = Path(recipe.output_dir)
-    cross_validate(replace(recipe, fold=2))
-    assert "when these folds are scored: 0, 1." in capsys.readouterr().out
-    for _ in range(2):
-        with pytest.raises(Stop):
-            cross_validate(recipe)
-    assert not (folder / "cross_validation.json").exists()
-    again = read_recipe(["--resume", "--output_dir", str(folder)])
-    assert again == replace(recipe, resume=True)
-    cross_validate(again)
-    assert trained == [2, 0, 0, 1, 1]
-    for name in ("cross_validation.json", "cross_validation.md"):
-        assert (folder / name).read_text() == (whole / name).read_text()
+def test_finished_folds_are_left_alone(finished, tmp_path):
+    """Not even their dataset is needed, and settings that may change have changed."""
+    recipe = make_recipe(tmp_path, resume=True, workers=1)
+    assert not Path(recipe.dataset).exists()
+    tables = finished / "cross_validation.md"
+    expected = tables.read_bytes()
+    tables.unlink()
+    before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+    assert cross_validate(recipe) == finished
+    assert tables.read_bytes() == expected
+    assert {p: p.read_bytes() for p in before} == before
 
 
 def flags(recipe: Recipe) -> list[str]:
@@ -234,63 +200,29 @@ def flags(recipe: Recipe) -> list[str]:
     return [f"--{name}={value}" for name, (value, default) in values.items() if value != default]
 
 
-KILLED = """
-import os, signal, sys
-import train
-from mvaema.evaluation import cross_validation
-from mvaema.evaluation import run as evaluation
-from mvaema.training import loop as training
-
-moment, calls = sys.argv.pop(1), 0
-
-def kill_after(function, count):
-    def killed(*arguments, **options):
-        global calls
-        result = function(*arguments, **options)
-        calls += 1
-        if calls == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    return killed
-
-evaluation.write_report = lambda *_: None
-cross_validation.has_wordnet = lambda: False
-if moment == "training":
-    training.Run.validate = kill_after(training.Run.validate, 2)  # after the first checkpoint
-elif moment == "scoring":
-    evaluation.JsonLines.append = kill_after(evaluation.JsonLines.append, 3)
-elif moment == "scored":
-    cross_validation.write_json = kill_after(cross_validation.write_json, 1)
-elif moment == "tables":  # one of the two is there
-    cross_validation.write_json = kill_after(cross_validation.write_json, FOLDS)
-train.main()
-"""
+def kill_when(arrived: Path, command: list[str], environment: dict[str, str]) -> int:
+    """Run a command and kill it as soon as a file has content; returns its status."""
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (arrived.is_file() and arrived.stat().st_size):
+            time.sleep(0.001)
+        process.kill()
+        return process.wait()
 
 
 @pytest.mark.slow
-def test_killed_between_folds_and_within_them_it_ends_in_the_same_tables(whole, recipe, tmp_path):
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED.replace("FOLDS", str(FOLDS)))
+def test_killed_between_folds_and_within_them_it_ends_in_the_same_tables(whole, recipe):
     folder = Path(recipe.output_dir)
-
-    def run(moment: str) -> int:
-        return subprocess.run(
-            [sys.executable, str(script), moment, *flags(recipe)],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.DEVNULL,
-        ).returncode
-
-    assert run("training") == -signal.SIGKILL
-    assert len(read_records(folder / "fold-0/training_log.jsonl")) == 1
-    assert run("scoring") == -signal.SIGKILL
-    answers = (folder / "fold-0/test/answers.jsonl").read_text()
-    assert answers and not (folder / "fold-0/scores.json").exists()
-    assert run("scored") == -signal.SIGKILL
-    assert (folder / "fold-0/test/answers.jsonl").read_text().startswith(answers)
-    assert (folder / "fold-0/scores.json").exists() and not (folder / "fold-1").exists()
-    assert run("tables") == -signal.SIGKILL
-    assert not (folder / "cross_validation.md").exists()
-    assert run("never") == 0
+    command = [sys.executable, str(ROOT / "train.py"), *flags(recipe)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for arrived in (
+        "fold-0/training_log.jsonl",  # in training
+        "fold-0/test/answers.jsonl",  # in scoring
+        "fold-0/scores.json",  # between two folds
+        "fold-1/test/categories.jsonl",
+        "fold-2/scores.json",
+    ):
+        assert kill_when(folder / arrived, command, environment) == -signal.SIGKILL
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
     for name in ("cross_validation.json", "cross_validation.md"):
         assert (folder / name).read_text() == (whole / name).read_text()
     for fold in range(FOLDS):
@@ -299,25 +231,21 @@ def test_killed_between_folds_and_within_them_it_ends_in_the_same_tables(whole, 
 
 
 PATIENT = """
-import datetime, os, sys, time
+import datetime, sys, time
 import torch.distributed as dist
-import train
+from mvaema.commands.train import main
 from mvaema.evaluation import cross_validation
-from mvaema.evaluation import run as evaluation
 
 # The timeout of the training's own group, which is much longer in earnest.
-
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=20))
-score = cross_validation._score
+evaluate_questions = cross_validation.evaluate_questions
 
-def slow_score(*arguments):
+def slowly(*arguments):
     time.sleep(25)
-    score(*arguments)
+    return evaluate_questions(*arguments)
 
-cross_validation._score = slow_score
-evaluation.write_report = lambda *_: None
-cross_validation.has_wordnet = lambda: False
-train.main()
+cross_validation.evaluate_questions = slowly
+sys.exit(main())
 """
 
 
@@ -344,7 +272,9 @@ def test_two_processes_train_together_and_the_second_waits_for_the_scores(whole,
 
 
 def test_several_that_finish_at_once_write_the_same(whole):
-    before = {name: (whole / name).read_bytes() for name in ("cross_validation.json",)}
+    scores = [json.loads((whole / f"fold-{k}/scores.json").read_text()) for k in range(FOLDS)]
+    names = ("cross_validation.json", "cross_validation.md")
+    before = {name: (whole / name).read_bytes() for name in names}
     stop, torn = threading.Event(), []
 
     def read():
@@ -353,7 +283,7 @@ def test_several_that_finish_at_once_write_the_same(whole):
 
     def write():
         for _ in range(20):
-            cross_validation._write_tables(whole, FOLDS)
+            write_fold_tables(scores, whole)
 
     reader, *writers = [threading.Thread(target=t) for t in (read, *[write] * 6)]
     for thread in (reader, *writers):
@@ -366,24 +296,7 @@ def test_several_that_finish_at_once_write_the_same(whole):
     assert not [path for path in whole.iterdir() if path.name.startswith(".")]
 
 
-def test_a_figure_that_a_fold_lacks_has_no_mean(whole):
-    results = results_of(whole)
-    sections = [
-        {"ITC": {"top_1": 0.5}, "LM": {"top_1": 0.1}},
-        {"ITC": {"top_1": 0.7}},
-        {"ITC": {"top_1": 0.9}, "LM": {"top_1": 0.3}},
-    ]
-    results["categories"] = cross_validation._over_folds(sections)
-    assert results["categories"]["ITC"]["top_1"]["mean"] == pytest.approx(0.7)
-    tables = {t.title: t for t in cross_validation.cross_validation_tables(results)}
-    assert tables["Categories"].rows == [
-        ["ITC", "0.700±0.200", "–", "–"],
-        ["LM", "–", "–", "–"],
-    ]
-    assert [row[1] for row in tables["Categories: LM"].rows] == ["0.100", "–", "0.300", "–"]
-
-
-def test_groups_that_cross_are_refused(tmp_path, untrained):
+def test_groups_that_cross_are_refused_before_training(tmp_path):
     folder = write_dataset(tmp_path / "data", 24)
     file = folder / "train" / "metadata.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -405,24 +318,36 @@ def test_groups_that_cross_are_refused(tmp_path, untrained):
     refused(ValueError, "question 'own' has no answer in the training split")
 
 
-def test_folds_of_another_dataset_are_refused(recipe, untrained):
-    scores = Path(recipe.output_dir) / "fold-1" / "scores.json"
-    with pytest.raises(AssertionError, match="fold-0 was trained"):
-        cross_validate(recipe)
-    scores.parent.mkdir()
-    scores.write_text(json.dumps({"fold": 1, "dataset": "0123"}))
-    with pytest.raises(ValueError, match=r"groups or answers have changed \(fold 1: 0123, fold 0"):
-        cross_validate(recipe)
+def test_folds_of_another_dataset_are_refused(finished, whole, tmp_path):
+    (tmp_path / "data").symlink_to(whole.parent / "data")
+    shutil.rmtree(finished / "fold-0")
+    scores = finished / "fold-1" / "scores.json"
+    scores.write_text(json.dumps(json.loads(scores.read_text()) | {"dataset": "0123"}))
+    with pytest.raises(ValueError, match=r"answers have changed \(fold 1: 0123, fold 2: .*fold 0"):
+        cross_validate(make_recipe(tmp_path))
+    assert not (finished / "fold-0").exists()
 
 
-def test_another_run_is_not_overwritten(recipe, untrained):
-    with pytest.raises(AssertionError, match="fold-0 was trained"):
-        cross_validate(recipe)
-    with pytest.raises(FileExistsError, match="epochs was 3, is 9, learning_rate was"):
-        cross_validate(replace(recipe, epochs=9, learning_rate=0.1, fold=1))
-    with pytest.raises(FileExistsError, match="holds no cross-validation"):
-        cross_validate(replace(recipe, output_dir=recipe.dataset))
-    with pytest.raises(ValueError, match="leave one of the two out"):
-        cross_validate(replace(recipe, push_to_hub=True, hub_model_id="lab/student"))
-    with pytest.raises(ValueError, match="without looking for near-duplicates"):
-        cross_validate(replace(recipe, streaming=True))
+def test_another_run_is_not_overwritten(whole):
+    recipe = make_recipe(whole.parent)
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+    for other, message in (
+        (
+            replace(recipe, epochs=9, learning_rate=0.1, fold=1),
+            "another cross-validation .*epochs was 3, is 9, learning_rate was",
+        ),
+        (replace(recipe, output_dir=recipe.dataset), "holds no cross-validation"),
+    ):
+        with pytest.raises(FileExistsError, match=message):
+            cross_validate(other)
+    assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
+
+
+def test_settings_that_make_no_sense_are_refused(recipe):
+    for setting, message in (
+        ({"push_to_hub": "lab/student"}, "leave one of the two out"),
+        ({"streaming": True}, "without looking for near-duplicates"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cross_validate(replace(recipe, **setting))
+    assert not Path(recipe.output_dir).exists()

@@ -1,14 +1,14 @@
-"""Baselines that do not look at the image, on made-up data and on the real micrographs."""
+"""Reference answers, on made-up data and on the real micrographs."""
 
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from support.wordnet_data import needs_wordnet
 
+from mvaema.evaluation.questions import records_from_dataset
+from mvaema.evaluation.records import score_records, summarize
 from mvaema.evaluation.references import nearest_image_answers, random_answers, typical_answers
-from mvaema.evaluation.scores import records_from_dataset, score_records, summarize
 
 
 def record(image_id: str, answer: str, category: str = "Tips", question_id: str = "basics") -> dict:
@@ -53,17 +53,23 @@ def test_random_answers_are_of_the_same_question_and_repeatable():
 
 def test_nearest_image_answers_pass_over_images_without_the_question():
     train = [*TRAIN, record("c", "matte", question_id="surface")]
-    train_embeddings = {"a": np.array([1.0, 0]), "c": np.array([0.6, 0.8]), "d": np.array([0, 1.0])}
-    embeddings = {"x": np.array([2.0, 0.1]), "y": np.array([0, 3.0])}
+    embeddings = {
+        "a": [1.0, 0],
+        "b": [-1.0, -1.0],
+        "c": [0.6, 0.8],
+        "d": [0, 1.0],
+        "x": [2.0, 0.1],
+        "y": [0, 3.0],
+    }
     targets = [*TARGETS, record("x", "?", question_id="surface")]
-    answers = nearest_image_answers(train, targets, train_embeddings, embeddings)
+    answers = nearest_image_answers(train, targets, embeddings)
     assert [r["prediction"] for r in answers] == ["thin long wires", "a porous sponge", "matte"]
 
 
 def test_a_question_that_training_never_asked():
-    for baseline in (typical_answers, random_answers):
+    for answers in (typical_answers, random_answers, lambda *r: nearest_image_answers(*r, {})):
         with pytest.raises(ValueError, match="'function' has no answer in the training split"):
-            baseline(TRAIN, [record("x", "?", question_id="function")])
+            answers(TRAIN, [record("x", "?", question_id="function")])
 
 
 @pytest.mark.slow

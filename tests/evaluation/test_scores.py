@@ -1,200 +1,144 @@
-"""Summaries, intervals and comparisons of scored answers."""
+"""Step 2: figures recomputed by hand from what was collected; no model is loaded here."""
 
-import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from datasets import Dataset
-from scipy import stats
+from nltk.translate.bleu_score import sentence_bleu
+from support.tiny_student import write_splits
 
-from mvaema.evaluation.intervals import (
-    cluster_bootstrap,
-    cluster_permutation_p_value,
-    mean_intervals,
-)
-from mvaema.evaluation.scores import (
-    compare,
-    read_records,
-    records_from_dataset,
-    score_records,
-    summarize,
-)
+from mvaema.evaluation.collect import BLANK, CAPTION, PLAIN, collect, read_collected
+from mvaema.evaluation.questions import load_questions
+from mvaema.evaluation.scores import answers_under, score
 
 
-def make_records(n_images: int = 6, prediction: str = "Round grains of about 80 nm.") -> list[dict]:
-    return [
-        {
-            "image_id": f"image{i}",
-            "group": f"group{i // 2}",
-            "category": ("Powder", "Tips", None)[i % 3],
-            "question_id": question,
-            "question": f"What about {question}?",
-            "reference": f"Round grains of about {20 * (i + 1)} nm lie on a {question}.",
-            "prediction": prediction,
-        }
-        for i in range(n_images)
-        for question in ("basics", "surface")
+@pytest.fixture(scope="module")
+def scored(questions, folder):
+    return score(questions, read_collected(folder), "student", synonyms=False)
+
+
+def test_scores_of_every_condition_by_hand(scored, questions, collected):
+    figures, answers = scored
+    references = {(r["image_id"], r["question_id"]): r["reference"] for r in questions.records}
+    for name, condition in (
+        ("student", PLAIN),
+        ("student, caption given", CAPTION),
+        ("student, blank image", BLANK),
+    ):
+        found = collected.predictions(condition)
+        bleu = [
+            sentence_bleu([references[key].split()], answer.split(), weights=(1.0,))
+            for key, answer in found.items()
+        ]
+        summary = figures["answers"][name]["overall"]
+        assert summary["scores"]["bleu_1"]["mean"] == pytest.approx(np.mean(bleu))
+        assert (summary["n"], summary["images"], summary["clusters"]) == (18, 6, 2)
+        assert [r["prediction"] for r in answers[name]] == list(found.values())
+    by_question = figures["answers"]["student"]["by_question"]
+    assert list(by_question) == ["basics", "morphology", "surface"]
+    assert set(figures["answers"]["student"]["by_category"]) == {"Nanowires", "Particles"}
+
+
+def test_categories_by_hand(scored, questions, collected):
+    classification = scored[0]["classification"]
+    dataset = questions.micrographs.dataset
+    category_of = dict(zip(dataset["image_id"], dataset["category"], strict=True))
+    for method in ("ITC", "ITM", "LM"):
+        rows = [r for r in collected.categories if r["method"] == method]
+        hits = [
+            max(r["probabilities"], key=r["probabilities"].get) == category_of[r["image_id"]]
+            for r in rows
+        ]
+        assert len(hits) == 6
+        assert classification[method]["top_1"] == pytest.approx(np.mean(hits))
+    # Half of the training micrographs show nanowires, half particles.
+    assert list(classification) == ["ITC", "ITM", "LM", "chance"]
+    assert classification["chance"]["top_1"] == 0.5
+
+
+def test_references_and_comparisons(scored, questions, collected):
+    figures, answers = scored
+    # The answers follow from the category, so the typical one of the category is the teacher's own.
+    told = figures["answers"]["typical answer of the category"]["overall"]["scores"]["bleu_1"]
+    assert told["mean"] == pytest.approx(1)
+    for name in ("typical answer", "nearest image's answer", "random answer"):
+        assert figures["answers"][name]["overall"]["n"] == 18
+    assert set(figures["comparisons"]) == {
+        "student, blank image → student",
+        "typical answer → student",
+        "student → student, caption given",
+    }
+    assert next(iter(answers)) == "student" and "typical answer" in answers
+    # The nearest training image by cosine, by hand.
+    train = {r["image_id"] for r in questions.train_records}
+    unit = {i: v / np.linalg.norm(v) for i, v in collected.embeddings.items()}
+    nearest = {i: max(train, key=lambda j: unit[i] @ unit[j]) for i in questions.micrographs}
+    expected = {
+        (i, r["question_id"]): r["reference"]
+        for i in nearest
+        for r in questions.train_records
+        if r["image_id"] == nearest[i]
+    }
+    hits = [expected[r["image_id"], r["question_id"]] == r["reference"] for r in questions.records]
+    rouge = figures["answers"]["nearest image's answer"]["overall"]["scores"]["rouge_1"]
+    assert (rouge["mean"] == pytest.approx(1)) == all(hits)
+
+
+def test_results_say_what_their_metrics_are_called(scored):
+    metrics = scored[0]["metrics"]
+    assert metrics["bleu_2"] == "BLEU-2" and "meteor" not in metrics
+    assert metrics["meteor_no_synonyms"] == "METEOR without synonyms"
+    assert metrics.keys() <= scored[0]["answers"]["student"]["overall"]["scores"].keys()
+
+
+def test_other_models_are_compared_on_the_same_questions(questions, collected):
+    other = [{**r, "prediction": r["reference"]} for r in questions.records]
+    figures, answers = score(questions, collected, "student", {"better": other}, synonyms=False)
+    scores = figures["comparisons"]["better → student"]["scores"]["rouge_1"]
+    for side, name in (("first", "better"), ("second", "student")):
+        mean = figures["answers"][name]["overall"]["scores"]["rouge_1"]["mean"]
+        assert scores[side] == pytest.approx(mean)
+    assert scores["first"] > scores["second"] and 0 < scores["p_value"] <= 1
+    assert "better" in answers
+
+
+def test_empty_answers_are_counted_and_score_nothing(questions, collected):
+    silent = [{**record, "prediction": ""} for record in collected.answers]
+    figures, _ = score(questions, replace(collected, answers=silent), "student", synonyms=False)
+    summary = figures["answers"]["student"]["overall"]
+    assert summary["empty"] == 18 and summary["scores"]["rouge_l"]["mean"] == 0
+
+
+@pytest.mark.parametrize("condition", [PLAIN, CAPTION, BLANK])
+def test_an_incomplete_collection_is_not_scored(questions, collected, condition):
+    """Least of all with answers of another condition in place of the missing ones."""
+    some = [
+        r for r in collected.answers if r["condition"] != condition or r["question_id"] != "surface"
     ]
+    with pytest.raises(ValueError, match="no answer to 6 of 18 questions"):
+        score(questions, replace(collected, answers=some), "student", synonyms=False)
 
 
-def scored(**kwargs) -> list[dict]:
-    return score_records(make_records(**kwargs), synonyms=False)
+def test_a_split_without_captions_and_categories(answerer, tmp_path):
+    data = write_splits(tmp_path / "plain", category=None, caption=None)
+    plain = load_questions(str(data), "validation", "train")
+    collected = collect(answerer, plain, tmp_path / "report")
+    figures, _ = score(plain, collected, "student", synonyms=False)
+    assert figures["classification"] == {}
+    assert figures["answers"]["student"]["by_category"] == {}
+    assert not {"student, caption given", "typical answer of the category"} & set(
+        figures["answers"]
+    )
 
 
-def test_summaries_are_means_over_their_answers():
-    records = scored()
-    summary = summarize(records)
-    values = np.array([r["scores"]["rouge_l"] for r in records])
-    overall = summary["overall"]
-    assert (overall["n"], overall["images"], overall["clusters"], overall["empty"]) == (12, 6, 3, 0)
-    assert overall["scores"]["rouge_l"]["mean"] == pytest.approx(values.mean())
-    assert overall["scores"]["rouge_l"]["std"] == pytest.approx(values.std())
-    assert list(summary["by_question"]) == ["basics", "surface"]
-    assert list(summary["by_category"]) == ["Powder", "Tips", "unknown"]
-    of_tips = [r["scores"]["bleu_2"] for r in records if r["category"] == "Tips"]
-    tips = summary["by_category"]["Tips"]
-    assert tips["n"] == 4 and tips["scores"]["bleu_2"]["mean"] == pytest.approx(np.mean(of_tips))
-    json.dumps(summary, allow_nan=False)
-
-
-def test_lengths_are_scored_beside_the_words():
-    scores = {r["image_id"]: r["scores"] for r in scored()}
-    assert scores["image3"]["length_error"] == 0  # 80 nm
-    assert scores["image3"]["length_within_20_percent"] == 1
-    assert scores["image0"]["length_error"] == pytest.approx(3)  # 80 nm for 20 nm
-    assert scores["image0"]["length_invented"] is None
-    silent = scored(prediction="Round grains.")[0]["scores"]
-    assert silent["length_stated"] == 0 and silent["length_error"] is None
-    assert silent["length_within_20_percent"] == 0
-    record = {**make_records()[0], "reference": "No scale bar is visible."}
-    (invented,) = score_records([record], synonyms=False)
-    assert invented["scores"]["length_invented"] == 1
-    assert invented["scores"]["length_within_20_percent"] is None
-
-
-def test_a_split_without_categories_and_groups():
-    records = [
-        {k: v for k, v in r.items() if k not in ("category", "group")} for r in make_records()
-    ]
-    summary = summarize(score_records(records, synonyms=False))
-    assert summary["by_category"] == {}
-    assert summary["overall"]["clusters"] == 6  # its micrographs
-
-
-def test_empty_predictions_score_0_and_are_counted():
-    summary = summarize(scored(prediction=" "))["overall"]
-    assert summary["empty"] == summary["n"]
-    assert summary["scores"]["rouge_1"]["mean"] == 0
-
-
-def test_one_cluster_has_no_interval():
-    summary = summarize(scored(n_images=2))["overall"]
-    assert summary["scores"]["rouge_l"]["low"] is None
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"reference": None}, "record 0 has no `reference`"),
-        ({"reference": "  "}, "image 'image0', question 'basics': the reference answer is blank"),
-        ({"prediction": None}, "record 0 has no `prediction`"),
-        ({"question_id": "surface"}, "image 'image0', question 'surface' occurs more than once"),
-    ],
-)
-def test_bad_records(change, message):
-    records = make_records()
-    records[0] |= change
-    with pytest.raises(ValueError, match=message):
-        score_records(records, synonyms=False)
-
-
-def test_nothing_to_score():
-    with pytest.raises(ValueError, match="no records"):
-        score_records([])
-    with pytest.raises(ValueError, match="score_records"):
-        summarize(make_records())
-
-
-def test_records_from_dataset_take_usable_answers_only():
-    qa = [
-        {"question_id": "basics", "question": "?", "answer": "Wires.", "outcome": "ok"},
-        {"question_id": "surface", "question": "?", "answer": "", "outcome": "refused"},
-    ]
-    dataset = Dataset.from_list([{"image_id": "a", "category": "Tips", "group": "g", "qa": qa}])
-    (record,) = records_from_dataset(dataset)
-    assert record["reference"] == "Wires." and record["category"] == "Tips"
-    with pytest.raises(ValueError, match="no column `qa`"):
-        records_from_dataset(dataset.remove_columns("qa"))
-    refused = Dataset.from_list([{"image_id": "a", "qa": qa[1:]}])
-    with pytest.raises(ValueError, match="no answer with the outcome `ok`"):
-        records_from_dataset(refused)
-
-
-def test_read_records_names_the_broken_line(tmp_path):
-    path = tmp_path / "predictions.jsonl"
-    lines = [json.dumps(r, ensure_ascii=False) for r in make_records(prediction="a\u2028b")]
-    path.write_text("\n".join(lines), encoding="utf-8")
-    assert read_records(path) == make_records(prediction="a\u2028b")
-    path.write_text("\n".join([*lines, lines[0][:20]]), encoding="utf-8")
-    with pytest.raises(ValueError, match="line 13"):
-        read_records(path)
-
-
-def test_bootstrap_agrees_with_scipy_where_answers_are_independent():
-    values = np.random.default_rng(0).beta(2, 5, (200, 1))
-    ((low, high),) = mean_intervals(values, [str(i) for i in range(200)], n_resamples=5000)
-    theirs = stats.bootstrap((values[:, 0],), np.mean, method="percentile", rng=0)
-    expected = (theirs.confidence_interval.low, theirs.confidence_interval.high)
-    assert (low, high) == pytest.approx(expected, abs=0.003)
-
-
-def test_bootstrap_sees_that_answers_of_a_cluster_agree():
-    """Ten equal answers per cluster carry the information of one."""
-    means = np.random.default_rng(0).normal(size=(30, 1))
-    repeated, clusters = np.repeat(means, 10, axis=0), np.repeat(np.arange(30).astype(str), 10)
-    once = cluster_bootstrap(means, np.arange(30).astype(str))
-    assert cluster_bootstrap(repeated, clusters) == pytest.approx(once)
-    independent = cluster_bootstrap(repeated, np.arange(300).astype(str))
-    assert independent.std() < 0.5 * once.std()
-
-
-def test_missing_values_are_left_out_of_the_means():
-    values = np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]])
-    draws = cluster_bootstrap(values, ["a", "b", "c"], n_resamples=50)
-    assert set(np.unique(draws[~np.isnan(draws[:, 0]), 0])) <= {1, 1.5, 5 / 3, 2, 7 / 3, 2.5, 3}
-    intervals = mean_intervals(values, ["a", "b", "c"], n_resamples=50)
-    assert intervals[0] == (1, 3) and intervals[1] == (None, None)
-
-
-def test_p_value_is_exact_for_few_clusters():
-    """All 2**5 sign flips by hand; 10 answers in 5 clusters."""
-    differences = np.array([0.3, 0.1, 0.2, 0.4, -0.1, 0.0, 0.5, 0.1, 0.2, -0.1])
-    clusters = np.repeat(list("abcde"), 2)
-    sums = differences.reshape(5, 2).sum(axis=1)
-    flips = 1 - 2 * ((np.arange(32)[:, None] >> np.arange(5)) & 1)
-    expected = np.mean(np.abs(flips @ sums) >= abs(sums.sum()) - 1e-12)
-    assert cluster_permutation_p_value(differences, clusters) == pytest.approx(expected)
-
-
-def test_compare():
-    worse, better = scored(prediction="Wires."), scored()
-    comparison = compare(worse, better)
-    rouge = comparison["scores"]["rouge_l"]
-    assert comparison["n"] == 12 and comparison["clusters"] == 3
-    assert rouge["difference"] == pytest.approx(rouge["second"] - rouge["first"])
-    assert 0 < rouge["low"] <= rouge["difference"] <= rouge["high"]
-    assert rouge["p_value"] == 2 / 2**3  # the smallest three clusters can give
-    assert compare(better, list(reversed(better)))["scores"]["rouge_l"]["p_value"] == 1
-    json.dumps(comparison, allow_nan=False)
-
-
-def test_compare_refuses_what_is_not_paired():
-    records = scored()
-    with pytest.raises(ValueError, match="1 are answered by one only, such as image 'image0'"):
-        compare(records, records[1:])
-    other = [{**r, "reference": "Else."} for r in records]
-    with pytest.raises(ValueError, match="references differ"):
-        compare(records, other)
-    renamed = [{**r, "scores": {"meteor": 1.0}} for r in records]
-    with pytest.raises(ValueError, match="scored with different metrics"):
-        compare(records, renamed)
+def test_without_a_caption_the_answer_with_it_is_the_plain_one(questions, collected):
+    micrographs = questions.micrographs.dataset
+    captions = [None, *micrographs["caption"][1:]]
+    changed = micrographs.remove_columns("caption").add_column("caption", captions)
+    some = replace(questions, micrographs=type(questions.micrographs)(changed, "some"))
+    found = {(r["image_id"], r["question_id"]): r for r in answers_under(CAPTION, collected, some)}
+    plain, told = collected.predictions(PLAIN), collected.predictions(CAPTION)
+    for key, record in found.items():
+        expected = plain if key[0] == "image20" else told
+        assert record["prediction"] == expected[key]
+    assert any(plain[key] != told[key] for key in told if key[0] == "image20")

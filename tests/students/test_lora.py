@@ -14,13 +14,8 @@ from transformers import AutoModel, BertConfig, BertModel
 
 from configuration_mvaema import MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
-from mvaema.students.lora import (
-    TRAINED_WHOLE,
-    add_adapters,
-    load_student,
-    merge_adapters,
-    save_adapters,
-)
+from mvaema.students.loading import load_student
+from mvaema.students.lora import TRAINED_WHOLE, add_adapters, merge_adapters, save_adapters
 
 OUTPUTS = ("logits", "image_embeds", "text_embeds", "itc_loss", "itm_loss", "lm_loss")
 
@@ -237,19 +232,19 @@ def test_what_is_no_student_is_refused(adapters, base, make_model, tuned, tmp_pa
         load_student(tmp_path)
     shapes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9}
     BertModel(BertConfig(**shapes, intermediate_size=8)).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ValueError, match=r"bert is no student .* 'bert', not 'mvaema'"):
+    with pytest.raises(ValueError, match=r"bert is not a student .* 'bert', not 'mvaema'"):
         load_student(tmp_path / "bert")
     with pytest.raises(OSError, match="nowhere"):
         load_student(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="base holds no adapters"):
         merge_adapters(base, tmp_path / "out")
-    with pytest.raises(ValueError, match="choose another folder"):
+    with pytest.raises(ValueError, match="Choose another folder"):
         merge_adapters(adapters, adapters)
 
     wide = tmp_path / "wide"
     make_model(intermediate_size=96).save_pretrained(wide)
     shutil.copy(base / "model.safetensors", wide / "model.safetensors")
-    with pytest.raises(ValueError, match=r"wide have other shapes .* belong to another preset"):
+    with pytest.raises(ValueError, match=r"wide do not have the shapes .* to another preset"):
         load_student(wide)
 
 
@@ -265,7 +260,7 @@ def test_adapters_of_another_preset_are_refused(adapters, base, make_model, shap
 
 def test_a_base_that_has_gone_is_named(adapters, base, tmp_path):
     base.rename(tmp_path / "moved")
-    with pytest.raises(FileNotFoundError, match=r"adapters for .*base, which is not there; write"):
+    with pytest.raises(FileNotFoundError, match=r"adapters for .*base, which does not exist\."):
         load_student(adapters)
     config = json.loads((adapters / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(tmp_path / "moved")

@@ -114,7 +114,7 @@ def test_checkpoints_that_do_not_fit_are_refused_by_name(vit, make_bert, tmp_pat
     make_bert(num_attention_heads=8)
     with pytest.raises(ValueError, match="num_attention_heads is 4 in vision and 8 in text"):
         from_encoders(tmp_path / "vit", tmp_path / "bert")
-    with pytest.raises(ValueError, match="hidden_size is 32 in the checkpoint; 64 does not fit"):
+    with pytest.raises(ValueError, match="hidden_size is 32 in the checkpoint; 64 does not fit it"):
         from_encoders(text=tmp_path / "bert", hidden_size=64)
     with pytest.raises(ValueError, match="vision must be a 'vit' checkpoint"):
         from_encoders(vision=tmp_path / "bert")

@@ -1,4 +1,4 @@
-"""torchrun --nproc_per_node 2 tests/ddp_worker.py FOLDER
+"""torchrun --nproc_per_node 2 tests/support/ddp_worker.py FOLDER
 
 One training step on this rank's part of FOLDER/batch.pt; rank 0 writes losses and gradients.
 """

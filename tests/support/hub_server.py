@@ -1,7 +1,7 @@
 """A Hugging Face Hub on loopback: enough of its HTTP interface to create, upload to and load from.
 
-What is special about it: it keeps every byte that it is sent, decoded, so that a test can search
-all that has left the machine.
+What is special about it: it keeps every byte that it receives, decoded, so that a test can search
+everything that has left the machine.
 """
 
 import base64
@@ -17,10 +17,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class FakeHub(ThreadingHTTPServer):
-    """Attributes:
-    repositories: id to {"private": bool, "files": {name: content}}.
-    received: (path, decoded content) of every request.
-    refuse: path to the status that requests below it get.
+    """The server; `running_hub` starts and stops one.
+
+    Attributes:
+        repositories: id to {"private": bool, "files": {name: content}}.
+        received: (path, decoded content) of every request.
+        refuse: path to the status that requests below it get.
     """
 
     def __init__(self):

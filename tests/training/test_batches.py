@@ -1,4 +1,4 @@
-"""Batches of a training run: over ranks and workers, resumed, bucketed; and what bad data gives."""
+"""Batches of a training run: over ranks and workers, resumed, bucketed, and with a bad image."""
 
 import dataclasses
 import json
@@ -9,11 +9,11 @@ import pytest
 import torch
 from support.micrograph_data import write_dataset
 
-from mvaema.micrographs.dataset import DatasetError, load_micrographs
-from mvaema.micrographs.folds import LeakError
-from mvaema.training.batches import Batch, BatchLoader, load_folds, load_rows, longest_answers
-from mvaema.training.examples import ExampleDrawer
+from mvaema.micrographs.dataset import DatasetError
+from mvaema.training.batches import Batch, BatchLoader, ProcessShare, longest_answers
+from mvaema.training.examples import Draws, ExampleDrawer
 from mvaema.training.recipe import Recipe
+from mvaema.training.split import load_rows
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,8 @@ def make_loader(recipe, rows, processor):
     def make(training=True, rank=0, world_size=1, **changes):
         part = rows.train if training else rows.validation
         changed = dataclasses.replace(recipe, **changes)
-        return BatchLoader(part, processor, "Which category?", changed, training, rank, world_size)
+        drawer = ExampleDrawer("Which category?", Draws.of(changed) if training else None)
+        return BatchLoader(part, drawer, processor, changed, ProcessShare(rank, world_size))
 
     return make
 
@@ -167,7 +168,8 @@ def test_bucketing_puts_like_lengths_together_and_loses_nothing(recipe, processo
     for bucketing in (True, False):
         changed = dataclasses.replace(recipe, dataset=str(folder), length_bucketing=bucketing)
         rows = load_rows(changed).train
-        batches = list(BatchLoader(rows, processor, "Which?", changed, True).epoch(0))
+        drawer = ExampleDrawer("Which?", Draws.of(changed))
+        batches = list(BatchLoader(rows, drawer, processor, changed).epoch(0))
         padding[bucketing] = sum(int((b.inputs["labels"] == -100).sum()) for b in batches)
         seen[bucketing] = {i for batch in batches for i in batch.image_ids}
     assert seen[True] == seen[False]
@@ -175,7 +177,7 @@ def test_bucketing_puts_like_lengths_together_and_loses_nothing(recipe, processo
 
 
 def test_the_longest_drawn_answer_counts(rows, processor):
-    drawer = ExampleDrawer("Which category?", 2)
+    drawer = ExampleDrawer("Which category?", Draws(2))
     numbered = list(enumerate(rows.texts))
     lengths = longest_answers(processor.tokenizer, drawer, numbered, epoch=1)
     counted = [
@@ -192,93 +194,13 @@ def test_uneven_shares_are_refused(make_loader):
         make_loader(world_size=4, gradient_accumulation_steps=4)
 
 
-def test_folds_test_validate_and_train_without_sharing_a_specimen(recipe):
-    folded = load_folds(recipe)
-    tested = []
-    for fold in range(4):
-        rows = folded.split(fold, cross_validation=True)
-        tested += rows.test["image_id"][:]
-        parts = [set(part["group"]) for part in (rows.train, rows.validation, rows.test)]
-        assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
-        assert len(rows.train) + len(rows.validation) + len(rows.test) == 43
-        assert "image" not in rows.texts.column_names
-        assert rows.texts["image_id"][:] == rows.train["image_id"][:]
-        plain = folded.split((fold + 1) % 4)
-        assert plain.test is None
-        assert plain.validation["image_id"][:] == rows.validation["image_id"][:]
-    assert sorted(tested) == sorted(folded.dataset["image_id"])
-
-
-def test_one_unreadable_image_is_skipped_or_refused(recipe, tmp_path):
-    recipe.dataset = str(write_dataset(tmp_path / "data", 43))
-    image = Path(recipe.dataset) / "train" / "7.png"
-    image.write_bytes(image.read_bytes()[:60])
-    (Path(recipe.dataset) / "train" / "9.png").unlink()
-    rows = load_rows(recipe)
-    assert sorted(rows.skipped) == ["image7", "image9"]
-    assert len(rows.train) + len(rows.validation) == 41
-    with pytest.raises(DatasetError, match=r"2 of 43 images .* image7, image9.*--strict"):
-        load_rows(dataclasses.replace(recipe, strict=True))
-    for path in (Path(recipe.dataset) / "train").glob("*.png"):
-        path.write_bytes(b"no image")
-    with pytest.raises(DatasetError, match="43 of 43"):
-        load_rows(recipe)
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_goes_bad_later_is_named(recipe, processor, tmp_path, workers):
     dataset = str(write_dataset(tmp_path / "data"))
     changed = dataclasses.replace(recipe, dataset=dataset, workers=workers)
     rows = load_rows(changed).train
-    loader = BatchLoader(rows, processor, "Which?", changed, True)
+    loader = BatchLoader(rows, ExampleDrawer("Which?", Draws()), processor, changed)
     victim = rows[3]["image"]["path"]
     Path(victim).write_bytes(b"no image")
     with pytest.raises(DatasetError, match=f"^image {rows[3]['image_id']} cannot be read"):
         list(loader.epoch(0))
-
-
-def test_bad_datasets_are_refused(recipe, tmp_path):
-    def refuse(error, match, **fields):
-        with pytest.raises(error, match=match):
-            load_rows(dataclasses.replace(recipe, **fields))
-
-    refuse(DatasetError, "cannot read split 'train' of", dataset=str(tmp_path / "nowhere"))
-    refuse(DatasetError, "split 'test'", split="test")
-    refuse(ValueError, "k must be", folds=30)
-    refuse(DatasetError, "for train of fold 0", folds=2, cross_validation=True)
-    for name, qa, match in (
-        ("none", [], "no answers with outcome 'ok'"),
-        ("null", None, "no answers with outcome 'ok'"),
-        ("bare", [{"question": "What?", "answer": "It."}], "lacks question_id, outcome"),
-        ("strings", ["What?"], "lacks question_id, question, answer, outcome"),
-    ):
-        refuse(DatasetError, match, dataset=str(write_dataset(tmp_path / name, qa=qa)))
-    same_specimen = write_dataset(tmp_path / "one", group="one")
-    refuse(ValueError, "k must be", dataset=str(same_specimen))
-
-
-def test_folds_that_cross_are_refused(recipe):
-    folded = load_folds(recipe)
-    rng = np.random.default_rng(0)
-    with pytest.raises(LeakError, match="values of group"):
-        dataclasses.replace(folded, folds=rng.permutation(folded.folds)).split(0)
-
-
-def test_every_kind_of_place_is_read(recipe, tmp_path):
-    rows = load_micrographs(recipe.dataset)
-    rows.save_to_disk(tmp_path / "disk")
-    (tmp_path / "parquet").mkdir()
-    rows.to_parquet(tmp_path / "parquet" / "train-00000.parquet")
-    for place in ("disk", "parquet"):
-        again = load_micrographs(tmp_path / place)
-        assert again["image_id"][:] == rows["image_id"][:]
-        assert again["pixel_size_nm"][0] is None
-
-
-def test_a_column_may_be_null_throughout_one_split(tmp_path):
-    folder = write_dataset(tmp_path / "data", 6)
-    write_dataset(folder, 4, "validation", 20, scale_bar=None, category=None)
-    assert load_micrographs(folder)["scale_bar"][1] == "1 µm"
-    assert load_micrographs(folder, "validation")["scale_bar"][:] == [None] * 4
-    with pytest.raises(DatasetError, match="split 'test'"):
-        load_micrographs(folder, "test")

@@ -9,7 +9,7 @@ from support.micrograph_data import write_dataset
 
 from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema.micrographs.dataset import DatasetError, load_micrographs
-from mvaema.training.examples import ExampleDrawer, collate
+from mvaema.training.examples import Draws, ExampleDrawer, collate
 from mvaema.training.views import TURNED, View, survives_close_up, transposes
 
 SIDE = 90
@@ -39,7 +39,11 @@ def dataset(tmp_path):
 
 
 def drawn(dataset, epochs=1, **options):
-    drawer = ExampleDrawer("Which category?", **{"questions_per_image": 9, **options})
+    return examples_of(dataset, Draws(**{"questions_per_image": 9, **options}), epochs)
+
+
+def examples_of(dataset, draws: Draws | None, epochs=1):
+    drawer = ExampleDrawer("Which category?", draws)
     return [drawer(dataset[i], i, e) for e in range(epochs) for i in range(len(dataset))]
 
 
@@ -56,7 +60,7 @@ def test_captions_and_scales_come_and_go_but_never_beside_the_category_question(
         share = sum(sign in p for p in others) / len(others)
         assert share == pytest.approx(expected, abs=0.05)
     assert not any("electron micrograph" in p for p in prompts if "Which category?" in p)
-    quiet = drawn(dataset, training=False)
+    quiet = examples_of(dataset, None)
     assert not any("An electron micrograph" in p for e in quiet for p in e.prompts)
     assert all(len(e.prompts) == 4 and e.view == View() for e in quiet)
 
@@ -70,7 +74,7 @@ def test_statements_are_about_the_image_and_never_questions(dataset):
 
 def test_draws_depend_on_seed_epoch_and_row_alone(dataset):
     def said(seed, epoch, row):
-        drawer = ExampleDrawer("Which?", 2, seed=seed)
+        drawer = ExampleDrawer("Which?", Draws(2, seed=seed))
         example = drawer(dataset[row], row, epoch)
         return example.prompts, example.statements, example.view
 
@@ -80,7 +84,7 @@ def test_draws_depend_on_seed_epoch_and_row_alone(dataset):
 
 
 def test_a_micrograph_with_fewer_questions_repeats_its_own(processor):
-    drawer = ExampleDrawer("Which category?", training=False)
+    drawer = ExampleDrawer("Which category?")
     rows = [row_of("one", "two", "three"), row_of("a film")]
     inputs, truncated = collate([drawer(row, 0, 0) for row in rows], processor)
     answers = processor.batch_decode(inputs["labels"].clamp(min=0), skip_special_tokens=True)
@@ -88,13 +92,13 @@ def test_a_micrograph_with_fewer_questions_repeats_its_own(processor):
 
 
 def test_cut_answers_are_counted_in_silence(processor, caplog):
-    drawer = ExampleDrawer("Which category?", training=False)
+    drawer = ExampleDrawer("Which category?")
     _, truncated = collate([drawer(row_of("long " * 99, "short"), 0, 0)], processor)
     assert truncated == 1 and not caplog.records
 
 
 def test_bad_rows_are_named(dataset):
-    drawer = ExampleDrawer("Which category?")
+    drawer = ExampleDrawer("Which category?", Draws())
     with pytest.raises(DatasetError, match="square has no answer"):
         drawer(row_of("  "), 0, 0)
     with pytest.raises(DatasetError, match=r"square cannot be used.*too small"):
@@ -114,7 +118,7 @@ def test_what_is_said_is_true_of_the_view(saying):
     """The square is looked for in the picture and compared with where the answer puts it."""
     shown = set()
     for epoch in range(60):
-        example = ExampleDrawer("Which category?", seed=1)(row_of(saying), 0, epoch)
+        example = ExampleDrawer("Which category?", Draws(seed=1))(row_of(saying), 0, epoch)
         rows, columns = np.nonzero(np.asarray(example.image) > 128)
         height, width = np.array(example.image.size) / 2
         where = (
@@ -158,7 +162,7 @@ def test_a_close_up_is_shown_only_with_what_it_cannot_cut_off():
     row = row_of("Grains of 20 nm are rough.", "Seven grains are seen.", scale_bar="1 µm")
     closer = whole = 0
     for epoch in range(200):
-        example = ExampleDrawer("Which category?", scale_dropout=0)(row, 0, epoch)
+        example = ExampleDrawer("Which category?", Draws(scale_dropout=0))(row, 0, epoch)
         if example.view.box is None:
             whole += 1
             assert all(p.startswith("The scale bar marks 1 µm.") for p in example.prompts)
@@ -169,7 +173,7 @@ def test_a_close_up_is_shown_only_with_what_it_cannot_cut_off():
             assert not any("Seven" in s for s in example.statements)
     assert closer / (closer + whole) == pytest.approx(0.2, abs=0.08)
     never = row_of("Seven grains are seen.")
-    views = [ExampleDrawer("Which?")(never, 0, epoch).view for epoch in range(50)]
+    views = [ExampleDrawer("Which?", Draws())(never, 0, epoch).view for epoch in range(50)]
     assert all(view.box is None for view in views)
 
 
@@ -178,7 +182,7 @@ def test_the_field_of_view_is_that_of_the_picture():
     pixels = np.full((60, 240), 60, np.uint8)
     pixels[:, ::10] = 220
     row = row_of("Lines of 2 nm are seen.", image=Image.fromarray(pixels), pixel_size_nm=2.0)
-    drawer = ExampleDrawer("Which category?", scale_dropout=0, augmentation=True)
+    drawer = ExampleDrawer("Which category?", Draws(scale_dropout=0))
     seen = set()
     for epoch in range(100):
         example = drawer(row, 0, epoch)
@@ -194,7 +198,7 @@ def test_the_field_of_view_is_that_of_the_picture():
 
 
 def test_brightness_contrast_and_noise_are_mild_and_grey(processor):
-    drawer = ExampleDrawer("Which category?")
+    drawer = ExampleDrawer("Which category?", Draws())
     row = row_of("A film.", image=row_of("A film.")["image"].convert("RGB"))
     noises = []
     for epoch in range(30):
@@ -211,5 +215,5 @@ def test_brightness_contrast_and_noise_are_mild_and_grey(processor):
         assert (difference[0, 0] == difference[0, 1]).all()
         noises.append(float(difference.std()))
     assert 0.005 < np.mean(noises) < 0.03 and max(noises) < 0.041
-    still = ExampleDrawer("Which category?", augmentation=False)(row, 0, 3)
+    still = ExampleDrawer("Which category?", Draws(augmentation=False))(row, 0, 3)
     assert still.view == View() and np.array_equal(still.image, row["image"])

@@ -1,556 +1,146 @@
-"""Training on tiny datasets made on the spot, from images on disk to a loadable student."""
+"""The loop itself, around models that do what a test wants: losses, learning rate, best student."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
+from itertools import count
 
 import pytest
 import torch
-from PIL import Image
+from accelerate import Accelerator
+from datasets import Dataset
 from safetensors.torch import load_file
-from support import ROOT
-from support.micrograph_data import write_dataset
-from transformers import AutoModel, BertConfig, BertModel, BertTokenizer, ViTConfig, ViTModel
+from transformers.utils import ModelOutput
 
-from mvaema.micrographs.dataset import DatasetError
-from mvaema.training import loop as training
-from mvaema.training.loop import Interrupted, Run, TrainingFailed, train
+from mvaema.training.batches import Batch
+from mvaema.training.loop import Loaders, TrainingFailed, TrainingLoop
 from mvaema.training.recipe import Recipe
-from mvaema.training.resume import Checkpoints
+from mvaema.training.reporting import Reporter
 from mvaema.training.run_folder import RunFolder
+from mvaema.training.signals import Signals
 
-TINY = (
-    "hidden_size=16,intermediate_size=32,num_image_layers=1,num_text_layers=1,"
-    "hidden_dropout_prob=0.1"
-)
+
+class Told(torch.nn.Module):
+    """A model of one weight whose losses are told: of each training step, and of validation."""
+
+    def __init__(self, training, validation):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.told = {True: iter(training), False: iter(validation)}
+
+    def forward(self, values):
+        loss = self.weight * 0 + next(self.told[self.training])
+        return ModelOutput(loss=loss, lm_loss=loss.detach())
+
+    def save_pretrained(self, folder, state_dict=None):
+        torch.save(state_dict, folder / "weights.pt")
+
+
+class Batches(list):
+    """Batches, the same ones in each epoch."""
+
+    def epoch(self, epoch: int, start: int = 0):
+        return iter(self[start:])
 
 
 @pytest.fixture
-def dataset(tmp_path):
-    return write_dataset(tmp_path / "data")
+def recipe(tmp_path):
+    return Recipe("data", str(tmp_path / "run"), sample_micrographs=0, logging_steps=1)
 
 
 @pytest.fixture
-def recipe(dataset, tmp_path):
-    """A run of seconds: the real loop on a model of a few thousand parameters, 2 steps an epoch."""
-    return Recipe(
-        str(dataset),
-        str(tmp_path / "run"),
-        config_overrides=TINY,
-        folds=5,
-        epochs=2,
-        batch_size=8,
-        questions_per_image=2,
-        vocab_size=300,
-        warmup_steps=2,
-        workers=0,
-        logging_steps=1,
-        sample_micrographs=0,
-    )
+def make_loop():
+    def make(recipe, model, train, validation):
+        accelerator, folder = Accelerator(cpu=True), RunFolder(recipe)
+        folder.claim("5eed", {})
+        reporter = Reporter(recipe, folder, accelerator, Dataset.from_list([]))
+        loaders = Loaders(Batches(train), Batches(validation))
+        return TrainingLoop(recipe, model, loaders, accelerator, reporter, Signals())
+
+    return make
 
 
-def lines(folder: Path, name: str) -> list[dict]:
+def batch(*image_ids: str) -> Batch:
+    return Batch({"values": torch.ones(len(image_ids))}, list(image_ids), 0, [])
+
+
+def lines(folder, name: str) -> list[dict]:
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
 
 
-def log_of(folder: Path) -> list[dict]:
-    """The log without what a clock has written."""
-    return [{**record, "seconds": None} for record in lines(folder, "training_log")]
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 21.0])
+def test_a_useless_loss_stops_before_the_weights_are_touched(recipe, make_loop, tmp_path, value):
+    recipe = replace(recipe, epochs=99, checkpoint_steps=1)
+    model = Told([2.0] * 24 + [value], iter(lambda: 2.0, None))
+    loop = make_loop(recipe, model, [batch("a", "b"), batch("c", "d")], [batch("e")])
+    with pytest.raises(TrainingFailed, match=r"in step 25 of epoch 13\. .*failed_batch\.json"):
+        loop.fit()
+    failed = json.loads((tmp_path / "run" / "failed_batch.json").read_text())
+    assert failed["image_ids"] == ["a", "b"] and failed["step"] == 25
+    assert failed["losses"]["loss"] == str(value) and failed["median_loss"] == "2.0"
+    assert len(lines(tmp_path / "run", "steps")) == 24
+    assert model.weight.item() == 1
 
 
-def same_run(a: Path, b: Path) -> bool:
-    """Whether two runs agree bit for bit: every step, every epoch, the student."""
-    weights = [load_file(folder / "model.safetensors") for folder in (a, b)]
-    return (
-        lines(a, "steps") == lines(b, "steps")
-        and log_of(a) == log_of(b)
-        and weights[0].keys() == weights[1].keys()
-        and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    )
+def test_a_loss_may_be_ten_times_higher_while_nothing_is_usual_yet(recipe, make_loop):
+    recipe = replace(recipe, epochs=1)
+    losses = [2.0] * 19 + [100.0]
+    loop = make_loop(recipe, Told(losses, [1.0]), [batch("a")] * 20, [batch("b")])
+    loop.fit()
+    assert loop.state.step == 20 and loop.state.recent[-1] == 100
 
 
-def test_a_run_ends_in_a_model_repository_and_a_log(recipe):
-    folder = train(replace(recipe, sample_micrographs=2))
-    log = log_of(folder)
-    assert [record["epoch"] for record in log] == [1, 2]
-    for record in log:
-        for part in (record["train"], record["validation"]):
-            assert set(part) == {"loss", "itc_loss", "itm_loss", "lm_loss"}
-            assert part["loss"] == pytest.approx(
-                part["itc_loss"] + part["itm_loss"] + part["lm_loss"], rel=1e-5
-            )
-    assert log[1]["train"]["lm_loss"] < log[0]["train"]["lm_loss"]
-    steps = lines(folder, "steps")
-    assert [s["step"] for s in steps] == [1, 2, 3, 4]
-    mean = sum(s["loss"] for s in steps[:2]) / 2
-    assert log[0]["train"]["loss"] == pytest.approx(mean, rel=1e-6)
-    run = json.loads((folder / "run.json").read_text())
-    assert run["finished"] and run["train_micrographs"] + run["validation_micrographs"] == 20
-    assert run["versions"]["torch"] == torch.__version__
-    samples = lines(folder, "samples")
-    assert {s["epoch"] for s in samples} == {1, 2}
-    assert len({s["image_id"] for s in samples}) == 2
-    assert Image.open(folder / "losses.png").width > 300
-    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-    image = Image.open(Path(recipe.dataset) / "train" / "0.png")
-    assert set(model.answer(image, max_new_tokens=3)) == {"basics", "morphology", "surface"}
-    assert [file.name for file in folder.glob(".*")] in ([], [".lock"])
-
-
-def test_the_same_seed_gives_the_same_run_whatever_the_number_of_workers(recipe, tmp_path):
-    first = train(recipe)
-    again = train(replace(recipe, output_dir=str(tmp_path / "again"), workers=2))
-    assert same_run(first, again)
-    other = train(replace(recipe, output_dir=str(tmp_path / "other"), seed=1))
-    assert lines(other, "steps")[0] != lines(first, "steps")[0]
-
-
-def test_sample_answers_leave_no_trace_in_the_run(recipe, tmp_path):
-    first = train(recipe)
-    again = train(replace(recipe, output_dir=str(tmp_path / "again"), sample_micrographs=2))
-    assert lines(first, "steps") == lines(again, "steps")
-
-
-# ---- interruptions ------------------------------------------------------------------------------
-
-
-class Crash(BaseException):
-    """What no handler expects."""
-
-
-def crash_at(monkeypatch, target, name: str, call: int) -> None:
-    """Let the `call`th call of a function fail, once."""
-    original, calls = getattr(target, name), [0]
-
-    def function(*args, **kwargs):
-        calls[0] += 1
-        if calls[0] == call:
-            raise Crash(name)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(target, name, function)
-
-
-@pytest.mark.parametrize(
-    ("target", "name", "call"),
-    [
-        (Run, "_reduced", 2),  # in the first epoch, after a checkpoint
-        (torch.optim.Adam, "step", 4),
-        (Run, "validate", 1),
-        (Run, "_save_student", 2),
-        (Run, "_show_samples", 2),  # the epoch is in the log, but in no checkpoint
-        (Checkpoints, "restore", 1),  # before anything
-        (training, "loss_curves", 1),  # after everything
-        ("accelerate.checkpointing", "save_custom_state", 0),
-    ][:-1],
-)
-def test_a_crashed_run_goes_on_bit_for_bit(recipe, tmp_path, monkeypatch, target, name, call):
-    recipe = replace(recipe, checkpoint_steps=1)
-    with monkeypatch.context() as patch:
-        crash_at(patch, target, name, call)
-        with pytest.raises(Crash):
-            train(recipe)
-    folder = train(recipe)
-    assert same_run(folder, train(replace(recipe, output_dir=str(tmp_path / "uninterrupted"))))
-
-
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_signal_ends_the_run_after_its_step_and_it_goes_on(
-    recipe, tmp_path, monkeypatch, accumulation
+def test_the_learning_rate_warms_up_and_is_halved_when_nothing_gets_better(
+    recipe, make_loop, tmp_path
 ):
-    recipe = replace(recipe, gradient_accumulation_steps=accumulation)
-    original = Run._count
-
-    def count(run, values, rows):
-        original(run, values, rows)
-        if run.progress.step == 2 and not run.signals.received:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_count", count)
-        with pytest.raises(Interrupted, match="is saved; the same command goes on") as caught:
-            train(recipe)
-    assert caught.value.signal == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert not json.loads((Path(recipe.output_dir) / "run.json").read_text())["finished"]
-    folder = train(replace(recipe, resume=True))
-    assert same_run(folder, train(replace(recipe, output_dir=str(tmp_path / "uninterrupted"))))
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_one(
-    recipe, tmp_path, monkeypatch, capsys
-):
-    recipe = replace(recipe, checkpoint_steps=1)
-    import accelerate.checkpointing
-
-    original, calls = accelerate.checkpointing.save, [0]
-
-    def save(*args, **kwargs):
-        calls[0] += 1
-        if calls[0] > 4:  # two checkpoints of model and optimizer are there
-            original(*args, **kwargs)
-            raise OSError(28, "No space left on device")
-        original(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(accelerate.checkpointing, "save", save)
-        crash_at(patch, Run, "_reduced", 5)
-        with pytest.raises(Crash):
-            train(recipe)
-    assert "No space left" in capsys.readouterr().out
-    kept = sorted((Path(recipe.output_dir) / "checkpoints").iterdir())
-    assert [path.name for path in kept] == ["step-00000001", "step-00000002"]
-    folder = train(recipe)
-    assert same_run(folder, train(replace(recipe, output_dir=str(tmp_path / "uninterrupted"))))
-
-
-def test_a_finished_run_stays_as_it_is_and_goes_on_for_more_epochs(recipe, tmp_path):
-    folder = train(recipe)
-    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    assert train(recipe) == folder
-    assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    longer = replace(recipe, epochs=4)
-    assert same_run(train(longer), train(replace(longer, output_dir=str(tmp_path / "at once"))))
-
-
-@pytest.mark.parametrize("value", [float("nan"), 1e9])
-def test_a_useless_loss_stops_before_the_weights_are_touched(recipe, monkeypatch, value):
-    recipe = replace(recipe, epochs=14, checkpoint_steps=1)
-    original = Run._reduced
-
-    def reduced(run, output, batch):
-        values = original(run, output, batch)
-        if run.progress.step == 24:
-            values["loss"] = value
-        return values
-
-    monkeypatch.setattr(Run, "_reduced", reduced)
-    with pytest.raises(TrainingFailed, match=r"failed_batch\.json"):
-        train(recipe)
-    folder = Path(recipe.output_dir)
-    failed = json.loads((folder / "failed_batch.json").read_text())
-    assert len(failed["image_ids"]) == 8 and failed["step"] == 25
-    assert all(i.startswith("image") for i in failed["image_ids"])
-    assert len(lines(folder, "steps")) == 24
-    checkpoint = load_file(folder / "checkpoints" / "step-00000024" / "model.safetensors")
-    assert all(tensor.isfinite().all() for tensor in checkpoint.values())
-
-
-# ---- whose folder it is -------------------------------------------------------------------------
-
-
-def test_another_run_is_not_overwritten(recipe, tmp_path):
-    folder = train(recipe)
-    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    with pytest.raises(FileExistsError, match=r"\(learning_rate was 0\.001, is 0\.01\)"):
-        train(replace(recipe, learning_rate=0.01))
-    other = write_dataset(tmp_path / "other", count=24)
-    with pytest.raises(ValueError, match=r"not what the run in .* was started on"):
-        train(replace(recipe, dataset=str(other), epochs=3))
-    assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.docx").write_text("")
-    with pytest.raises(FileExistsError, match="holds no training run"):
-        train(replace(recipe, output_dir=str(tmp_path / "full")))
-    with pytest.raises(FileNotFoundError, match="no run to resume"):
-        train(replace(recipe, output_dir=str(tmp_path / "none"), resume=True))
-
-
-def test_two_processes_never_train_in_one_folder(recipe):
-    with RunFolder(recipe).locked(), pytest.raises(FileExistsError, match="another process"):
-        train(recipe)
-    assert train(recipe)
-
-
-def test_gradient_accumulation_computes_the_batch_in_parts(recipe, tmp_path):
-    """Without ITC and ITM, and answers of one length, the parts' mean is the batch's."""
-    alone = f"{TINY},itc_weight=0,itm_weight=0".replace("=0.1", "=0.0")
-    recipe = replace(recipe, config_overrides=alone, length_bucketing=False, epochs=3)
-    whole = train(recipe)
-    parts = train(
-        replace(recipe, gradient_accumulation_steps=4, output_dir=str(tmp_path / "parts"))
-    )
-    assert len(lines(parts, "steps")) == len(lines(whole, "steps")) == 6
-    for a, b in zip(log_of(whole), log_of(parts), strict=True):
-        assert b["train"]["lm_loss"] == pytest.approx(a["train"]["lm_loss"], rel=0.02)
-        assert b["validation"]["lm_loss"] == pytest.approx(a["validation"]["lm_loss"], rel=0.02)
-
-
-def test_recomputed_activations_change_nothing(recipe, tmp_path):
-    plain = train(recipe)
-    spared = train(
-        replace(recipe, gradient_checkpointing=True, output_dir=str(tmp_path / "spared"))
-    )
-    for a, b in zip(lines(plain, "steps"), lines(spared, "steps"), strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
-
-
-def test_the_learning_rate_warms_up_and_is_halved_when_nothing_gets_better(recipe, monkeypatch):
-    def validate(run):
-        return dict.fromkeys(training.LOSSES, 1.0)
-
-    monkeypatch.setattr(Run, "validate", validate)
-    folder = train(replace(recipe, epochs=20, patience=3, stop_after=8))
-    rates = [s["learning_rate"] for s in lines(folder, "steps")]
+    recipe = replace(recipe, epochs=20, patience=3, stop_after=8, warmup_steps=2)
+    model = Told(iter(lambda: 1.0, None), iter(lambda: 1.0, None))
+    loop = make_loop(recipe, model, [batch("a"), batch("b")], [batch("c")])
+    loop.fit()
+    rates = [s["learning_rate"] for s in lines(tmp_path / "run", "steps")]
     assert rates[:2] == [0.0005, 0.001]
     # The first epoch is the best; three without a better one, and the fifth begins with half.
-    epochs = [record["learning_rate"] for record in lines(folder, "training_log")]
+    epochs = [record["learning_rate"] for record in lines(tmp_path / "run", "training_log")]
     assert epochs == [1e-3] * 4 + [5e-4] * 3 + [2.5e-4] * 2
-    assert json.loads((folder / "run.json").read_text())["best_epoch"] == 1
+    assert loop.state.best_epoch == 1
 
 
-def test_losses_go_to_tensorboard(recipe):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    folder = train(replace(recipe, report_to="tensorboard", sample_micrographs=1))
-    found = events.EventAccumulator(str(folder / "mvaema"))
-    found.Reload()
-    steps = lines(folder, "steps")
-    shown = found.Scalars("train/itc_loss")
-    assert [e.step for e in shown] == [s["step"] for s in steps]
-    assert [e.value for e in shown] == pytest.approx([s["itc_loss"] for s in steps])
-    assert {"train/loss", "learning_rate", "validation/loss"} <= set(found.Tags()["scalars"])
-    assert found.Tags()["tensors"] == ["samples/text_summary"]
+def test_losses_are_means_over_micrographs_not_over_batches(recipe, make_loop, tmp_path):
+    model = Told([1.0, 4.0], [2.0, 8.0])
+    train, validation = [batch("a", "b"), batch("c")], [batch("d"), batch("e", "f", "g")]
+    make_loop(replace(recipe, epochs=1), model, train, validation).fit()
+    (record,) = lines(tmp_path / "run", "training_log")
+    assert record["train"] == {"loss": 2.0, "lm_loss": 2.0}
+    assert record["validation"] == {"loss": 6.5, "lm_loss": 6.5}
 
 
-# ---- what it starts from ------------------------------------------------------------------------
+def test_the_best_student_is_kept(recipe, make_loop, model, batch, tmp_path):
+    """The second of three epochs is the best; the weights on disk stay those it had then."""
+    inputs = Batch(batch, list("abcd"), 0, [])
+    states, worse = [], iter([100.0, 0.0, 200.0])
+
+    def observe(module, arguments, output):
+        if not module.training:
+            states.append({n: p.clone() for n, p in module.state_dict().items()})
+            output.loss = output.loss + next(worse)
+
+    model.register_forward_hook(observe)
+    loop = make_loop(replace(recipe, epochs=3), model, [inputs], [inputs])
+    loop.fit()
+    assert loop.state.best_epoch == 2
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in saved.items())
+    assert not torch.equal(saved["itm_head.weight"], states[2]["itm_head.weight"])
 
 
-def test_the_best_student_is_kept(recipe, monkeypatch):
-    """The second epoch is made worse; the weights on disk stay those of the first."""
-    original, states = Run.validate, []
-
-    def validate(run):
-        losses = original(run)
-        states.append({k: v.clone() for k, v in run.model.state_dict().items()})
-        return losses | {"loss": losses["loss"] + 100 * len(states)}
-
-    monkeypatch.setattr(Run, "validate", validate)
-    saved = AutoModel.from_pretrained(train(recipe), trust_remote_code=True).state_dict()
-    assert all(torch.equal(saved[name], states[0][name]) for name in saved)
-    assert not torch.equal(saved["itm_head.weight"], states[1]["itm_head.weight"])
-
-
-def test_any_tokenizer_may_be_given(recipe, processor, tmp_path):
-    processor.tokenizer.save_pretrained(tmp_path / "tokenizer")
-    recipe.tokenizer, recipe.epochs = str(tmp_path / "tokenizer"), 1
-    model = AutoModel.from_pretrained(train(recipe), trust_remote_code=True)
-    assert model.config.vocab_size == len(processor.tokenizer)
-    assert model.processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
-
-
-def test_a_labs_own_categories_become_the_students(recipe, tmp_path):
-    own = {"category": "Lot 7", "caption": "A micrograph of lot 7."}
-    recipe.dataset, recipe.epochs = str(write_dataset(tmp_path / "own", **own)), 1
-    model = AutoModel.from_pretrained(train(recipe), trust_remote_code=True)
-    assert model.config.categories == {"Lot 7": "A micrograph of lot 7."}
-
-
-@pytest.mark.parametrize("start", ["vision", "text", "both"])
-def test_a_run_may_start_from_pretrained_encoders(recipe, tmp_path, start):
-    shapes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4}
-    vit = ViTModel(ViTConfig(**shapes, num_hidden_layers=1, image_size=224, patch_size=32))
-    vit.save_pretrained(tmp_path / "vit")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
-    (tmp_path / "vocab.txt").write_text("\n".join([*words, *(f"##{w}" for w in words[5:])]))
-    tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"))
-    bert = BertModel(BertConfig(**shapes, num_hidden_layers=1, vocab_size=len(tokenizer)))
-    bert.save_pretrained(tmp_path / "bert")
-    tokenizer.save_pretrained(tmp_path / "bert")
-    recipe.vision = str(tmp_path / "vit") if start != "text" else None
-    recipe.text = str(tmp_path / "bert") if start != "vision" else None
-    recipe.epochs, recipe.learning_rate = 1, 0.0
-    model = AutoModel.from_pretrained(train(recipe), trust_remote_code=True)
-    assert set(model.config.questions) == {"basics", "morphology", "surface"}
-    if recipe.vision:
-        assert torch.equal(model.image_encoder.norm.weight, vit.layernorm.weight)
-        pixels = torch.randn(1, 3, 224, 224)
-        expected = vit.eval()(pixels).last_hidden_state
-        torch.testing.assert_close(model.image_encoder(pixels), expected, atol=1e-5, rtol=1e-5)
-    if recipe.text:
-        old = bert.get_input_embeddings().weight
-        assert torch.equal(model.get_input_embeddings().weight[: len(old)], old)
-
-
-@pytest.mark.parametrize("lora", [False, True])
-def test_a_run_may_start_from_a_student(recipe, tmp_path, lora):
-    base = train(recipe)
-    before = load_file(base / "model.safetensors")
-    tuned = train(
-        replace(
-            recipe,
-            model=str(base),
-            config_overrides=None,
-            vocab_size=4096,
-            output_dir=str(tmp_path / "tuned"),
-            lora=lora,
-            merge=lora,
-        )
-    )
-    run = json.loads((tuned / "run.json").read_text())
-    assert (run["trainable_parameters"] < run["parameters"]) == lora
-    assert (tuned / "adapter_model.safetensors").is_file() == lora
-    after = load_file((tuned / "merged" if lora else tuned) / "model.safetensors")
-    assert not torch.equal(after["itm_head.weight"], before["itm_head.weight"])
-    embeddings = "text_stack.word_embeddings.weight"
-    assert torch.equal(after[embeddings], before[embeddings]) == lora
-    assert all(
-        torch.equal(tensor, load_file(base / "model.safetensors")[n])
-        for n, tensor in before.items()
-    )
-
-
-def test_a_student_of_another_preset_is_named(recipe, tmp_path):
-    base = train(recipe)
-    with pytest.raises(ValueError, match=r"no student of the preset 'small' \(it differs in "):
-        train(
-            replace(
-                recipe,
-                model=str(base),
-                config_overrides=None,
-                vocab_size=4096,
-                preset="small",
-                output_dir=str(tmp_path / "tuned"),
-            )
-        )
-    assert not (tmp_path / "tuned").exists()
-
-
-def test_ablations_are_fields_of_the_configuration(recipe):
-    recipe.config_overrides += ",itm_weight=0.0"
-    model = AutoModel.from_pretrained(train(recipe), trust_remote_code=True)
-    assert model.config.itm_weight == 0
-    assert "itm_loss" not in log_of(Path(recipe.output_dir))[0]["train"]
-
-
-# ---- bad input ----------------------------------------------------------------------------------
-
-
-def test_bad_datasets_are_named(recipe, tmp_path):
-    def refuse(error, match, **fields):
-        with pytest.raises(error, match=match):
-            train(replace(recipe, output_dir=str(tmp_path / "never"), **fields))
-        assert not (tmp_path / "never").exists()
-
-    refuse(DatasetError, "cannot read split 'train' of", dataset=str(tmp_path / "nowhere"))
-    refuse(DatasetError, "split 'test'", split="test")
-    without = write_dataset(tmp_path / "without", qa=[])
-    refuse(DatasetError, "no answers with outcome 'ok'", dataset=str(without))
-    refuse(ValueError, "k must be", folds=30)
-
-
-@pytest.mark.parametrize("strict", [False, True])
-def test_an_unreadable_image_is_left_out_or_refused(recipe, strict, capsys):
-    image = Path(recipe.dataset) / "train" / "7.png"
-    image.write_bytes(image.read_bytes()[:60])
-    recipe.strict = strict
-    if strict:
-        with pytest.raises(DatasetError, match="image7"):
-            train(recipe)
-        assert not Path(recipe.output_dir).exists()
-    else:
-        run = json.loads((train(recipe) / "run.json").read_text())
-        assert run["skipped_micrographs"] == ["image7"]
-        assert run["train_micrographs"] + run["validation_micrographs"] == 19
-        assert "1 unreadable and left out: image7" in capsys.readouterr().out
-
-
-def test_answers_that_are_too_long_are_counted(recipe, tmp_path):
-    qa = [
-        {"question_id": "basics", "question": "What?", "answer": "grain " * 600, "outcome": "ok"},
-        {"question_id": "surface", "question": "How?", "answer": "smooth", "outcome": "ok"},
-    ]
-    dataset = write_dataset(tmp_path / "long", qa=qa)
-    folder = train(replace(recipe, dataset=str(dataset), questions_per_image=3, epochs=1))
-    assert log_of(folder)[0]["truncated"] == 16  # each of 2 batches of 8 has 8 of them
-
-
-# ---- the command --------------------------------------------------------------------------------
-
-
-def command(launcher: list[str], options: str) -> list[str]:
-    tiny = f"--config_overrides {TINY} --folds 5 --batch_size 8 --questions_per_image 2"
-    flags = f"{tiny} --vocab_size 300 --workers 0 --logging_steps 1 {options}"
-    return [sys.executable, *launcher, str(ROOT / "train.py"), *flags.split()]
-
-
-@pytest.mark.slow
-def test_two_ranks_repeat_one_process_over_twenty_steps(tmp_path):
-    """`accelerate launch train.py` and torchrun: the losses of each step and the final student."""
-    dataset = write_dataset(tmp_path / "data", count=40)
-    overrides = TINY.replace("=0.1", "=0.0")  # ranks draw their own dropout
-    for name, launcher in (
-        ("one", ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]),
-        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]),
-    ):
-        options = f"--dataset {dataset} --output_dir {tmp_path / name} --epochs 5 --stop_after 9"
-        run = subprocess.run(
-            command(launcher, f"{options} --config_overrides {overrides}"),
-            capture_output=True,
-            text=True,
-        )
-        assert run.returncode == 0, run.stderr[-3000:]
-    one, two = tmp_path / "one", tmp_path / "two"
-    steps = [lines(folder, "steps") for folder in (one, two)]
-    assert len(steps[0]) == len(steps[1]) == 20
-    for a, b in zip(*steps, strict=True):
-        assert b == pytest.approx(a, abs=1e-3)
-    for a, b in zip(log_of(one), log_of(two), strict=True):
-        assert b["validation"] == pytest.approx(a["validation"], abs=1e-3)
-    weights = [load_file(folder / "model.safetensors") for folder in (one, two)]
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, atol=1e-3, rtol=1e-2)
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_as_the_uninterrupted_one(tmp_path):
-    """kill -9 in mid-epoch, in validation, while a checkpoint is written: wherever it strikes."""
-    dataset = write_dataset(tmp_path / "data", count=24)
-
-    def start(name: str) -> subprocess.Popen:
-        options = f"--dataset {dataset} --output_dir {tmp_path / name} --epochs 5"
-        line = command([], f"{options} --checkpoint_steps 2 --workers 1 --sample_micrographs 1")
-        return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-    killed = tmp_path / "killed"
-    for steps in (1, 4, 5, 7, 9):
-        process = start("killed")
-        while process.poll() is None:
-            if (killed / "steps.jsonl").exists() and len(lines(killed, "steps")) >= steps:
-                process.kill()
-            time.sleep(0.01)
-        assert process.wait() == -signal.SIGKILL, process.stderr.read()[-3000:]
-    for name in ("killed", "whole"):
-        process = start(name)
-        assert process.wait() == 0, process.stderr.read()[-3000:]
-    assert same_run(killed, tmp_path / "whole")
-    assert lines(killed, "samples") == lines(tmp_path / "whole", "samples")
-
-
-@pytest.mark.slow
-def test_a_full_disk_leaves_a_run_to_go_on_with(tmp_path):
-    """Files may grow to 100 kB only: the log can be written, a checkpoint cannot."""
-    dataset = write_dataset(tmp_path / "data", count=24)
-    options = f"--dataset {dataset} --output_dir {tmp_path / 'run'} --epochs 3"
-    line = command([], f"{options} --checkpoint_steps 2")
-    limited = ["bash", "-c", 'ulimit -f 100; trap "" XFSZ; exec "$@"', "bash", *line]
-    run = subprocess.run(limited, capture_output=True, text=True)
-    assert run.returncode == 1 and "File too large" in run.stderr + run.stdout
-    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
-    run = subprocess.run(line, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-
-
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
-    for options, message in (
-        (f"--dataset {tmp_path}/no --output_dir {tmp_path}/run", "error: cannot read split"),
-        (f"--output_dir {tmp_path}/run --resume", "holds no run to resume"),
-    ):
-        line = [sys.executable, str(ROOT / "train.py"), *options.split()]
-        run = subprocess.run(line, capture_output=True, text=True)
-        assert run.returncode == 1 and message in run.stderr
-        assert "Traceback" not in run.stderr
+def test_a_resumed_loop_continues_where_the_checkpoint_was_written(recipe, make_loop):
+    recipe = replace(recipe, epochs=2)
+    first = make_loop(recipe, Told(count(1.0), count(1.0)), [batch("a"), batch("b")], [batch("c")])
+    first.fit()
+    recipe = replace(recipe, epochs=3)
+    losses = Told(count(10.0), count(10.0))
+    second = make_loop(recipe, losses, [batch("a"), batch("b")], [batch("c")])
+    second.resume()
+    assert second.state == first.state
+    second.fit()
+    assert second.state.epoch == 3 and second.state.step == 6
+    assert [record["train"]["loss"] for record in second.state.log] == [1.5, 3.5, 10.5]

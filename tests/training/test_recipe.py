@@ -8,7 +8,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
 from support import ROOT
 
-from mvaema.training.recipe import Recipe, fingerprint, read_recipe, write_recipe
+from mvaema.training.provenance import dataset_fingerprint
+from mvaema.training.recipe import Recipe, read_recipe, write_recipe
 
 NEEDED = ["--dataset", "data", "--output_dir", "run"]
 
@@ -53,6 +54,8 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path, content):
     [
         (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        (["--hub_model_id", "lab/student"], "unrecognized arguments: --hub_model_id"),
+        (["--push_to_hub"], "--push-to-hub: expected one argument"),
     ],
 )
 def test_flags_are_not_guessed(flags, message, capsys):
@@ -71,9 +74,10 @@ def test_flags_are_not_guessed(flags, message, capsys):
         ({"report_to": "wandb"}, "report_to must be tensorboard or trackio"),
         ({"gradient_accumulation_steps": 5}, "must be a multiple of"),
         ({"model": "x", "vision": "y"}, "vision is for a new student"),
-        ({"lora": True}, "name it, --model"),
-        ({"merge": True, "model": "x"}, "add --lora"),
-        ({"push_to_hub": True}, "--hub_model_id"),
+        ({"lora": True}, "Name it: --model"),
+        ({"merge": True, "model": "x"}, "Add --lora"),
+        ({"push_to_hub": "true"}, "push_to_hub must be a repository, as in lab/student"),
+        ({"public": True}, r"Add --push_to_hub lab/student"),
     ],
 )
 def test_contradictions_are_named(settings, message):
@@ -88,10 +92,10 @@ def test_every_setting_is_documented():
 
 def test_the_fingerprint_is_of_images_and_answers_and_not_of_where_they_lie():
     rows = [{"image_id": "a", "caption": None, "qa": [{"answer": "x"}], "group": "g"}]
-    first = fingerprint(Dataset.from_list(rows))
-    assert first == fingerprint(Dataset.from_list([{**rows[0], "group": "h"}]))
-    assert first != fingerprint(Dataset.from_list([{**rows[0], "qa": [{"answer": "y"}]}]))
-    assert first != fingerprint(Dataset.from_list([{**rows[0], "image_id": "b"}]))
+    first = dataset_fingerprint(Dataset.from_list(rows))
+    assert first == dataset_fingerprint(Dataset.from_list([{**rows[0], "group": "h"}]))
+    assert first != dataset_fingerprint(Dataset.from_list([{**rows[0], "qa": [{"answer": "y"}]}]))
+    assert first != dataset_fingerprint(Dataset.from_list([{**rows[0], "image_id": "b"}]))
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ import torch
 from support.micrograph_data import write_dataset
 
 from mvaema.micrographs.dataset import DatasetError, load_micrographs
-from mvaema.training import batches as loading
-from mvaema.training.batches import BatchLoader, load_folds, load_rows
+from mvaema.training import batches, split
+from mvaema.training.batches import BatchLoader, ProcessShare
+from mvaema.training.examples import Draws, ExampleDrawer
 from mvaema.training.recipe import Recipe
 from mvaema.training.samples import sample_answers
+from mvaema.training.split import load_folds, load_rows
 from mvaema.training.streaming import RowReader, open_shards
 
 ROWS = 90
@@ -49,7 +51,7 @@ def shards(tmp_path_factory):
 
 @pytest.fixture
 def recipe(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "BLOCK_ROWS", 24)
+    monkeypatch.setattr(batches, "BLOCK_ROWS", 24)
     return Recipe(
         str(shards),
         str(tmp_path / "run"),
@@ -69,7 +71,8 @@ def make_loader(recipe, processor):
         changed = dataclasses.replace(recipe, **changes)
         rows = load(changed.dataset)
         part = rows.train if training else rows.validation
-        return BatchLoader(part, processor, "Which?", changed, training, rank, world_size)
+        drawer = ExampleDrawer("Which?", Draws.of(changed) if training else None)
+        return BatchLoader(part, drawer, processor, changed, ProcessShare(rank, world_size))
 
     return make
 
@@ -103,8 +106,8 @@ def test_folds_share_no_specimen_and_texts_are_those_of_the_rows(recipe, monkeyp
     assert (
         rows.texts["qa"][:] == train["qa"][:] and rows.texts["image_id"][:] == train["image_id"][:]
     )
-    monkeypatch.setattr(loading, "TEXT_RUNS", 2)
-    monkeypatch.setattr(loading, "TEXT_RUN", 3)
+    monkeypatch.setattr(split, "TEXT_RUNS", 2)
+    monkeypatch.setattr(split, "TEXT_RUN", 3)
     few = load_rows(recipe).texts
     assert 6 <= len(few) <= 8 and len(set(few["category"])) == 2
 
@@ -125,8 +128,8 @@ def test_every_row_once_and_as_many_batches_on_every_rank(
     for epoch in range(2):
         shares = [list(loader.epoch(epoch)) for loader in loaders]
         assert {len(share) for share in shares} == {len(loaders[0])}
-        for batches in zip(*shares, strict=True):
-            assert len({len(batch.image_ids) for batch in batches}) == 1
+        for of_ranks in zip(*shares, strict=True):
+            assert len({len(batch.image_ids) for batch in of_ranks}) == 1
         seen = [i for share in shares for batch in share for i in batch.image_ids]
         orders.append(seen)
         if training:
@@ -163,14 +166,19 @@ def test_streamed_and_loaded_rows_give_the_same_examples(recipe, make_loader, pr
     rows = load_rows(recipe).validation
     loaded = load_micrographs(recipe.dataset).select(rows.rows)
     changed = dataclasses.replace(recipe, streaming=False, **plain)
-    mapped = list(BatchLoader(loaded, processor, "Which?", changed, False).epoch(0))
+    mapped = list(BatchLoader(loaded, ExampleDrawer("Which?"), processor, changed).epoch(0))
     assert all(same(a, b) for a, b in zip(streamed, mapped, strict=True))
 
 
-def test_each_row_group_is_read_once_and_never_whole(recipe, shards, monkeypatch):
-    opened = []
-    original = RowReader._open
-    monkeypatch.setattr(RowReader, "_open", lambda self, g: (opened.append(g), original(self, g)))
+def test_each_row_group_is_read_once_and_never_whole(recipe, monkeypatch):
+    opened, original = [], pq.ParquetFile.iter_batches
+
+    def iter_batches(file, batch_size, row_groups, **options):
+        opened.append((file.metadata.num_rows, *row_groups))  # the shards differ in their rows
+        assert batch_size < 100
+        return original(file, batch_size, row_groups, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
     rows = load_folds(recipe).dataset
     reader = RowReader(rows)
     numbers = rows.shuffled(np.random.default_rng(0))
@@ -250,7 +258,7 @@ def test_what_cannot_be_streamed_is_refused(recipe, shards, tmp_path):
 
     refuse("cannot read .*nowhere", dataset=str(tmp_path / "nowhere"))
     refuse("split 'test'", split="test")
-    refuse("is no Parquet shard", dataset=str(write_dataset(tmp_path / "files", 5)))
+    refuse("is not a Parquet shard", dataset=str(write_dataset(tmp_path / "files", 5)))
     table = pq.read_table(sorted(shards.iterdir())[0]).replace_schema_metadata(None)
     for name, changed, match in (
         ("noqa", table.drop_columns("qa"), "has no column 'qa'"),

@@ -1,22 +1,23 @@
-"""Checkpoints to resume a killed run from.
+"""Checkpoints from which a killed run resumes.
 
 What is special about it:
 - a checkpoint is there whole or not at all: it is written into a folder of another name, brought to
   the disk and renamed;
-- the last good one goes only when its successor is there. A checkpoint that cannot be written (a
-  full disk) is reported, and training goes on with the one before it;
-- accelerate writes what it knows of (weights, optimizer, random states of every process, also
-  sharded); where the run stands is a JSON file beside it. Nothing in it runs code when loaded.
+- the last complete one is removed only when its successor is there. A checkpoint that cannot be
+  written (a full disk) is reported, and training continues;
+- accelerate writes what it knows of (weights, optimizer, random states of every process, sharded
+  or not). Where the run stands is a JSON file beside it. Loading runs no code from either.
 """
 
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+
+from mvaema.files import move_folder
 
 STATE = "state.json"
 # It warns at each checkpoint that tied weights are written once.
@@ -27,7 +28,7 @@ class Checkpoints:
     """The checkpoints of a run, `FOLDER/step-00000500` and so on.
 
     Args:
-        keep: the newest so many are kept.
+        keep: how many are kept, the newest ones.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, keep: int = 2):
@@ -45,7 +46,7 @@ class Checkpoints:
             state: where the run stands, for JSON.
 
         Returns:
-            what went wrong, or `None`; the same on every process.
+            what went wrong, or `None`; every process learns of a failure.
         """
         final = self.folder / f"step-{step:08d}"
         writing = self.folder / f".writing-{final.name}"
@@ -57,18 +58,15 @@ class Checkpoints:
             writing.mkdir(parents=True, exist_ok=True)
             self.accelerator.save_state(str(writing))
             if self.accelerator.is_main_process:
-                state = {**state, "processes": self.accelerator.num_processes}
-                (writing / STATE).write_text(json.dumps(state))
+                saved = {"processes": self.accelerator.num_processes, "state": state}
+                (writing / STATE).write_text(json.dumps(saved), encoding="utf-8")
         except Exception as error:  # torch and safetensors have their own for a full disk
             failure = f"{type(error).__name__}: {error}"
         if self._any(failure is not None):
             failure = failure or "another process could not write its part"
         elif self.accelerator.is_main_process:
             try:
-                _sync(writing)
-                shutil.rmtree(final, ignore_errors=True)  # of a run that was resumed before it
-                writing.rename(final)
-                _sync_folder(self.folder)
+                move_folder(writing, final)
                 for old in self.complete()[: -self.keep]:
                     shutil.rmtree(old)
             except OSError as error:
@@ -80,7 +78,10 @@ class Checkpoints:
         return failure
 
     def restore(self) -> dict | None:
-        """Load the newest checkpoint into what accelerate has prepared; its state, if any.
+        """Load the newest checkpoint into what accelerate has prepared.
+
+        Returns:
+            its `state`; None if there is no checkpoint.
 
         Raises:
             ValueError: it was written by another number of processes.
@@ -88,37 +89,16 @@ class Checkpoints:
         found = self.complete()
         if not found:
             return None
-        state = json.loads((found[-1] / STATE).read_text())
-        if state["processes"] != self.accelerator.num_processes:
+        saved = json.loads((found[-1] / STATE).read_text(encoding="utf-8"))
+        if saved["processes"] != self.accelerator.num_processes:
             raise ValueError(
-                f"{found[-1]} was written by {state['processes']} process(es) and this run has "
-                f"{self.accelerator.num_processes}: launch it with as many."
+                f"{found[-1]} was written by {saved['processes']} process(es); this run has "
+                f"{self.accelerator.num_processes}. Launch it with the same number."
             )
         self.accelerator.load_state(str(found[-1]))
-        return state
+        return saved["state"]
 
     def _any(self, flag: bool) -> bool:
-        """Whether any process says so."""
+        """Whether it is so on any process."""
         flags = torch.tensor(float(flag), device=self.accelerator.device)
         return self.accelerator.reduce(flags, "sum").item() > 0
-
-
-def _sync(folder: Path) -> None:
-    """Bring a folder's files to the disk."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        else:
-            _sync_folder(path)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvaema.evaluation.figures import loss_curves
+from mvaema.training.curves import loss_curves
 
 TRAIN = {"itc_loss": [3.0, 2.0, 1.0], "itm_loss": [0.7, 0.6, 0.5], "lm_loss": [5.0, 4.0, 3.0]}
 VALIDATION = {"itc_loss": [3.0, 2.5, 2.7], "itm_loss": [0.7, 0.6, 0.65], "lm_loss": [5.0, 4.5, 4.4]}

@@ -1,0 +1,232 @@
+"""Figures to tables, laid out as the paper's where it has such a table.
+
+`results` is what `mvaema/evaluation/scores.py` describes.
+"""
+
+import html
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from mvaema.evaluation.questions import Record
+from mvaema.evaluation.scores import CHANCE
+from mvaema.evaluation.texts import LABELS
+
+TABLE_7 = ("bleu_2", "rouge_l", "meteor", "meteor_no_synonyms")
+
+
+class Table(NamedTuple):
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+def result_tables(results: Mapping) -> list[Table]:
+    """All tables of an evaluation."""
+    student = student_of(results)
+    tables = [answers_table(results), intervals_table(results)]
+    for title, part in (("question group", "by_question"), ("category", "by_category")):
+        summaries = results["answers"][student][part]
+        if summaries:
+            tables.append(_part_table(f"{student}, per {title}", title, results, summaries))
+    tables.append(_lengths_table(_overall(results)))
+    for name, comparison in results.get("comparisons", {}).items():
+        tables.append(_comparison_table(name, comparison))
+    classification = results.get("classification", {})
+    if classification:
+        tables.append(accuracy_table(classification))
+    for method, scores in classification.items():
+        if method != CHANCE:
+            tables.append(_categories_table(method, scores))
+    return tables
+
+
+def student_of(results: Mapping) -> str:
+    """The name of the student whose results they are."""
+    return next(iter(results["answers"]))
+
+
+def answers_table(results: Mapping) -> Table:
+    """Means and standard deviations of the answers of everyone, as in the paper's Table 1."""
+    overall = results["answers"][student_of(results)]["overall"]
+    return Table(
+        "Answers (as Table 1 of the paper)",
+        ["Method", *_metric_header(results)],
+        [
+            [name, *(_mean_std(scores.get(m)) for m in results["metrics"])]
+            for name, scores in _overall(results).items()
+        ],
+        f"Mean ± standard deviation over {overall['n']} answers about {overall['images']} "
+        "micrographs.",
+    )
+
+
+def intervals_table(results: Mapping) -> Table:
+    """Means of the answers of everyone, with their intervals."""
+    overall = results["answers"][student_of(results)]["overall"]
+    return Table(
+        "Answers, with 95 % intervals",
+        ["Method", *_metric_header(results)],
+        [
+            [name, *(_mean_interval(scores.get(m)) for m in results["metrics"])]
+            for name, scores in _overall(results).items()
+        ],
+        f"Bootstrap over {overall['clusters']} clusters (specimens or publications), because "
+        "answers about the same one are not independent.",
+    )
+
+
+def _part_table(title: str, part: str, results: Mapping, summaries: Mapping[str, Mapping]) -> Table:
+    rows = [
+        [name, str(s["n"]), *(_mean_std(s["scores"].get(m)) for m in results["metrics"])]
+        for name, s in summaries.items()
+    ]
+    return Table(title, [part.capitalize(), "Answers", *_metric_header(results)], rows)
+
+
+def _overall(results: Mapping) -> dict[str, Mapping]:
+    return {name: summary["overall"]["scores"] for name, summary in results["answers"].items()}
+
+
+def _metric_header(results: Mapping) -> list[str]:
+    return [f"{label} (↑)" for label in results["metrics"].values()]
+
+
+def _lengths_table(summaries: Mapping[str, Mapping]) -> Table:
+    rows = [
+        [
+            name,
+            str(s["length_stated"]["n"]),
+            _percent(s["length_stated"].get("mean")),
+            _percent(s["length_error"].get("median")),
+            _percent(s["length_within_20_percent"].get("mean")),
+            _percent(s["length_invented"].get("mean")),
+        ]
+        for name, s in summaries.items()
+    ]
+    return Table(
+        "Lengths stated in the answers",
+        ["Method", "Teacher states one", "Stated", "Median error", "Within 20 %", "Invented"],
+        rows,
+        "Teacher states one: how many of the teacher's answers state a length. Stated: share of "
+        "these lengths for which the answer gives a length; the median relative error is over "
+        "them. Within 20 %: share of all the teacher's lengths. Invented: of the other answers, "
+        "the share that states a length although the teacher's does not.",
+    )
+
+
+def _comparison_table(name: str, comparison: Mapping) -> Table:
+    rows = [
+        [
+            LABELS.get(m, m.replace("_", " ")),
+            f"{s['first']:.3f}",
+            f"{s['second']:.3f}",
+            f"{s['difference']:+.3f}",
+            _interval(s, "+.3f"),
+            "–" if s["p_value"] is None else f"{s['p_value']:.4f}",
+        ]
+        for m, s in comparison["scores"].items()
+        if m != "length_error"  # a single wrong unit dominates its mean
+    ]
+    return Table(
+        f"Paired comparison: {name}",
+        ["Metric", "First", "Second", "Difference", "95 % interval", "p"],
+        rows,
+        f"{comparison['n']} answers to the same questions, in {comparison['clusters']} clusters. "
+        "p: sign-flip permutation test over clusters, not corrected for the number of metrics.",
+    )
+
+
+def accuracy_table(classification: Mapping[str, Mapping]) -> Table:
+    """Accuracy and calibration of each way to classify.
+
+    Args:
+        classification: of the results; not empty.
+    """
+    averages = ("Avg-Precision", "Avg-Recall", "Avg-F1 Score")
+    names = ("top_5", "macro_precision", "macro_recall", "macro_f1", "expected_calibration_error")
+    rows = []
+    for method, s in classification.items():
+        low, high = s["top_1_interval"]
+        interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+        figures_of_method = (f"{s[name]:.3f}" for name in names)
+        rows.append([method, str(s["n"]), f"{s['top_1']:.3f}{interval}", *figures_of_method])
+    return Table(
+        "Classification",
+        ["Method", "Micrographs", "Top-1", "Top-5", *averages, "ECE (↓)"],
+        rows,
+        "Averages are over the categories that occur. Chance: every micrograph gets the "
+        "frequencies of the training categories. ECE: expected calibration error.",
+    )
+
+
+def _categories_table(method: str, scores: Mapping) -> Table:
+    rows = []
+    for label, s in scores["per_class"].items():
+        cells = (
+            f"{s[name]:.3f}" + (f"±{s[f'{name}_std']:.3f}" if s[f"{name}_std"] is not None else "")
+            for name in ("precision", "recall", "f1")
+        )
+        row = [*cells] if s["support"] else ["–"] * 3
+        rows.append([label.replace("_", " "), *row, str(s["support"])])
+    return Table(
+        f"Categories by {method} (as Table 4 of the paper)",
+        ["Category", "Precision", "Recall", "F1 Score", "Micrographs"],
+        rows,
+        "± is the bootstrap standard error over clusters (in the paper, over ten folds). There is "
+        "none where all micrographs behind a figure are of one cluster.",
+    )
+
+
+def examples_table(student: str, examples: list[Record]) -> Table:
+    """Answers beside the teacher's, as in the paper's Table 7.
+
+    Args:
+        examples: scored records about one question, best first; their images are in `micrographs/`.
+    """
+    metrics = [m for m in TABLE_7 if m in examples[0]["scores"]]
+    rows = [
+        [
+            f"![{r['image_id']}](micrographs/{r['image_id']}.jpg)",
+            r["reference"],
+            r["prediction"],
+            *(f"{r['scores'][m]:.3f}" for m in metrics),
+        ]
+        for r in examples
+    ]
+    question = examples[0]["question_id"]
+    return Table(
+        f"Examples for the question “{question}” (as Table 7 of the paper)",
+        ["Image", "Ground Truth", f"Answers of {student}", *(LABELS[m] for m in metrics)],
+        rows,
+        "Not hand-picked: evenly spaced from the best to the worst answer.",
+    )
+
+
+def markdown(table: Table) -> str:
+    """A table as Markdown, under its title."""
+
+    def line(cells: list[str]) -> str:
+        # Neither a pipe nor markup in an answer may end the cell.
+        clean = (" ".join(html.escape(c, quote=False).split()).replace("|", "\\|") for c in cells)
+        return f"| {' | '.join(clean)} |"
+
+    rows = [line(table.header), line(["---"] * len(table.header)), *map(line, table.rows)]
+    note = f"\n{table.note}\n" if table.note else ""
+    return f"## {table.title}\n\n" + "\n".join(rows) + f"\n{note}"
+
+
+def _mean_std(score: Mapping | None) -> str:
+    return f"{score['mean']:.3f}±{score['std']:.3f}" if score and score["n"] else "–"
+
+
+def _mean_interval(score: Mapping | None) -> str:
+    return f"{score['mean']:.3f} {_interval(score)}" if score and score["n"] else "–"
+
+
+def _interval(score: Mapping, form: str = ".3f") -> str:
+    return "–" if score["low"] is None else f"[{score['low']:{form}}, {score['high']:{form}}]"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"

@@ -1,0 +1,72 @@
+"""mvaema ask, as a lab runs it: in a process of its own, on an instrument's file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import ROOT
+from support.microscope_files import write_olympus
+from support.tiny_student import save_tiny_student
+
+from mvaema.commands.ask import main
+from mvaema.students.loading import load_student
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Path:
+    """A student, a micrograph with a pixel size of 2.5 nm, one without, and a torn file."""
+    lab = tmp_path_factory.mktemp("lab")
+    save_tiny_student(lab / "student")
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 64), dtype=np.uint8)
+    write_olympus(lab / "wafer.tif", pixels, 2.5e-9, 40_000)
+    Image.fromarray(pixels).save(lab / "plain.png")
+    (lab / "torn.png").write_bytes((lab / "plain.png").read_bytes()[:100])
+    return lab
+
+
+def ask(lab: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "mvaema", "ask", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=lab, env=environment, capture_output=True, text=True)
+
+
+def test_all_questions_about_micrographs_of_which_one_is_torn(lab):
+    run = ask(lab, "wafer.tif", "torn.png", "plain.png", "--model", "student", "--json")
+    assert run.returncode == 1
+    (error,) = (line for line in run.stderr.splitlines() if line.startswith("error: "))
+    assert "torn.png" in error and "Traceback" not in run.stderr
+    wafer, plain = map(json.loads, run.stdout.splitlines())
+    assert (wafer["micrograph"], plain["micrograph"]) == ("wafer.tif", "plain.png")
+    assert wafer["pixel_size_nm"] == pytest.approx(2.5) and plain["pixel_size_nm"] is None
+    # The instrument's pixel size is in the prompt.
+    model = load_student(lab / "student").eval()
+    image = Image.open(lab / "plain.png")
+    for found, size in ((wafer, wafer["pixel_size_nm"]), (plain, None)):
+        answers = {a["question_id"]: a["answer"] for a in found["answers"]}
+        assert answers == model.answer(image, pixel_size_nm=size)
+        assert {a["question_id"]: a["question"] for a in found["answers"]} == model.config.questions
+    assert [a["answer"] for a in wafer["answers"]] != [a["answer"] for a in plain["answers"]]
+
+
+def test_own_questions_are_answered_readably(lab, monkeypatch, capsys):
+    monkeypatch.chdir(lab)
+    questions = ["What is it?", "How large are the grains?"]
+    typed = [word for question in questions for word in ("-q", question)]
+    assert main(["wafer.tif", "--model", "student", *typed]) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == "wafer.tif (2.5 nm per pixel)"
+    model = load_student(lab / "student").eval()
+    answers = model.answer(Image.open("plain.png"), questions, pixel_size_nm=2.5)
+    expected = [text for pair in zip(questions, answers, strict=True) for text in pair]
+    assert [line.strip() for line in lines] == expected
+
+
+def test_a_model_that_is_not_there(lab, capsys):
+    assert main([str(lab / "plain.png"), "--model", "nowhere"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: the model 'nowhere' cannot be")
