@@ -1,15 +1,17 @@
-# make demo   first command: environment, synthetic data, training, scores, a report to open
-# make test   second command: environment and the tests
+# make demo   installs, renders micrographs, trains, scores, and writes a report to open
+# make test   installs what the tests need, and runs them
+# make lint   ruff
 #
-# PYTHON=python3.12 chooses the interpreter (3.11 or newer), TORCH="torch==2.13.0+cpu" the build.
+# PYTHON=python3.12 chooses the interpreter (3.11 or newer).
+# TORCH="torch==2.13.0+cpu" chooses the build of PyTorch.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# Without a GPU the CPU build is the right one: it is a tenth of the size. It is taken from the
-# configured package index if that has it, else from PyTorch's own.
+# Linux without a GPU gets the CPU build, a tenth of the size: from the configured package index if
+# it has one, else from PyTorch's own.
 ifeq ($(shell uname -s)$(shell command -v nvidia-smi),Linux)
 TORCH ?= torch==2.13.0+cpu
 INSTALL_TORCH = $(PIP) "$(TORCH)" 2>/dev/null || \
