@@ -7,7 +7,8 @@
     training/      a dataset and a recipe to a trained student
     evaluation/    a student's answers, their scores and the report
     commands/      the command line: one module per sub-command of `mvaema`
-    files.py       files that are written whole or not at all
+    files.py       files that a kill leaves whole
+    hub.py         repositories on the Hub that are private unless said otherwise
 
 A stage imports only from those above it (tests/test_layout.py).
 """

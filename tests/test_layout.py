@@ -9,6 +9,7 @@ from support import ROOT
 # A stage may import from itself, from any stage above it, and from the root's files.
 STAGES = (
     "files",
+    "hub",
     "micrographs",
     "synthetic",
     "teacher",
@@ -49,7 +50,7 @@ def test_imports_point_one_way(stage):
         assert not wrong, f"{file.relative_to(ROOT)} imports from {', '.join(sorted(wrong))}"
 
 
-@pytest.mark.parametrize("name", ["micrographs", "teacher", "students", "training", "evaluation"])
+@pytest.mark.parametrize("name", PACKAGES)
 def test_a_package_lists_its_modules(name):
     package = ROOT / "mvaema" / name
     listed = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8")))

@@ -1,5 +1,6 @@
 """The cases of the benchmark; each yields `Comparison`s."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,9 +16,10 @@ from benchmarks.speed.scaling import scaling
 from benchmarks.speed.settings import Settings
 from benchmarks.speed.training import encoding, training_step
 from benchmarks.speed.workload import Workload
+from modeling_mvaema import MVaEMaModel
 
-# The default of `MVaEMaModel.answer`.
-ANSWER_BATCH = 8
+# As many micrographs at a time as `answer` takes.
+ANSWER_BATCH = inspect.signature(MVaEMaModel.answer).parameters["batch_size"].default
 
 # What the paper trained on, and how often.
 PAPER_MICROGRAPHS, PAPER_FOLDS, PAPER_EPOCHS = 21_283, 10, 50

@@ -19,15 +19,17 @@ import torch
 from PIL import Image
 
 from configuration_mvaema import CATEGORY_CAPTIONS, CATEGORY_QUESTION, QUESTIONS, MVaEMaConfig
+from mvaema.training.examples import Draws, ExampleDrawer
+from mvaema.training.split import good_answers
 from processing_mvaema import MVaEMaProcessor, train_tokenizer
 
 # Deciles (0 %, 10 %, ..., 100 %) of lengths in tokens, special ones included, for where there is
 # no data. Measured on the 571 training micrographs of $MVAEMA_SHARED/micrographs by
 # `python -m benchmarks.speed.workload`, which prints this table.
 DECILES = {
-    "prompts": (13, 20, 22, 23, 26, 28, 30, 31, 35, 37, 47),
+    "prompts": (13, 20, 22, 23, 26, 28, 30, 32, 35, 37, 47),
     "answers": (7, 17, 20, 22, 23, 24, 26, 27, 29, 31, 48),
-    "statements": (7, 7, 7, 8, 9, 18, 24, 27, 30, 34, 56),
+    "statements": (7, 7, 7, 8, 9, 18, 24, 27, 31, 34, 49),
 }
 
 FIRST_WORD = 5  # ids below are special in both models
@@ -81,15 +83,11 @@ def _rows() -> list[dict]:
         return [json.loads(line) for line in lines]
 
 
-def _answers(row: dict) -> list[str]:
-    return [qa["answer"] for qa in row["qa"] if qa["outcome"] == "ok"]
-
-
 @functools.cache
 def tokenizer():
     """The `paper` preset's tokenizer, trained on the real answers where they are."""
     texts = [*QUESTIONS.values(), CATEGORY_QUESTION, *CATEGORY_CAPTIONS.values()]
-    texts += [answer for row in _rows() for answer in _answers(row)]
+    texts += [answer for row in _rows() for _, answer in good_answers(row["qa"])]
     return train_tokenizer(texts, 4096, 256)
 
 
@@ -100,33 +98,25 @@ def processor(config: MVaEMaConfig) -> MVaEMaProcessor:
     )
 
 
-def _drawn_texts(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
-    """(kind, text) as `mvaema.training.examples` draws them: every question of every micrograph once."""
-    for row in _rows():
-        answers = _answers(row)
-        pairs = [(qa["question"], qa["answer"]) for qa in row["qa"] if qa["outcome"] == "ok"]
-        if row["caption"]:
-            pairs.append((CATEGORY_QUESTION, row["caption"]))
-        for question, answer in pairs:
-            caption = row["caption"] if question != CATEGORY_QUESTION else None
-            prompt = MVaEMaProcessor.prompt(
-                question,
-                caption=caption if rng.random() < 0.5 else None,
-                scale_bar=row["scale_bar"] if rng.random() < 0.5 else None,
-            )
+def _drawn_texts() -> Iterator[tuple[str, str]]:
+    """(kind, text) as training draws them: every question of every micrograph once."""
+    everything = Draws(questions_per_image=len(QUESTIONS) + 1, augmentation=False)
+    drawer = ExampleDrawer(CATEGORY_QUESTION, everything)
+    for number, row in enumerate(_rows()):
+        drawn = drawer.draw(row, number, epoch=0)
+        for prompt in drawer.prompts(row, drawn):
             yield "prompts", prompt
+        for _, answer in drawn.pairs:
             yield "answers", answer
-        for answer in answers:
-            both = row["caption"] and rng.random() < 0.5
-            yield "statements", row["caption"] or answer
-            yield "statements", f"{row['caption']} {answer}" if both else answer
+        for statement in drawn.statements:
+            yield "statements", statement
 
 
 @functools.cache
 def lengths() -> dict[str, np.ndarray]:
     """Sorted lengths in tokens of "prompts", "answers" and "statements"; else `DECILES`."""
     texts = {}
-    for kind, text in _drawn_texts(np.random.default_rng(0)):
+    for kind, text in _drawn_texts():
         texts.setdefault(kind, []).append(text)
     if not texts:
         return {kind: np.array(deciles) for kind, deciles in DECILES.items()}
@@ -140,7 +130,7 @@ def median_answer() -> int:
 
 
 def batch(workload: Workload, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A training batch as `mvaema.training.examples.Collator` makes it, on the workload's device."""
+    """A training batch as `mvaema.training.examples.collate` makes it, on the workload's device."""
     config, rng = workload.config(), np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
 

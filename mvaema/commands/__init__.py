@@ -1,4 +1,14 @@
-"""The command line: one module per sub-command, each with `main(argv, prog)`.
+"""The command line: one module per sub-command of `mvaema`, each with `main(argv, prog)`.
 
-A module holds the parser and what is printed; the work is done by the stage's own folder.
+A module holds the parser and what is printed. The work is done by the stage's own folder. In the
+order a lab uses them:
+    build.py       micrograph files to a dataset
+    folds.py       folds that do not leak, and a hold-out split
+    synthetic.py   simulated micrographs to a dataset
+    teach.py       a large vision model's answers; also generate_teacher_data.py
+    train.py       a student, or one per fold; also train.py at the root
+    eval.py        scores and the report; also eval.py at the root
+    ask.py         questions to a student
+    push.py        a student to the Hub
+    demo.py        all stages on simulated micrographs
 """

@@ -129,6 +129,29 @@ class ExampleDrawer:
         with_scale = (rng.random(count) >= draws.scale_dropout).tolist()
         return Texts(pairs, with_caption, with_scale, [first, second], close_up)
 
+    def prompts(
+        self, row: dict, drawn: Texts, view: View | None = None, width_nm: float | None = None
+    ) -> list[str]:
+        """The prompts of the questions that were drawn.
+
+        Args:
+            width_nm: field of view of the image as it is shown, where it is known.
+        """
+        view = View() if view is None else view
+        # A close-up may have cut the scale bar off.
+        scale_bar = row["scale_bar"] if view.box is None else None
+        return [
+            MVaEMaProcessor.prompt(
+                view.text(question),
+                caption=row["caption"] if show_caption else None,
+                field_of_view_nm=width_nm if show_scale else None,
+                scale_bar=scale_bar if show_scale else None,
+            )
+            for (question, _), show_caption, show_scale in zip(
+                drawn.pairs, drawn.with_caption, drawn.with_scale, strict=True
+            )
+        ]
+
     def __call__(self, row: dict, number: int, epoch: int) -> Example:
         """The example of a row in an epoch, its image decoded.
 
@@ -150,20 +173,8 @@ class ExampleDrawer:
             raise
         except ValueError as error:
             raise DatasetError(f"image {row['image_id']} cannot be used: {error}") from error
-        width = row["pixel_size_nm"] and row["pixel_size_nm"] * image.width
-        # A close-up may have cut the scale bar off.
-        scale_bar = row["scale_bar"] if view.box is None else None
-        prompts = [
-            MVaEMaProcessor.prompt(
-                view.text(question),
-                caption=row["caption"] if show_caption else None,
-                field_of_view_nm=width if show_scale else None,
-                scale_bar=scale_bar if show_scale else None,
-            )
-            for (question, _), show_caption, show_scale in zip(
-                drawn.pairs, drawn.with_caption, drawn.with_scale, strict=True
-            )
-        ]
+        width_nm = row["pixel_size_nm"] and row["pixel_size_nm"] * image.width
+        prompts = self.prompts(row, drawn, view, width_nm)
         return Example(
             image,
             row["image_id"],
