@@ -195,9 +195,7 @@ def cluster(
     for turn, mirrored in tqdm(orientations, desc="Comparing", unit=" orientations"):
         turned = descriptions[first, turn]
         if mirrored:
-            turned[:, :LOW_SIZE] = (turned[:, :LOW_SIZE].view(np.int8) * _MIRROR_LOW).view(
-                np.uint8
-            )
+            turned[:, :LOW_SIZE] = (turned[:, :LOW_SIZE].view(np.int8) * _MIRROR_LOW).view(np.uint8)
             turned[:, LOW_SIZE:] ^= _MIRROR_HIGH
         links += [first[pairs] for pairs in search.links(upright, turned)]
     a, b = np.concatenate(links, axis=1)
