@@ -55,6 +55,12 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         metavar=("LOW", "HIGH"),
         help="range of difficulty, from 0 (clean) to 1 (noise, blur, charging, drift) (0 1)",
     )
-    add("--categories", nargs="+", choices=CATEGORY_CAPTIONS, help="some of the ten (all)")
+    add(
+        "--categories",
+        nargs="+",
+        choices=CATEGORY_CAPTIONS,
+        metavar="CATEGORY",
+        help=f"some of {', '.join(CATEGORY_CAPTIONS)} (all)",
+    )
     add("--workers", type=int, help="processes (one per core; 0: this process)")
     return parser

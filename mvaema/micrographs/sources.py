@@ -310,8 +310,8 @@ class TableSource:
         if unknown:
             raise ValueError(
                 f"{self.table.name}: unknown column {', '.join(map(repr, unknown))}; expected "
-                f"{', '.join(self.COLUMNS)}. Say what the column means (--columns) or leave it out "
-                "(--ignore)."
+                f"{', '.join(self.COLUMNS)}. Rename or remove the column (or build with --columns "
+                "or --ignore)."
             )
         missing = [name for name in self.columns.values() if name not in row]
         if "path" not in self.columns and "path" not in row:

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset, load_dataset
 from PIL import Image
 
 from mvaema.teacher.accounts import Tally
@@ -43,7 +44,7 @@ class SteppingClock:
         return self.now
 
     async def sleep(self, seconds: float):
-        self.now += seconds
+        self.now += max(seconds, 1e-6)  # less might be lost to rounding
         await asyncio.sleep(0)
 
 
@@ -60,6 +61,11 @@ def hurried(args: AskArguments) -> TeacherRun:
 def ask(images: Path, output: Path, url: str, **changes) -> Tally:
     """Ask what is missing, hurried, and tell what was done. Prints and exports nothing."""
     return hurried(arguments(images, output, url, **changes)).ask().tally
+
+
+def load(dataset: Path, cache: Path) -> Dataset:
+    """The rows of an exported dataset, as anybody would load them."""
+    return load_dataset(str(dataset), split="train", cache_dir=str(cache / "cache"))
 
 
 def replies(output: Path) -> list[sqlite3.Row]:

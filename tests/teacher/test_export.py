@@ -3,19 +3,14 @@
 import sqlite3
 
 import pytest
-from datasets import load_dataset
 from huggingface_hub import DatasetCard, constants
 from support.hub_server import TOKEN, running_hub
-from support.teacher_helpers import QUESTIONS, arguments, ask, make_images, replies
+from support.teacher_helpers import QUESTIONS, arguments, ask, load, make_images, replies
 
 from configuration_mvaema import QUESTIONS as WORDING
 from mvaema.commands.teach import ask_command
 from mvaema.micrographs.schema import FEATURES, OUTCOMES
 from mvaema.teacher.export import export, push
-
-
-def load(folder, tmp_path):
-    return load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
 
 
 def test_dataset_has_everything_and_reads_back(server, tmp_path, capsys):

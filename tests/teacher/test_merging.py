@@ -3,15 +3,10 @@
 import shutil
 
 import pytest
-from datasets import load_dataset
-from support.teacher_helpers import arguments, make_images, replies
+from support.teacher_helpers import arguments, load, make_images, replies
 
 from mvaema.commands.teach import ask_command, main
 from mvaema.teacher.run import TeacherRun
-
-
-def load(folder, tmp_path):
-    return load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
 
 
 def test_shards_merge_into_what_one_run_gives(server, tmp_path):
@@ -24,10 +19,9 @@ def test_shards_merge_into_what_one_run_gives(server, tmp_path):
         parts.append(tmp_path / f"part-{i}")
         ask_command(arguments(images, parts[-1], server.url, shard=f"{i}/3"))
     assert len(server.exchanges) == asked + 120
+    command = ["merge", "--output_dir", str(tmp_path / "all"), "--parts", *map(str, parts)]
     for _ in range(2):  # a second merge changes nothing
-        assert (
-            main(["merge", "--output_dir", str(tmp_path / "all"), "--parts", *map(str, parts)]) == 0
-        )
+        assert main(command) == 0
         assert len(replies(tmp_path / "all")) == 120
     merged = load(tmp_path / "all" / "dataset", tmp_path / "b")
 
