@@ -16,7 +16,9 @@ from mvaema.students.hub import push
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__.partition("\n\n")[2], allow_abbrev=False
+    )
     parser.add_argument("folder", type=Path, help="output_dir of a training run")
     parser.add_argument("repo_id", help="repository, as in lab/student")
     parser.add_argument("--public", action="store_true", help="everybody may see the repository")

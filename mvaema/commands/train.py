@@ -20,9 +20,10 @@ from mvaema.training.signals import Interrupted
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The command; returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     disable_progress_bar()  # transformers shows one whenever it saves, in the middle of ours
     try:
-        recipe = read_recipe(sys.argv[1:] if argv is None else argv, __doc__, prog)
+        recipe = read_recipe(argv, __doc__.partition("\n\n")[2], prog)
         if recipe.cross_validation:
             # Here: scoring needs the extra `eval`, which training does without.
             from mvaema.evaluation.cross_validation import cross_validate

@@ -14,7 +14,7 @@ ROWS = [
             {"question_id": "kind", "question": "Which kind?", "answer": ANSWER, "outcome": "ok"},
             {
                 "question_id": "size",
-                "question": "How large?",
+                "question": "Large?",
                 "answer": "xyz",
                 "outcome": "refused",
             },

@@ -23,6 +23,7 @@ from mvaema.training.run import train
 from mvaema.training.run_folder import RunFolder
 from mvaema.training.signals import Signals
 
+slow = pytest.mark.slow
 TINY = (
     "hidden_size=16,intermediate_size=32,num_image_layers=1,num_text_layers=1,"
     "hidden_dropout_prob=0.1"
@@ -135,11 +136,13 @@ def checkpointed(tmp_path_factory):
     ("event", "path", "call"),
     [
         ("open", r"recipe\.yaml-", 1),  # the folder is about to be claimed
-        ("open", r"run\.json-", 1),  # it is claimed, but not for which data
-        ("open", r"steps\.jsonl$", 2),  # after the first step, before its record
+        pytest.param("open", r"run\.json-", 1, marks=slow),  # it is claimed; for which data?
+        ("open", r"steps\.jsonl$", 2),  # after the second step, before its record
         ("open", r"\.writing-step-00000001/.*random_states", 1),  # in the first checkpoint
-        ("os.rename", r"\.writing-step-00000002", 2),  # step-00000002 is about to be replaced
-        ("os.mkdir", r"\.saving-", 1),  # the first student is about to be saved
+        # step-00000002 is about to be replaced
+        pytest.param("os.rename", r"\.writing-step-00000002", 2, marks=slow),
+        ("open", r"\.png$", 20 + 16 + 2),  # validating; all images were read once beforehand
+        pytest.param("os.mkdir", r"\.saving-", 1, marks=slow),  # the student is about to be saved
         ("open", r"training_log\.jsonl$", 1),  # it is saved, its epoch is not recorded
         ("open", r"samples\.jsonl$", 2),  # the epoch is recorded, but in no checkpoint
         ("open", r"losses\.png", 1),  # after everything
@@ -405,7 +408,7 @@ def command(launcher: list[str], options: str) -> list[str]:
     return [sys.executable, *launcher, str(ROOT / "train.py"), *flags.split()]
 
 
-@pytest.mark.slow
+@slow
 def test_two_ranks_repeat_one_process_over_twenty_steps(tmp_path):
     """`accelerate launch train.py` and torchrun: the losses of each step and the final student."""
     dataset = write_dataset(tmp_path / "data", count=40)
@@ -433,7 +436,7 @@ def test_two_ranks_repeat_one_process_over_twenty_steps(tmp_path):
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-3, rtol=1e-2)
 
 
-@pytest.mark.slow
+@slow
 def test_a_run_that_is_killed_again_and_again_ends_as_the_uninterrupted_one(tmp_path):
     """kill -9 in mid-epoch, in validation, while a checkpoint is written: wherever it strikes."""
     dataset = write_dataset(tmp_path / "data", count=24)
@@ -458,7 +461,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_uninterrupted_one(tmp_
     assert lines(killed, "samples") == lines(tmp_path / "whole", "samples")
 
 
-@pytest.mark.slow
+@slow
 def test_a_run_that_met_a_full_disk_resumes(tmp_path):
     """Files may grow to 100 kB only: the log can be written, a checkpoint cannot."""
     dataset = write_dataset(tmp_path / "data", count=24)
