@@ -18,8 +18,8 @@ picture. Print or a box on the picture itself is not a bar. Edges were read off 
 about a pixel.
 """
 
+import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -71,4 +71,6 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="folder that holds micrographs/ and unlabelled/")
+    main(parser.parse_args().folder)

@@ -5,8 +5,8 @@ size found, pixel size expected, verdict. `EXPECTED` is what the metadata of eac
 without `mvaema.micrographs.microscope` from the folder's README and the files' tags.
 """
 
+import argparse
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -92,4 +92,6 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="folder of microscope files")
+    main(parser.parse_args().folder)
