@@ -19,7 +19,7 @@ from mvaema.students.lora import add_adapters, save_adapters
 from mvaema.students.places import hub_ids
 from mvaema.training.recipe import Recipe, write_recipe
 
-CODE = {"configuration_mvaema.py", "modeling_mvaema.py", "processing_mvaema.py"}
+CODE = {file.name for file in ROOT.glob("*_mvaema.py")}
 STUDENT = CODE | {
     "README.md",
     "config.json",

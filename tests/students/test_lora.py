@@ -128,6 +128,7 @@ def test_ddp_finds_every_trained_weight_used(base, batch, tmp_path):
         parallel = torch.nn.parallel.DistributedDataParallel(tuned)
         for _ in range(2):
             parallel(**batch).loss.backward()
+        del parallel  # it must not outlive the group: gloo's destructor would wait for the GIL
     finally:
         torch.distributed.destroy_process_group()
 

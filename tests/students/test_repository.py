@@ -109,6 +109,8 @@ def test_a_repository_carries_code_processor_and_generation_options(repository):
         "processor_config.json",
         "tokenizer.json",
         "configuration_mvaema.py",
+        "generation_mvaema.py",
+        "losses_mvaema.py",
         "modeling_mvaema.py",
         "processing_mvaema.py",
     }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer, ViTConfig, ViTModel
 
-from modeling_mvaema import MVaEMaModel
+from modeling_mvaema import Memory, MVaEMaModel
 from mvaema.students.warm_start import from_encoders
 
 SHAPES = {
@@ -62,12 +62,17 @@ def test_image_encoder_equals_vit(vit, tmp_path, processor):
         close(student.image_encoder(pixels), expected)
 
 
+def in_rows(states, texts):
+    """Packed states as (batch, length, hidden_size)."""
+    return texts.unpack(states)
+
+
 def test_text_encoder_equals_bert(make_bert, tmp_path):
     bert = make_bert()
     student = from_encoders(text=tmp_path / "bert", patch_size=16, num_image_layers=1).eval()
     ids = torch.randint(0, 11, (3, 12))
     mask = (torch.arange(12) < torch.tensor([[12], [7], [3]])).long()
-    states = student.text_stack(ids, mask)
+    states = in_rows(*student.text_stack(ids, mask))
     expected = bert(ids, attention_mask=mask).last_hidden_state
     close(states[mask == 1], expected[mask == 1])
 
@@ -79,11 +84,12 @@ def test_decoder_and_grounded_encoder_equal_bert_with_cross_attention(make_bert,
     memory = torch.randn(2, 6, 32)
     memory_mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
     inputs = {"encoder_hidden_states": memory, "encoder_attention_mask": memory_mask}
-    decoded = student.text_stack(ids, memory=memory, memory_mask=memory_mask, causal=True)
+    memory = Memory(states=memory, mask=memory_mask)
+    decoded = in_rows(*student.text_stack(ids, memory=memory, causal=True))
     close(decoded, bert(ids, use_cache=False, **inputs).last_hidden_state)
     # BERT with cross-attention is causal unless its mask says that every word sees every word.
     all_seen = torch.zeros(2, 1, 9, 9)
-    encoded = student.text_stack(ids, memory=memory, memory_mask=memory_mask)
+    encoded = in_rows(*student.text_stack(ids, memory=memory))
     close(encoded, bert(ids, attention_mask=all_seen, use_cache=False, **inputs).last_hidden_state)
     assert (decoded - encoded).abs().max() > 1e-2
 
@@ -135,5 +141,5 @@ def test_the_small_preset_starts_from_minilm():
     mask = text["statement_mask"]
     with torch.no_grad():
         expected = bert(text["statement_ids"], attention_mask=mask).last_hidden_state
-        states = student.text_stack(text["statement_ids"], mask)
+        states = in_rows(*student.text_stack(text["statement_ids"], mask))
     close(states[mask == 1], expected[mask == 1])
