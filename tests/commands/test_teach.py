@@ -145,6 +145,7 @@ def test_export_and_merge_of_nothing(tmp_path, capsys):
     check(capsys, ["merge", "--output_dir", str(tmp_path)], "--parts")
 
 
+@pytest.mark.slow
 def test_the_script_and_the_command_are_the_same(tmp_path, capsys):
     arguments = ["export", "--output_dir", str(tmp_path)]
     script = [sys.executable, str(ROOT / "generate_teacher_data.py"), *arguments]

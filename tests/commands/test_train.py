@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from support import ROOT
 
 from mvaema.commands.train import main
@@ -19,6 +20,7 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
         assert message in said and said.startswith("error: ") and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_script_is_the_command(tmp_path):
     line = [sys.executable, str(ROOT / "train.py"), "--output_dir", str(tmp_path), "--resume"]
     run = subprocess.run(line, capture_output=True, text=True)

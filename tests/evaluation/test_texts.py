@@ -155,6 +155,7 @@ def test_without_synonyms_the_metric_has_another_name():
     assert plain["meteor_no_synonyms"][0] < full["meteor"][0]
 
 
+@pytest.mark.slow
 @needs_wordnet
 def test_debian_wordnet_has_its_lexicographer_names():
     reader = ensure_wordnet()

@@ -1,6 +1,7 @@
 """A saved student in other hands: a fresh process without this project, peft, a broken file."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,6 @@ import textwrap
 
 import pytest
 import torch
-from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from support.hub_server import TOKEN, running_hub
@@ -130,14 +130,22 @@ def test_a_reloaded_student_saves_a_complete_repository_again(repository, tmp_pa
     assert reloaded.processor(text="Why?")["input_ids"].shape[0] == 1
 
 
-def test_push_to_hub_sends_the_whole_repository(model, repository, monkeypatch):
-    """The method that every transformers model has; `mvaema push` does more."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
+def test_push_to_hub_sends_the_whole_repository(repository, tmp_path):
+    """The method that every transformers model has; `mvaema push` does more.
+
+    In a process of its own: transformers keeps the address of the first hub that it talked to.
+    """
+    script = (
+        "import sys; from transformers import AutoModel; "
+        "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True); "
+        "model.push_to_hub('lab/student', private=True)"
+    )
     with running_hub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        model.push_to_hub("lab/student", private=True)
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "PYTHONPATH": ""}
+        environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        command = [sys.executable, "-c", script, repository]
+        run = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert run.returncode == 0, run.stderr
         assert hub.repositories["lab/student"]["private"] is True
         sent = hub.files("lab/student")
     assert set(sent) - {"README.md"} == {file.name for file in repository.iterdir()}
