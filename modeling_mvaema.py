@@ -9,7 +9,8 @@ What is special about it:
 - the three losses (`losses_mvaema.py`) come from one encoding of each image, and each is in the
   output by name;
 - n questions about each image are n consecutive rows of text. Images are encoded once, and the
-  keys and values that texts attend to are computed once per image, for all rows and modes;
+  keys and values that texts attend to are computed once per image, for all rows and modes
+  (classification by ITM: 1.2x on `small`);
 - texts are packed (`PackedTexts`): what is done token by token is done on one (tokens,
   hidden_size) for the whole batch. Only attention sees rows.
 
@@ -121,8 +122,8 @@ class MVaEMaOutput(ModelOutput):
 class PackedTexts:
     """The order in which the texts of a batch are packed into one (tokens, width).
 
-    Texts lie one after the other in groups of like length, so little of it is padding. Measured on
-    two CPU cores, training with all three losses: GAIN_PACKING.
+    Texts lie one after the other in groups of like length, so little of it is padding. Gain on a
+    CPU, training with all three losses: 1.6x (`paper`), 1.2x (`small`); docs/speed.md has the runs.
 
     Args:
         length: tokens of a row of the batch, padding included.
@@ -309,7 +310,8 @@ class MVaEMaAttention(nn.Module):
         """`forward` over keys that consecutive rows share, followed by keys of each row's own.
 
         There is one softmax over both, but shared keys and values are read once for all their
-        rows. Measured on two CPU cores, ten questions about each of 8 micrographs: GAIN_SHARED.
+        rows. Gain on a CPU, ten questions about each of 8 micrographs: 1.3x (`paper`), 2.6x
+        (`small`).
 
         Args:
             shared: keys and values, (images, heads, image tokens, head_dim).
@@ -566,9 +568,7 @@ class MVaEMaTextStack(nn.Module):
         """
         if not self.config.use_cross_attention:
             return None
-        projected = (layer.cross_attn.keys_and_values(states) for layer in self.layers)
-        # Contiguous: when answers are generated, every word reads them.
-        return tuple((key.contiguous(), value.contiguous()) for key, value in projected)
+        return tuple(layer.cross_attn.keys_and_values(states) for layer in self.layers)
 
     def forward(
         self,
@@ -956,9 +956,9 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
     ) -> tuple[Tensor | None, Tensor | None]:
         """Logits (batch, length, vocab_size) of packed decoder states, and the LM loss of `labels`.
 
-        In training there are no logits. Only words that have a label are computed (GAIN_LABELLED
-        in training with LM alone, on two CPU cores), and so many at a time that they stay in the
-        processor's cache (GAIN_CHUNKED). A compiled graph needs fixed shapes.
+        In training there are no logits: only words that have a label are computed (1.4x with LM
+        alone on `paper`, 1.0x on `small`), and so many at a time that they stay in the processor's
+        cache (1.1x on `paper`). A compiled graph needs fixed shapes.
         """
         if labels is not None and self.training and not torch.compiler.is_compiling():
             packed_labels = texts.pack(labels)
