@@ -15,6 +15,7 @@ from benchmarks.speed.report import Comparison
 from benchmarks.speed.scaling import scaling
 from benchmarks.speed.settings import Settings
 from benchmarks.speed.training import encoding, training_step
+from benchmarks.speed.tricks import tricks
 from benchmarks.speed.workload import Workload
 from modeling_mvaema import MVaEMaModel
 
@@ -203,6 +204,7 @@ CASES = {
     "wait": wait,
     "read": read,
     "scaling": scaling,
+    "tricks": tricks,
 }
 # Say little new of a second preset: they are run for the first one named.
 ONCE = ("wait", "read", "scaling")

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from benchmarks.speed.measure import Ratio
 
 HEADER = (
-    f"{'case':28}{'peer':16}{'preset':8}{'unit':15}{'ours':>7}{'peer':>8}  "
+    f"{'case':41}{'peer':16}{'preset':8}{'unit':15}{'ours':>7}{'peer':>8}  "
     f"{'ratio (quartiles)':20}target"
 )
 
@@ -52,7 +52,7 @@ class Comparison:
             target = f"{sign} {self.target:g} {'met' if self.met else 'NOT met'}"
         ratio = f"{self.ratio.median:.2f} ({self.ratio.low:.2f}–{self.ratio.high:.2f})"
         line = (
-            f"{self.case:28}{self.peer_name:16}{self.preset:8}{self.unit:15}"
+            f"{self.case:41}{self.peer_name:16}{self.preset:8}{self.unit:15}"
             f"{number(self.ours):>7}{number(self.peer):>8}  {ratio:20}{target}"
         )
         return line.rstrip()

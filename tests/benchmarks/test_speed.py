@@ -216,5 +216,6 @@ def test_every_case_runs(tmp_path):
     assert by_case["train ITC + ITM + LM"]["details"]["paper_run_hours"] > 0
     assert 0 < by_case["waiting for data, 1 worker"]["peer"] <= 100
     assert by_case["answer 10 questions each"]["details"]["ours"]["floor"]["flops"] > 0
-    assert {c["target"] for c in results.comparisons} == {None, 0.7, 1.3, 2.0, 2.5, 4.0}
+    assert {c["target"] for c in results.comparisons} == {None, 0.7, 1.1, 1.3, 2.0, 2.5, 4.0}
     assert {"read JPEG", "read Parquet", "train, 2 processes"} <= set(by_case)
+    assert by_case["texts in groups, LM"]["peer_name"] == "without it"
