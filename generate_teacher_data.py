@@ -1,4 +1,4 @@
-"""python generate_teacher_data.py --images micrographs/ --output_dir teacher/ --teacher_model NAME
+"""python generate_teacher_data.py --images data/sem --output_dir teacher --teacher_model NAME
 
 Micrographs in, instruction dataset out: the same as `mvaema teach`.
 """

@@ -1,4 +1,4 @@
-"""accelerate launch train.py --dataset ../micrographs --output_dir runs/first
+"""accelerate launch train.py --dataset data/micrographs --output_dir runs/first
 
 The same as `mvaema train`, as a script that accelerate and torchrun can launch on several GPUs.
 `python train.py --help` documents every setting.

@@ -1,6 +1,6 @@
 """Synthetic micrographs of all ten categories beside real ones, to look at.
 
-    MVAEMA_SHARED=../shared python benchmarks/contact_sheet.py sheet.png --columns 8
+    MVAEMA_SHARED=data python benchmarks/contact_sheet.py sheet.png --columns 8
 
 One row for each category: simulated images, with difficulty rising from left to right. If
 `MVAEMA_SHARED` names a folder with `micrographs/`, as many real SEM images follow after a white

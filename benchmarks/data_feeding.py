@@ -2,9 +2,9 @@
 
     python benchmarks/data_feeding.py stream --rows 20000
     nice python benchmarks/data_feeding.py stream --rows 1000000 --batches 1000
-    OMP_NUM_THREADS=1 python benchmarks/data_feeding.py waiting --micrographs ../shared/micrographs
-    OMP_NUM_THREADS=1 python benchmarks/data_feeding.py padding --micrographs ../shared/micrographs
-    python benchmarks/data_feeding.py views --micrographs ../shared/micrographs
+    OMP_NUM_THREADS=1 python benchmarks/data_feeding.py waiting --micrographs data/micrographs
+    OMP_NUM_THREADS=1 python benchmarks/data_feeding.py padding --micrographs data/micrographs
+    python benchmarks/data_feeding.py views --micrographs data/micrographs
     python benchmarks/data_feeding.py decoding
 
 `stream` writes `--rows` small micrographs with answers as Parquet shards, finds their folds, and

@@ -1,4 +1,4 @@
-"""python benchmarks/info_bar.py ../shared
+"""python benchmarks/info_bar.py data
 
 Precision, recall and speed of `mvaema.micrographs.info_bar.find_info_bar` on real micrographs
 labelled by eye. The argument is the folder that holds `micrographs/` and `unlabelled/`.

@@ -1,6 +1,6 @@
 """LoRA and full tuning on a domain that the student has not seen: one source left out.
 
-    python benchmarks/lora_domain.py ../shared/micrographs runs/domain --source NAME
+    python benchmarks/lora_domain.py data/micrographs runs/domain --source NAME
 
 Trains a base on all other sources. Divides the left-out source into two halves that share no
 specimen, tunes the base on one half (adapters, then all weights) and scores all three students on

@@ -1,4 +1,4 @@
-"""python benchmarks/native_files.py ../shared/native
+"""python benchmarks/native_files.py data/native
 
 Reads every file in a folder of real microscope files and prints a Markdown table: format, pixel
 size found, pixel size expected, verdict. `EXPECTED` is what the metadata of each file states, read

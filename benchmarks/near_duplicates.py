@@ -1,6 +1,6 @@
 """How well near-duplicates are told from other micrographs, and at what cost.
 
-    python benchmarks/near_duplicates.py --micrographs ../shared/micrographs --limit 400
+    python benchmarks/near_duplicates.py --micrographs data/micrographs --limit 400
     python benchmarks/near_duplicates.py --synthetic 1000000
 
 The first command copies real micrographs the way copies are usually made. It prints the share of

@@ -1,6 +1,6 @@
 """The tables of docs/scale.md: 1,000,000 micrographs x 10 questions in tokens, dollars and days.
 
-    python benchmarks/teacher_scale.py --native ../shared/native
+    python benchmarks/teacher_scale.py --native data/native
 
 Token counts follow the rules in mvaema/teacher/money.py, prices are those of prices.yaml. With
 --native, a folder of microscope files, the size of prepared images is measured too.
