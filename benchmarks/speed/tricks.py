@@ -8,7 +8,6 @@ What is special about it:
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from statistics import median
 from unittest.mock import patch
@@ -27,27 +26,24 @@ TARGET = 1.1
 
 
 def tricks(settings: Settings) -> Iterator[Comparison]:
-    """Grouping by length, logits, and what the questions of an image share."""
+    """Groups of like length, logits where there are labels, what questions of an image share."""
     lm, everything = settings.workload(), settings.workload(losses="all")
-    one_group = {"GROUP_PADDING": sys.maxsize}
     for name, workload in (("LM", lm), ("ITC + ITM + LM", everything)):
-        yield _trained(settings, f"texts in groups, {name}", workload, one_group)
-    yield _trained(settings, "logits in parts, LM", lm, {"LOGIT_ROWS": sys.maxsize})
+        yield _grouped(settings, f"texts in groups, {name}", workload)
     yield _labelled_words(settings, lm)
     yield _shared_images(settings, lm)
     yield _shared_keys(settings, replace(lm, batch=settings.batch or 8, questions=10))
 
 
-def _trained(
-    settings: Settings, case: str, workload: Workload, constants: dict[str, int]
-) -> Comparison:
-    """A training step, and the same with other constants of `modeling_mvaema`."""
+def _grouped(settings: Settings, case: str, workload: Workload) -> Comparison:
+    """All texts as one group, padded to the longest."""
     _, step = training_step("ours", workload)
 
-    def without() -> AbstractContextManager:
-        return patch.multiple(modeling_mvaema, **constants)
+    def one_group() -> None:
+        with patch.object(modeling_mvaema, "GROUP_PADDING", sys.maxsize):
+            step()
 
-    return _compared(settings, case, workload.batch, step, step, without)
+    return _compared(settings, case, workload.batch, step, one_group)
 
 
 def _labelled_words(settings: Settings, workload: Workload) -> Comparison:
@@ -102,13 +98,8 @@ def _compared(
     case: str,
     amount: int,
     ours: Callable[[], object],
-    peer: Callable[[], object],
-    around_peer: Callable[[], AbstractContextManager] = nullcontext,
+    without: Callable[[], object],
 ) -> Comparison:
-    def without() -> None:
-        with around_peer():
-            peer()
-
     times = measure.alternate({"ours": ours, "without": without}, settings.repeats, settings.clock)
     rates = {who: amount / median(seconds) for who, seconds in times.items()}
     return Comparison(
