@@ -100,4 +100,10 @@ def model_type(source: str) -> str | None:
             f"{source} holds no model: there is neither a config.json nor an adapter_config.json. "
             "The folder of a training run holds a model after its first epoch."
         )
-    return PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    try:
+        return PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    except OSError as error:
+        raise OSError(
+            f"{source} is no folder here, and no model could be loaded from the Hub by that name: "
+            f"{error}"
+        ) from error

@@ -43,6 +43,11 @@ def test_abbreviated_flags_are_refused(lab, capsys):
     assert stop.value.code == 2 and "--comp" in capsys.readouterr().err
 
 
+def test_a_model_that_is_nowhere_is_named(lab, capsys):
+    assert main([*flags(lab), "--model", "runs/nope"]) == 1
+    assert capsys.readouterr().err.startswith("error: runs/nope is no folder here")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [["eval.py"], ["-m", "mvaema", "eval"]])
 def test_both_ways_to_run_it_end_in_the_same_error(lab, command):
