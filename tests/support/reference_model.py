@@ -1,7 +1,6 @@
-"""MVaEMa written naively, as its specification: one image and one text at a time; no padding, no
-packing, no cache, nothing shared. It has the weights of an `MVaEMaModel` to be compared with.
-Texts are lists of token ids, images (channels, height, width), states (length, d).
-"""
+"""MVaEMa written naively, as its specification: one image and one text at a time, nothing packed,
+padded, cached or shared. Texts are lists of token ids, images (channels, height, width), states
+(length, d); the weights are those of the `MVaEMaModel` that it is compared with."""
 
 import math
 
@@ -26,8 +25,8 @@ def encode_image(model, pixels, instruction=None):
     vit, size = model.image_encoder, model.config.patch_size
     patches = pixels.unfold(1, size, size).unfold(2, size, size).permute(1, 2, 0, 3, 4)
     patches = patches.flatten(2).flatten(0, 1) @ vit.patch_embedding.weight.flatten(1).T
-    x = torch.cat([vit.cls_token[0], patches + vit.patch_embedding.bias])
-    x = x + vit.position_embeddings[0]
+    patches = torch.cat([vit.cls_token[0], patches + vit.patch_embedding.bias])
+    x = patches + vit.position_embeddings[0]
     if instruction is not None:
         x = torch.cat([x, vit.instruction_proj(instruction)[None]])
     for layer in vit.layers:
@@ -40,8 +39,8 @@ def encode_image(model, pixels, instruction=None):
 def run_text(model, first, words, memory=None, causal=False):
     """States of a text, its first token replaced; the mode follows from memory and causal."""
     stack, config, places = model.text_stack, model.config, torch.arange(len(words))
-    x = stack.word_embeddings(torch.tensor([first, *words[1:]]))
-    x = stack.embedding_norm(x + stack.position_embeddings(places))
+    words = stack.word_embeddings(torch.tensor([first, *words[1:]]))
+    x = stack.embedding_norm(words + stack.position_embeddings(places))
     future = places[None] > places[:, None] if config.use_causal_mask else None
     for layer in stack.layers:
         if causal:
@@ -66,13 +65,12 @@ def answer_logits(model, pixels, prompt, words):
         instruction = summary(model, config.cls_token_id, prompt)
     v = encode_image(model, pixels, instruction)
     m = run_text(model, config.enc_token_id, prompt, v)
-    inputs = [None, *words[:-1]]
-    states = run_text(model, config.dec_token_id, inputs, torch.cat([v, m]), causal=True)
+    inputs, memory = [None, *words[:-1]], torch.cat([v, m])
+    states = run_text(model, config.dec_token_id, inputs, memory, causal=True)
     return states @ model.text_stack.word_embeddings.weight.T  # the head is tied to them
 
 
 def lm_loss(model, pixels, prompts, answers):
-    """Per answer an image and a prompt."""
     terms = []
     for image, prompt, words in zip(pixels, prompts, answers, strict=True):
         logs = answer_logits(model, image, prompt, words).log_softmax(dim=1)
