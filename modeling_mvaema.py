@@ -513,7 +513,7 @@ class MVaEMaTextLayer(GradientCheckpointingLayer):
         queries = texts.split(attention.q_proj(hidden_states))
         own = self._own_keys_and_values(memory, cache)
         if cache is not None and memory.images is not None:
-            # One word per row: read an image's keys and values once for all its rows.
+            # Decoding: read an image's keys and values once for all its rows.
             shared = memory.images[self.layer_idx]
             attended = [attention.attend_shared(queries[0], shared, own, memory.masks[0])]
         else:
