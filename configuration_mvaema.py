@@ -169,8 +169,10 @@ class MVaEMaConfig(PreTrainedConfig):
         category_question (`str`, *optional*):
             Question whose answer is the category's caption; trained beside the ten, and what
             `classify(by="lm")` asks.
-        pad_token_id, cls_token_id, enc_token_id, dec_token_id, eos_token_id (`int`, *optional*):
-            Ids of [PAD], [CLS], [ENC], [DEC] and [EOS].
+        pad_token_id, cls_token_id, enc_token_id, dec_token_id (`int`, *optional*):
+            Ids of [PAD], [CLS], [ENC] and [DEC].
+        eos_token_id (`int` or `list[int]`, *optional*):
+            Id of [EOS], or of all tokens that end an answer.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: a field has the wrong type, or fields
@@ -219,7 +221,7 @@ class MVaEMaConfig(PreTrainedConfig):
     cls_token_id: int = 1
     enc_token_id: int = 2
     dec_token_id: int = 3
-    eos_token_id: int = 4
+    eos_token_id: int | list[int] = 4
     is_encoder_decoder: bool = True
     tie_word_embeddings: bool = True
 
@@ -302,7 +304,8 @@ class MVaEMaConfig(PreTrainedConfig):
     def validate_special_tokens(self):
         """Special ids are distinct and inside the vocabulary."""
         names = ("pad_token_id", "cls_token_id", "enc_token_id", "dec_token_id", "eos_token_id")
-        ids = [getattr(self, name) for name in names]
+        ids = [getattr(self, name) for name in names[:-1]]
+        ids += self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
         if len(set(ids)) != len(ids):
             raise ValueError(f"{', '.join(names)} must differ; got {ids}.")
         if min(ids) < 0 or max(ids) >= self.vocab_size:

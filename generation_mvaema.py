@@ -36,11 +36,15 @@ class MVaEMaMemory(ModelOutput):
             for each layer keys and values of V, once for the rows that share an image.
         questions (`Tensor` of shape `(batch, length, hidden_size)`): M by itself; with `images`
             it is all that the decoder reads.
+        hidden_states, attentions (`tuple` of `Tensor`): of the encoder that reads the question,
+            where they were asked for.
     """
 
     last_hidden_state: Tensor | None = None
     images: tuple[tuple[Tensor, Tensor], ...] | None = None
     questions: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class MVaEMaCache(EncoderDecoderCache):
@@ -77,12 +81,21 @@ class MVaEMaPromptEncoder(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
-        **kwargs,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool = True,
     ) -> MVaEMaMemory:
-        return self.model.encode_prompt(pixel_values, input_ids, attention_mask)
+        return self.model.encode_prompt(
+            pixel_values,
+            input_ids if inputs_embeds is None else inputs_embeds,
+            attention_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
 
 
 class MVaEMaGenerationMixin:
@@ -217,7 +230,8 @@ class MVaEMaGenerationMixin:
         """(images, captions), as those below."""
         texts = self.processor(statements=captions).to(self.device)
         texts = self.get_text_features(texts["statement_ids"], texts["statement_mask"])
-        return (self.get_image_features(pixel_values) @ texts.T / self.temperature).softmax(dim=-1)
+        images = self.get_image_features(pixel_values).pooler_output
+        return (images @ texts.pooler_output.T / self.temperature).softmax(dim=-1)
 
     def _scores_itm(self, pixel_values: Tensor, captions: list[str]) -> Tensor:
         texts = self.processor(statements=captions * len(pixel_values)).to(self.device)

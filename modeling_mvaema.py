@@ -23,7 +23,7 @@ This file travels with `configuration_mvaema.py`, `losses_mvaema.py` and `genera
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,10 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.versions import require_version
 
 # Older versions give the decoder's cache another name, and every word would be the first.
@@ -90,8 +92,16 @@ class MVaEMaOutput(ModelOutput):
         logits (`Tensor` of shape `(batch, answer_length, vocab_size)`): decoder logits; `None` in
             training mode with labels, where the loss needs but a part of them.
         cache (`EncoderDecoderCache`): keys and values of the decoder.
+        decoder_hidden_states (`tuple` of `Tensor` of shape `(batch, answer_length, hidden_size)`):
+            with `output_hidden_states`, the embeddings and what each layer made of them.
+        decoder_attentions (`tuple` of `Tensor` of shape `(batch, heads, answer_length, length)`):
+            with `output_attentions`, the weights of each layer's self-attention.
+        cross_attentions (`tuple` of `Tensor` of shape `(batch, heads, answer_length,
+            memory_length)`): and of its attention to the memory [V ; M].
         encoder_last_hidden_state (`Tensor` of shape `(batch, memory_length, hidden_size)`): the
             decoder's memory [V ; M], image states followed by grounded question states.
+        encoder_hidden_states, encoder_attentions (`tuple` of `Tensor`): of the image-grounded text
+            encoder that reads the question, as those of the decoder.
         image_embeds (`Tensor` of shape `(images, projection_dim)`): normalised image embeddings.
         text_embeds (`Tensor` of shape `(statements, projection_dim)`): normalised embeddings of
             the statements.
@@ -103,12 +113,64 @@ class MVaEMaOutput(ModelOutput):
     lm_loss: Tensor | None = None
     logits: Tensor | None = None
     cache: Cache | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
     encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
 
 
 # ---- what the layers are given -------------------------------------------------------------------
+
+
+@dataclass
+class Recorded:
+    """Where layers leave what the caller asked to see; texts are then not packed by length.
+
+    Args:
+        hidden_states: the embeddings and each layer's states, (batch, length, hidden_size) each.
+        attentions, cross_attentions: each layer's weights, (batch, heads, length, keys) each.
+    """
+
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+    @classmethod
+    def asked_for(
+        cls, config: MVaEMaConfig, attentions: bool | None, hidden_states: bool | None
+    ) -> "Recorded | None":
+        """None where neither is wanted. What is None is as the configuration says.
+
+        Raises:
+            ValueError: attention weights are wanted of an implementation that has none.
+        """
+        attentions = config.output_attentions if attentions is None else attentions
+        hidden_states = config.output_hidden_states if hidden_states is None else hidden_states
+        if attentions and config._attn_implementation != "eager":
+            raise ValueError(
+                f"output_attentions=True, but {config._attn_implementation} attention returns no "
+                'weights. Use eager attention: model.set_attn_implementation("eager").'
+            )
+        if not attentions and not hidden_states:
+            return None
+        weights = () if attentions else None
+        return cls(() if hidden_states else None, weights, weights)
+
+    def states(self, hidden_states: Tensor) -> None:
+        if self.hidden_states is not None:
+            self.hidden_states += (hidden_states,)
+
+    def attention(self, weights: Tensor | None) -> None:
+        if self.attentions is not None:
+            self.attentions += (weights,)
+
+    def cross_attention(self, weights: Tensor | None) -> None:
+        if self.cross_attentions is not None:
+            self.cross_attentions += (weights,)
 
 
 @dataclass
@@ -123,12 +185,14 @@ class PackedTexts:
         groups: (rows, tokens of each) of consecutive texts.
         order: (batch,), the row of the batch that each packed text is; None: as they come.
         masks: what self-attention is given for each group, as transformers makes it.
+        recorded: where layers leave their states and attention weights; None: nowhere.
     """
 
     length: int
     groups: list[tuple[int, int]]
     order: Tensor | None = None
     masks: list[Tensor | None] = field(default_factory=list)
+    recorded: Recorded | None = None
 
     @classmethod
     def by_length(cls, attention_mask: Tensor, hidden_size: int) -> "PackedTexts":
@@ -144,6 +208,14 @@ class PackedTexts:
                 padding = 0
             groups[-1] = (groups[-1][0] + count, groups[-1][1])
         return cls(attention_mask.shape[1], groups, order)
+
+    def to(self, *args, **kwargs) -> "PackedTexts":
+        """On another device; accelerate calls it where a model is split over several."""
+        return replace(
+            self,
+            order=moved(self.order, *args, **kwargs),
+            masks=[moved(mask, *args, **kwargs) for mask in self.masks],
+        )
 
     def ordered(self, rows: Tensor | None) -> Tensor | None:
         """Rows of the batch in the packed order."""
@@ -201,19 +273,49 @@ class Memory:
     mask: Tensor | None = None
     masks: list[Tensor | None] = field(default_factory=list)
 
+    def to(self, *args, **kwargs) -> "Memory":
+        """What layers read besides their tensors, on another device; see `PackedTexts.to`."""
+        return replace(
+            self,
+            image_index=moved(self.image_index, *args, **kwargs),
+            masks=[moved(mask, *args, **kwargs) for mask in self.masks],
+        )
+
     def ordered(self, texts: PackedTexts) -> "Memory":
         """The same for rows in the packed order."""
         index, states, mask = map(texts.ordered, (self.image_index, self.states, self.mask))
         return Memory(self.images, index, states, mask)
 
-    def keys_and_values(self, layer_idx: int, own: KeysAndValues | None) -> KeysAndValues:
-        """Of each row, (batch, heads, image tokens + length, head_dim): its image, then its own."""
-        if self.images is None:
-            return own
-        shared = [x[self.image_index] for x in self.images[layer_idx]]
-        if own is None:
-            return tuple(shared)
-        return tuple(torch.cat(pair, dim=2) for pair in zip(shared, own, strict=True))
+    def tensors(self, layer_idx: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What a layer attends to: keys and values of the images, states of each row's own."""
+        keys, values = (None, None) if self.images is None else self.images[layer_idx]
+        return keys, values, self.states
+
+    def of_each_row(self, shared: Tensor | None, own: Tensor | None) -> Tensor:
+        """Keys, or values, of each row: its image's, then its own.
+
+        Args:
+            shared: (images, heads, image tokens, head_dim).
+            own: (batch, heads, length, head_dim).
+        """
+        parts = [] if shared is None else [shared[self.image_index]]
+        parts += [] if own is None else [own]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def moved(tensor: Tensor | None, *args, **kwargs) -> Tensor | None:
+    return None if tensor is None else tensor.to(*args, **kwargs)
+
+
+def either(name: str, value: Tensor | None, other: str, other_value: Tensor | None):
+    """The one that was given, if any.
+
+    Raises:
+        ValueError: both were.
+    """
+    if value is not None and other_value is not None:
+        raise ValueError(f"{name} and {other} were given: give one of the two.")
+    return other_value if value is None else value
 
 
 def until_last(mask: Tensor) -> Tensor:
@@ -269,19 +371,23 @@ class MVaEMaAttention(nn.Module):
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         """Attention alone, of projected states; `o_proj` is left to the caller.
 
         Args:
             query: (batch, length, hidden_size).
             key, value: (batch, heads, key length, head_dim).
+
+        Returns:
+            the states, (batch, length, hidden_size), and the weights, (batch, heads, length, key
+            length), which only eager attention has.
         """
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         # `is_causal` is passed explicitly. With a mask of None, the interface's own default would
         # make every attention causal, or none.
-        output, _ = attend(
+        output, weights = attend(
             self,
             self.heads(query),
             key,
@@ -291,7 +397,7 @@ class MVaEMaAttention(nn.Module):
             scaling=self.head_dim**-0.5,
             is_causal=self.is_causal,
         )
-        return output.flatten(2)
+        return output.flatten(2), weights
 
     def attend_shared(
         self,
@@ -299,7 +405,7 @@ class MVaEMaAttention(nn.Module):
         shared: tuple[Tensor, Tensor],
         own: tuple[Tensor, Tensor],
         own_mask: Tensor | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """`forward` over keys that consecutive rows share, followed by keys of each row's own.
 
         There is one softmax over both, but shared keys and values are read once for all their
@@ -311,7 +417,7 @@ class MVaEMaAttention(nn.Module):
             own: keys and values, (batch, heads, key length, head_dim).
             own_mask: (batch, 1, 1, key length), added to the scores.
         """
-        (batch, length), images = query.shape[:2], len(shared[0])
+        (batch, length), images = query.shape[:2], shared[0].shape[0]
 
         def by_image(x: Tensor) -> Tensor:  # (batch, heads, length, *) -> (images, heads, rows, *)
             return x.unflatten(0, (images, -1)).transpose(1, 2).flatten(2, 3)
@@ -333,8 +439,8 @@ class MVaEMaAttention(nn.Module):
             [s.shape[-1] for s in (shared_scores, own_scores)], -1
         )
         output = by_row(by_image(shared_weights.unflatten(0, (batch, -1))) @ shared[1])
-        output = torch.baddbmm(output, own_weights, own_values)
-        return output.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
+        output = torch.baddbmm(output, own_weights, own_values).unflatten(0, (batch, -1))
+        return output.transpose(1, 2).flatten(2), weights.unflatten(0, (batch, -1))
 
 
 class MVaEMaMLP(nn.Module):
@@ -359,9 +465,11 @@ class MVaEMaImageLayer(GradientCheckpointingLayer):
         self.mlp = MVaEMaMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, recorded: Recorded | None = None) -> Tensor:
         normed, attention = self.self_attn_norm(hidden_states), self.self_attn
-        attended = attention(attention.q_proj(normed), *attention.keys_and_values(normed))
+        attended, weights = attention(attention.q_proj(normed), *attention.keys_and_values(normed))
+        if recorded is not None:
+            recorded.attention(weights)
         hidden_states = hidden_states + self.dropout(attention.o_proj(attended))
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
 
@@ -402,12 +510,18 @@ class MVaEMaImageEncoder(nn.Module):
         ).to(grid.dtype)
         return torch.cat([self.position_embeddings[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
-    def forward(self, pixel_values: Tensor, instruction: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        instruction: Tensor | None = None,
+        recorded: Recorded | None = None,
+    ) -> Tensor:
         """(images, channels, height, width) -> states (images, 1 + patches, hidden_size).
 
         Args:
             instruction: (images, hidden_size), the text embedding of a question; joins the image
                 tokens as one more token.
+            recorded: where layers leave their states and attention weights.
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
@@ -421,15 +535,22 @@ class MVaEMaImageEncoder(nn.Module):
             )
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         positions = self._positions(*patches.shape[2:])
-        cls = self.cls_token.expand(len(patches), -1, -1)
-        hidden_states = torch.cat([cls, patches.flatten(2).transpose(1, 2)], dim=1) + positions
+        cls = self.cls_token.expand(patches.shape[0], -1, -1)
+        patches = patches.flatten(2).transpose(1, 2).to(cls.device)
+        hidden_states = torch.cat([cls, patches], dim=1) + positions
         if instruction is not None:
             token = self.instruction_proj(instruction).unsqueeze(1)
-            hidden_states = torch.cat([hidden_states, token], dim=1)
+            hidden_states = torch.cat([hidden_states, token.to(hidden_states.device)], dim=1)
         hidden_states = self.dropout(hidden_states)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states)
-        return self.norm(hidden_states)
+        if recorded is not None:
+            recorded.states(hidden_states)
+        for i, layer in enumerate(self.layers):
+            hidden_states = layer(hidden_states, recorded)
+            if i + 1 == len(self.layers):
+                hidden_states = self.norm(hidden_states)
+            if recorded is not None:
+                recorded.states(hidden_states)
+        return hidden_states
 
 
 class MVaEMaTextLayer(GradientCheckpointingLayer):
@@ -462,6 +583,9 @@ class MVaEMaTextLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: Tensor,
+        image_keys: Tensor | None,
+        image_values: Tensor | None,
+        memory_states: Tensor | None,
         texts: PackedTexts,
         memory: Memory | None = None,
         causal: bool = False,
@@ -469,7 +593,10 @@ class MVaEMaTextLayer(GradientCheckpointingLayer):
     ) -> Tensor:
         """Packed states (tokens, hidden_size) -> as many.
 
+        What gradients go through is an argument of its own: reentrant checkpointing sees no other.
+
         Args:
+            image_keys, image_values, memory_states: from `memory.tensors`.
             memory: what to attend to, its rows in the order of `texts`; None for the text encoder.
             causal: decoder instead of encoder.
             cache: the decoder's cache; with it `texts` is one group.
@@ -481,7 +608,10 @@ class MVaEMaTextLayer(GradientCheckpointingLayer):
             attended = self._attend_to_text(self.self_attn, hidden_states, texts, cache)
             hidden_states = self.self_attn_norm(hidden_states + self.dropout(attended))
         if memory is not None and self.config.use_cross_attention:
-            attended = self._attend_to_memory(hidden_states, texts, memory, cache)
+            shared, own = (image_keys, image_values), (None, None)
+            if memory_states is not None:
+                own = self._own_keys_and_values(memory_states, cache)
+            attended = self._attend_to_memory(hidden_states, texts, memory, shared, own, cache)
             hidden_states = self.cross_attn_norm(hidden_states + self.dropout(attended))
         return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
 
@@ -500,40 +630,42 @@ class MVaEMaTextLayer(GradientCheckpointingLayer):
             if cache is not None:
                 key, value = cache.self_attention_cache.update(key, value, self.layer_idx)
             attended.append(attention(query, key, value, mask))
-        return attention.o_proj(texts.join(attended))
+        if texts.recorded is not None:
+            texts.recorded.attention(attended[0][1])
+        return attention.o_proj(texts.join([states for states, _ in attended]))
 
     def _attend_to_memory(
         self,
         hidden_states: Tensor,
         texts: PackedTexts,
         memory: Memory,
+        shared: tuple[Tensor | None, Tensor | None],
+        own: tuple[Tensor | None, Tensor | None],
         cache: EncoderDecoderCache | None,
     ) -> Tensor:
         attention = self.cross_attn
         queries = texts.split(attention.q_proj(hidden_states))
-        own = self._own_keys_and_values(memory, cache)
         if cache is not None and memory.images is not None:
             # Decoding: read an image's keys and values once for all its rows.
-            shared = memory.images[self.layer_idx]
             attended = [attention.attend_shared(queries[0], shared, own, memory.masks[0])]
         else:
-            rows = map(texts.of_groups, memory.keys_and_values(self.layer_idx, own))
-            attended = map(attention, queries, *rows, memory.masks)
-        return attention.o_proj(texts.join(list(attended)))
+            rows = map(memory.of_each_row, shared, own)
+            attended = list(map(attention, queries, *map(texts.of_groups, rows), memory.masks))
+        if texts.recorded is not None:
+            texts.recorded.cross_attention(attended[0][1])
+        return attention.o_proj(texts.join([states for states, _ in attended]))
 
     def _own_keys_and_values(
-        self, memory: Memory, cache: EncoderDecoderCache | None
-    ) -> KeysAndValues | None:
-        """Of `memory.states`; projected once, and from the cache afterwards."""
-        if memory.states is None:
-            return None
+        self, states: Tensor, cache: EncoderDecoderCache | None
+    ) -> tuple[Tensor, Tensor]:
+        """Of the memory's states; projected once, and from the cache afterwards."""
         if cache is None:
-            return self.cross_attn.keys_and_values(memory.states)
+            return self.cross_attn.keys_and_values(states)
         stored = cache.cross_attention_cache
         if not cache.is_updated.get(self.layer_idx):
-            stored.update(*self.cross_attn.keys_and_values(memory.states), self.layer_idx)
+            stored.update(*self.cross_attn.keys_and_values(states), self.layer_idx)
             cache.is_updated[self.layer_idx] = True
-        layer, length = stored.layers[self.layer_idx], memory.states.shape[1]
+        layer, length = stored.layers[self.layer_idx], states.shape[1]
         # A static cache is as long as [V ; M].
         return layer.keys[:, :, :length], layer.values[:, :, :length]
 
@@ -570,15 +702,21 @@ class MVaEMaTextStack(nn.Module):
         memory: Memory | None = None,
         causal: bool = False,
         cache: EncoderDecoderCache | None = None,
+        needed: Tensor | None = None,
+        recorded: Recorded | None = None,
     ) -> tuple[Tensor, PackedTexts]:
         """Token ids (batch, length) -> packed states (tokens, hidden_size), and how to unpack them.
 
         Args:
-            attention_mask: (batch, length), 1 for tokens and 0 for padding. In the decoder padding
-                only follows, where the causal mask hides it.
+            input_ids: or embeddings of tokens, (batch, length, hidden_size).
+            attention_mask: (batch, length), 1 for tokens and 0 for padding, which no token attends
+                to; with a cache (batch, cached length + length).
             memory: what to attend to; None for the text encoder.
             causal: decoder instead of encoder.
             cache: the decoder's cache.
+            needed: (batch, length), of the decoder's tokens those that are packed, where it isn't
+                `attention_mask`. The others only follow, where the causal mask hides them.
+            recorded: where layers leave their states and attention weights.
 
         Raises:
             ValueError: the text is longer than `max_position_embeddings`.
@@ -593,38 +731,71 @@ class MVaEMaTextStack(nn.Module):
             )
         # A GPU prefers few large kernels; a compiled graph has fixed shapes; a cache, fixed rows.
         on_cpu = input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
-        if on_cpu and cache is None and attention_mask is not None:
-            texts = PackedTexts.by_length(attention_mask, self.config.hidden_size)
+        if not self.config.use_causal_mask and attention_mask is None:
+            attention_mask = needed
+        needed = attention_mask if needed is None else needed
+        if on_cpu and cache is None and needed is not None and recorded is None:
+            texts = PackedTexts.by_length(needed, self.config.hidden_size)
         else:
-            texts = PackedTexts(length, [tuple(input_ids.shape)])
-        positions = torch.arange(length, device=input_ids.device) + past
-        # One look-up for the batch: the gradient of each look-up is as large as the vocabulary.
-        hidden_states = self.word_embeddings(texts.pack(input_ids))
-        positions = texts.pack(positions.expand_as(input_ids))
-        hidden_states = hidden_states + self.position_embeddings(positions)
-        hidden_states = self.dropout(self.embedding_norm(hidden_states))
+            texts = PackedTexts(length, [tuple(input_ids.shape[:2])], recorded=recorded)
+        hidden_states = self._embed(input_ids, texts, past)
 
         groups = texts.split(hidden_states)
-        if causal and self.config.use_causal_mask:
-            texts.masks = [create_causal_mask(self.config, x, None, cache) for x in groups]
-        else:
-            texts.masks = self._masks(groups, texts, texts.ordered(attention_mask))
+        texts.masks = self._masks(groups, texts, texts.ordered(attention_mask), causal, cache)
+        tensors = [(None, None, None)] * len(self.layers)
         if memory is not None:
             memory = memory.ordered(texts)
             memory.masks = self._memory_masks(groups, texts, memory, cache)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, texts, memory, causal, cache)
-        return hidden_states, texts
+            tensors = [memory.tensors(i) for i in range(len(self.layers))]
+        for layer, attended_to in zip(self.layers, tensors, strict=True):
+            hidden_states = self._record(hidden_states, texts)
+            hidden_states = layer(
+                hidden_states, *attended_to, texts=texts, memory=memory, causal=causal, cache=cache
+            )
+        return self._record(hidden_states, texts), texts
+
+    def _embed(self, input_ids: Tensor, texts: PackedTexts, past: int | Tensor) -> Tensor:
+        """The first layer's packed states, of ids or of embeddings of words."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device) + past
+        positions = texts.pack(positions.expand(input_ids.shape[:2]))
+        # One look-up for the batch: the gradient of each look-up is as large as the vocabulary.
+        hidden_states = texts.pack(input_ids)
+        if not input_ids.is_floating_point():
+            hidden_states = self.word_embeddings(hidden_states)
+        positions = self.position_embeddings(positions).to(hidden_states.device)
+        return self.dropout(self.embedding_norm(hidden_states + positions))
+
+    def _record(self, hidden_states: Tensor, texts: PackedTexts) -> Tensor:
+        """The same packed states, left in `texts.recorded` row by row if there is one."""
+        if texts.recorded is None:
+            return hidden_states
+        states = texts.unpack(hidden_states)
+        texts.recorded.states(states)
+        return texts.pack(states)
 
     def _masks(
-        self, groups: list[Tensor], texts: PackedTexts, attention_mask: Tensor | None
+        self,
+        groups: list[Tensor],
+        texts: PackedTexts,
+        attention_mask: Tensor | None,
+        causal: bool,
+        cache: EncoderDecoderCache | None,
     ) -> list[Tensor | None]:
-        """Bidirectional masks of each group's texts."""
+        """Masks of each group's texts; None where all is attended to, or all that came before."""
+        causal = causal and self.config.use_causal_mask
         if attention_mask is None:
-            return [None] * len(groups)
-        masks = texts.of_groups(attention_mask)
+            masks = [None] * len(groups)
+        else:
+            past = attention_mask.shape[1] - texts.length
+            masks = zip(groups, texts.of_groups(attention_mask), strict=True)
+            masks = [mask[:, : past + x.shape[1]] for x, mask in masks]
+        if causal:
+            return [
+                create_causal_mask(self.config, x, mask, cache)
+                for x, mask in zip(groups, masks, strict=True)
+            ]
         return [
-            create_bidirectional_mask(self.config, x, mask[:, : x.shape[1]])
+            None if mask is None else create_bidirectional_mask(self.config, x, mask)
             for x, mask in zip(groups, masks, strict=True)
         ]
 
@@ -697,7 +868,8 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
             bos_token_id=config.dec_token_id,
             eos_token_id=config.eos_token_id,
             pad_token_id=config.pad_token_id,
-            max_new_tokens=min(128, config.max_position_embeddings - 1),
+            # Not `max_new_tokens`, which would override the caller's `max_length`. [DEC] counts.
+            max_length=min(129, config.max_position_embeddings),
             # Without the causal mask a cached prefix would miss its successors.
             use_cache=config.use_causal_mask,
         )
@@ -713,12 +885,13 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         """As in transformers, but a checkpoint that lacks a weight is an error.
 
         Raises:
-            ValueError: weights are missing; transformers would draw them at random and warn.
+            ValueError: weights are missing; transformers would draw them at random and warn. With
+                `output_loading_info=True` the second value returned names them instead.
         """
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
-        if info["missing_keys"]:
+        if info["missing_keys"] and not output_loading_info:
             raise ValueError(
                 f"the checkpoint {pretrained_model_name_or_path} lacks {len(info['missing_keys'])} "
                 f"weights, {', '.join(sorted(info['missing_keys'])[:5])} among them. It is "
@@ -746,6 +919,10 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
     def set_input_embeddings(self, value: nn.Embedding):
         self.text_stack.word_embeddings = value
 
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """The decoder's inputs for labels (batch, length); collators and `Trainer` ask for it."""
+        return shift_right(labels, self.config.dec_token_id, self.config.pad_token_id)
+
     @property
     def temperature(self) -> Tensor:
         """ITC temperature tau; not below 0.01, where CLIP clips it too."""
@@ -753,14 +930,59 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
 
     # ---- parts -----------------------------------------------------------------------------------
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Normalised image embeddings: pixels -> (images, projection_dim)."""
-        return self._project_image(self.image_encoder(pixel_values))
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Images as ITC compares them.
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Normalised text embeddings: (batch, length) -> (batch, projection_dim)."""
-        embedding = self._summary(input_ids, attention_mask, self.config.cls_token_id)
-        return nn.functional.normalize(self.text_proj(embedding), dim=-1)
+        Args:
+            pixel_values: (images, channels, height, width).
+
+        Returns:
+            `pooler_output`, the normalised embeddings (images, projection_dim), and
+            `last_hidden_state` (images, 1 + patches, hidden_size); what else was asked for.
+        """
+        recorded = Recorded.asked_for(self.config, output_attentions, output_hidden_states)
+        states = self.image_encoder(pixel_values, recorded=recorded)
+        return self._features(states, self._project_image(states), recorded)
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Texts as ITC compares them.
+
+        Args:
+            input_ids: (batch, length), and `attention_mask` of the same shape.
+
+        Returns:
+            `pooler_output`, the normalised embeddings (batch, projection_dim), and
+            `last_hidden_state` (batch, length, hidden_size); what else was asked for.
+        """
+        recorded = Recorded.asked_for(self.config, output_attentions, output_hidden_states)
+        ids = self._with_first(input_ids, self.config.cls_token_id)
+        states, texts = self.text_stack(ids, attention_mask, recorded=recorded)
+        pooled = self._project_text(self._summary(states, texts, attention_mask))
+        return self._features(texts.unpack(states), pooled, recorded)
+
+    def _features(
+        self, states: Tensor, pooled: Tensor, recorded: Recorded | None
+    ) -> BaseModelOutputWithPooling:
+        recorded = recorded or Recorded()
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states,
+            pooler_output=pooled,
+            hidden_states=recorded.hidden_states,
+            attentions=recorded.attentions,
+        )
 
     def match(
         self, image_states: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
@@ -783,12 +1005,15 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         attention_mask: Tensor | None = None,
         image_states: Tensor | None = None,
         images: tuple[KeysAndValues, ...] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> MVaEMaMemory:
         """The decoder's memory [V ; M]: (batch, image tokens + length, hidden_size).
 
         Args:
             pixel_values: (images, channels, height, width). With fewer images than prompts,
                 consecutive prompts share an image.
+            input_ids: (batch, length), or embeddings of words, (batch, length, hidden_size).
             image_states: the images' states, where they have been computed already.
             images: and their keys and values (`text_stack.project_images`).
 
@@ -800,18 +1025,26 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         known = pixel_values if image_states is None else image_states
         index = self._image_of_each(input_ids, known)
         if self.config.instruction_aware:  # each prompt has an image of its own
-            question = self._summary(input_ids, attention_mask, self.config.cls_token_id)
+            ids = self._with_first(input_ids, self.config.cls_token_id)
+            question = self._summary(*self.text_stack(ids, attention_mask), attention_mask)
             image_states, images = self.image_encoder(pixel_values[index], question), None
             index = self._image_of_each(input_ids, image_states)
         elif image_states is None:
             image_states = self.image_encoder(pixel_values)
         if images is None:
             images = self.text_stack.project_images(image_states)
+        recorded = Recorded.asked_for(self.config, output_attentions, output_hidden_states)
         ids = self._with_first(input_ids, self.config.enc_token_id)
-        states, texts = self.text_stack(ids, attention_mask, Memory(images, index))
+        states, texts = self.text_stack(
+            ids, attention_mask, Memory(images, index), recorded=recorded
+        )
         questions = texts.unpack(states)
-        memory = torch.cat([image_states.index_select(0, index), questions], dim=1)
-        return MVaEMaMemory(memory, images, questions)
+        image_states = image_states.index_select(0, index.to(image_states.device))
+        memory = torch.cat([image_states.to(questions.device), questions], dim=1)
+        recorded = recorded or Recorded()
+        return MVaEMaMemory(
+            memory, images, questions, recorded.hidden_states, recorded.attentions
+        )
 
     def decode(
         self,
@@ -833,31 +1066,31 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
     def _project_image(self, states: Tensor) -> Tensor:
         return nn.functional.normalize(self.image_proj(states[:, 0]), dim=-1)
 
+    def _project_text(self, summary: Tensor) -> Tensor:
+        return nn.functional.normalize(self.text_proj(summary), dim=-1)
+
     def _image_of_each(self, rows: Tensor, images: Tensor, name: str = "texts") -> Tensor:
         """The image of each row, (batch,): consecutive rows share one."""
-        if len(rows) % len(images):
-            raise ValueError(
-                f"{len(rows)} {name} cannot be shared out evenly among {len(images)} images."
-            )
-        return torch.arange(len(rows), device=rows.device) // (len(rows) // len(images))
+        count, images = rows.shape[0], images.shape[0]  # `len` would fix them in an exported graph
+        if count % images:
+            raise ValueError(f"{count} {name} cannot be shared out evenly among {images} images.")
+        return torch.arange(count, device=rows.device) // (count // images)
 
     def _with_first(self, ids: Tensor, token_id: int) -> Tensor:
-        """The same text for another mode: [CLS] or [ENC] in front."""
-        return torch.cat([torch.full_like(ids[:, :1], token_id), ids[:, 1:]], dim=1)
+        """The same text, of ids or embeddings, for another mode: [CLS] or [ENC] in front."""
+        if ids.is_floating_point():
+            first = self.get_input_embeddings()(ids.new_full(ids[:, :1, 0].shape, token_id).long())
+        else:
+            first = torch.full_like(ids[:, :1], token_id)
+        return torch.cat([first, ids[:, 1:]], dim=1)
 
     def _summary(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        first_token_id: int,
-        memory: Memory | None = None,
+        self, states: Tensor, texts: PackedTexts, attention_mask: Tensor | None
     ) -> Tensor:
-        """One vector per text, (batch, hidden_size).
+        """One vector per text, (batch, hidden_size), of the packed states of an encoder.
 
         The first token's; the mean where no token attends to others (`use_self_attention=False`).
         """
-        ids = self._with_first(input_ids, first_token_id)
-        states, texts = self.text_stack(ids, attention_mask, memory)
         if self.config.use_self_attention:
             return texts.first(states)
         states = texts.unpack(states)
@@ -867,8 +1100,22 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         return (states * weights).sum(dim=1) / weights.sum(dim=1)
 
     def _match(self, memory: Memory, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        summary = self._summary(input_ids, attention_mask, self.config.enc_token_id, memory)
-        return self.itm_head(summary).squeeze(-1)
+        ids = self._with_first(input_ids, self.config.enc_token_id)
+        states, texts = self.text_stack(ids, attention_mask, memory)
+        return self.itm_head(self._summary(states, texts, attention_mask)).squeeze(-1)
+
+    def _decoder_cache(
+        self, cache: Cache | None, use_cache: bool | None, encoder_outputs: ModelOutput
+    ) -> EncoderDecoderCache | None:
+        """The cache that was given, made to hold M too, or a new one if it is wanted."""
+        if cache is None and (not use_cache or self.training):
+            return None
+        if isinstance(cache, EncoderDecoderCache):
+            return cache
+        new = MVaEMaCache.empty(self.config, getattr(encoder_outputs, "images", None))
+        if cache is not None:
+            new.self_attention_cache = cache
+        return new
 
     def _decoder_memory(
         self,
@@ -952,6 +1199,8 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         In training there are no logits: only words that have a label are computed. Gain on a CPU,
         training with LM alone: 1.5x (`paper`), 1.0x (`small`). A compiled graph needs fixed shapes.
         """
+        if not self.config.lm_weight:
+            labels = None
         if labels is not None and self.training and not torch.compiler.is_compiling():
             packed_labels = texts.pack(labels)
             labelled = packed_labels != -100
@@ -959,30 +1208,36 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         logits = self.lm_head(texts.unpack(states))
         return logits, None if labels is None else lm_loss(logits, labels)
 
+    @can_return_tuple
+    @deprecate_kwarg("past_key_values", version="5.40.0", new_name="cache")
     def forward(
         self,
-        pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         statement_ids: Tensor | None = None,
         statement_mask: Tensor | None = None,
         image_ids: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
         encoder_outputs: ModelOutput | None = None,
-        cache: EncoderDecoderCache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
-        return_dict: bool | None = None,
-        **kwargs,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_loss: bool = True,
     ) -> MVaEMaOutput | tuple:
         """
         What is computed follows from what is given: pixels are embedded, statements are embedded
         and, with pixels, compared (ITC, ITM), prompts are answered (logits, and LM with labels).
 
         Args:
-            pixel_values: (images, channels, height, width).
             input_ids: (batch, length) prompts; `batch` is a multiple of `images`, and consecutive
                 prompts share an image.
+            pixel_values: (images, channels, height, width).
             attention_mask: (batch, length).
             labels: (batch, answer_length), the answers' tokens and [EOS], -100 where ignored. The
                 decoder's inputs are made from them ([DEC] in front, one to the right).
@@ -991,61 +1246,100 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
             statement_mask: (statements, length).
             image_ids: (images,), equal for rows that show the same image, on whatever process.
             decoder_input_ids: (batch, answer_length), instead of `labels`; starts with [DEC].
+            decoder_attention_mask: (batch, cached length + answer_length), 0 for padding.
             encoder_outputs: the memory, where it has been computed already (as in `generate`).
             cache, use_cache: the decoder's cache.
+            inputs_embeds, decoder_inputs_embeds: (batch, length, hidden_size), embeddings of words
+                instead of `input_ids` and `decoder_input_ids`.
+            output_attentions, output_hidden_states: whether to return them, of the encoder that
+                reads the prompt and of the decoder. Attention weights need eager attention.
+            return_loss: whether to compare images and statements (ITC, ITM); the LM loss needs
+                `labels` only.
 
         Returns:
             [`MVaEMaOutput`], or a tuple of its fields when `return_dict=False`.
+
+        Raises:
+            ValueError: inputs are missing, are given twice or do not fit.
         """
-        config, losses = self.config, {}
-        image_states = images = image_embeds = text_embeds = logits = None
+        prompts = either("input_ids", input_ids, "inputs_embeds", inputs_embeds)
+        answers = either(
+            "decoder_input_ids", decoder_input_ids, "decoder_inputs_embeds", decoder_inputs_embeds
+        )
+        if answers is None and labels is not None:
+            answers = self.prepare_decoder_input_ids_from_labels(labels)
+        if answers is None and pixel_values is None and statement_ids is None:
+            raise ValueError(
+                "nothing to compute: a prompt (input_ids) is read with pixel_values, to answer it "
+                "(labels or decoder_input_ids). generate's guidance_scale has no use here: it "
+                "contrasts the prompt with one that has no image."
+            )
+        image_states = images = None
+        parts: dict[str, Tensor | tuple | Cache | None] = {}
         if pixel_values is not None and encoder_outputs is None:
             image_states = self.image_encoder(pixel_values)
-            image_embeds = self._project_image(image_states)
-            if input_ids is not None or statement_ids is not None:
+            parts["image_embeds"] = self._project_image(image_states)
+            if answers is not None or (statement_ids is not None and return_loss):
                 images = self.text_stack.project_images(image_states)
         if statement_ids is not None:
             if statement_mask is not None:
-                statement_ids = statement_ids.masked_fill(statement_mask == 0, config.pad_token_id)
-            text_embeds = self.get_text_features(statement_ids, statement_mask)
-            if image_states is not None and (config.itc_weight or config.itm_weight):
+                pad = self.config.pad_token_id
+                statement_ids = statement_ids.masked_fill(statement_mask == 0, pad)
+            ids = self._with_first(statement_ids, self.config.cls_token_id)
+            summary = self._summary(*self.text_stack(ids, statement_mask), statement_mask)
+            parts["text_embeds"] = self._project_text(summary)
+            if image_states is not None and return_loss:
                 pairs = self._pairs(statement_ids, image_states, image_ids)
-                image_rows = image_embeds[pairs.image_index]
-                both_ways = similarities(image_rows, text_embeds, self.temperature)
-                if config.itc_weight:
-                    losses["itc"] = itc_loss(*both_ways, pairs)
-                if config.itm_weight:
-                    losses["itm"] = self._itm_loss(image_states, images, both_ways, pairs)
-        if decoder_input_ids is None and labels is not None:
-            decoder_input_ids = shift_right(labels, config.dec_token_id, config.pad_token_id)
-        if decoder_input_ids is not None:
+                image_rows = parts["image_embeds"][pairs.image_index]
+                both_ways = similarities(image_rows, parts["text_embeds"], self.temperature)
+                if self.config.itc_weight:
+                    parts["itc_loss"] = itc_loss(*both_ways, pairs)
+                if self.config.itm_weight:
+                    parts["itm_loss"] = self._itm_loss(image_states, images, both_ways, pairs)
+        if answers is not None:
+            wanted = (output_attentions, output_hidden_states)
             if encoder_outputs is None:
                 encoder_outputs = self.encode_prompt(
-                    pixel_values, input_ids, attention_mask, image_states, images
+                    pixel_values, prompts, attention_mask, image_states, images, *wanted
                 )
-            if use_cache and cache is None and not self.training:
-                cache = MVaEMaCache.empty(config, getattr(encoder_outputs, "images", None))
+            cache = self._decoder_cache(cache, use_cache, encoder_outputs)
             memory = self._decoder_memory(encoder_outputs, attention_mask, cache)
-            answer_mask = None if labels is None else until_last(labels != -100)
+            recorded = Recorded.asked_for(self.config, *wanted)
             states, texts = self.text_stack(
-                decoder_input_ids, answer_mask, memory, causal=True, cache=cache
+                answers,
+                decoder_attention_mask,
+                memory,
+                causal=True,
+                cache=cache,
+                needed=None if labels is None else until_last(labels != -100),
+                recorded=recorded,
             )
-            logits, loss = self._logits_and_loss(states, texts, labels)
-            if loss is not None and config.lm_weight:
-                losses["lm"] = loss
-        weighted = [getattr(config, f"{name}_weight") * loss for name, loss in losses.items()]
-        output = MVaEMaOutput(
-            loss=sum(weighted) if losses else None,
-            itc_loss=losses.get("itc"),
-            itm_loss=losses.get("itm"),
-            lm_loss=losses.get("lm"),
-            logits=logits,
-            cache=cache,
-            encoder_last_hidden_state=None if encoder_outputs is None else encoder_outputs[0],
-            image_embeds=image_embeds,
-            text_embeds=text_embeds,
-        )
-        return output.to_tuple() if return_dict is False else output
+            parts["logits"], parts["lm_loss"] = self._logits_and_loss(states, texts, labels)
+            parts |= {"cache": cache, **self._described(encoder_outputs, recorded)}
+        return MVaEMaOutput(loss=self._weighted(parts), **parts)
+
+    def _weighted(self, losses: dict[str, Tensor | None]) -> Tensor | None:
+        """The weighted sum of the losses that were computed; None if there were none."""
+        weighted = [
+            getattr(self.config, f"{name}_weight") * losses[f"{name}_loss"]
+            for name in ("itc", "itm", "lm")
+            if losses.get(f"{name}_loss") is not None
+        ]
+        return sum(weighted) if weighted else None
+
+    def _described(
+        self, encoder_outputs: ModelOutput, recorded: Recorded | None
+    ) -> dict[str, Tensor | tuple | None]:
+        """What the output says of the question's encoder and of the decoder."""
+        recorded = recorded or Recorded()
+        return {
+            "encoder_last_hidden_state": encoder_outputs[0],
+            "encoder_hidden_states": getattr(encoder_outputs, "hidden_states", None),
+            "encoder_attentions": getattr(encoder_outputs, "attentions", None),
+            "decoder_hidden_states": recorded.hidden_states,
+            "decoder_attentions": recorded.attentions,
+            "cross_attentions": recorded.cross_attentions,
+        }
 
 
 # `save_pretrained` copies this file and what it imports; config.auto_map names the other classes.

@@ -89,8 +89,8 @@ def encoding(who: str, workload: Workload, part: str) -> tuple[nn.Module, Callab
         texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         if who == "ours":
             if part == "image":
-                return model.get_image_features(inputs["pixel_values"])
-            return model.get_text_features(**texts)
+                return model.get_image_features(inputs["pixel_values"]).pooler_output
+            return model.get_text_features(**texts).pooler_output
         if part == "image":
             return model(pixel_values=inputs["pixel_values"]).last_hidden_state[:, 0]
         return model(**texts).last_hidden_state[:, 0]

@@ -101,7 +101,8 @@ class Student:
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
         """The student's own image embeddings, (images, projection_dim)."""
         inputs = self.model.processor(images=list(images)).to(self.model.device)
-        return self.model.get_image_features(inputs["pixel_values"]).float().cpu().numpy()
+        features = self.model.get_image_features(inputs["pixel_values"])
+        return features.pooler_output.float().cpu().numpy()
 
     @torch.inference_mode()
     def classify(self, images: Sequence[Image.Image], method: str) -> list[dict[str, float]]:

@@ -81,7 +81,7 @@ def test_a_lora_adapter_answers_with_its_base(student, tmp_path):
     image = Image.fromarray(np.arange(2500, dtype=np.uint16).reshape(50, 50).astype(np.uint8))
     with torch.no_grad():
         pixels = base.processor(images=image)["pixel_values"]
-        expected = tuned.get_image_features(pixels)[0].numpy()
+        expected = tuned.get_image_features(pixels).pooler_output[0].numpy()
     adapted, plain = (load_answerer(str(f)) for f in (tmp_path / "adapter", student))
     assert adapted.embed([image])[0] == pytest.approx(expected, abs=1e-5)
     assert plain.embed([image])[0] != pytest.approx(expected, abs=1e-2)

@@ -117,9 +117,9 @@ def test_classify_ranks_by_each_of_the_three_scores(model, processor, images):
     for name, caption in captions.items():
         text = processor(statements=caption)
         ids, mask = text["statement_ids"], text["statement_mask"]
-        image = model.get_image_features(pixels["pixel_values"])[0]
+        image = model.get_image_features(pixels["pixel_values"]).pooler_output[0]
         expected["itc"][name] = math.exp(
-            (image @ model.get_text_features(ids, mask)[0] / model.temperature).item()
+            (image @ model.get_text_features(ids, mask).pooler_output[0] / model.temperature).item()
         )
         expected["itm"][name] = float(model.match(states, ids, mask).sigmoid())
         labels = processor(answers=caption)["labels"]

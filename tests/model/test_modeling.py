@@ -50,10 +50,12 @@ def test_without_causal_mask_the_future_leaks(make_model, batch):
 def test_a_padded_statement_embeds_as_it_does_alone(model, processor):
     texts = ["a film", "a much longer statement about pores and wires"]
     together = processor(statements=texts)
-    features = model.get_text_features(together["statement_ids"], together["statement_mask"])
+    features = model.get_text_features(
+        together["statement_ids"], together["statement_mask"]
+    ).pooler_output
     for i, text in enumerate(texts):
         alone = processor(statements=text)
-        close(features[i], model.get_text_features(*alone.values())[0])
+        close(features[i], model.get_text_features(*alone.values()).pooler_output[0])
 
 
 def test_eager_equals_sdpa(make_model, batch):
@@ -132,7 +134,7 @@ def test_without_self_attention_the_words_do_not_mix(make_model, processor):
     changed = text["statement_ids"][0] != text["statement_ids"][1]
     assert changed.any() and not changed[1]
     close(states[0, 1], states[1, 1])
-    features = model.get_text_features(**{"input_ids": text["statement_ids"]})
+    features = model.get_text_features(text["statement_ids"]).pooler_output
     assert (features[0] - features[1]).abs().max() > 1e-3  # the mean still sees the text
 
 

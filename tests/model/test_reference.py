@@ -52,8 +52,10 @@ def reference_losses(model, batch) -> tuple[torch.Tensor, ...]:
     """ITC, ITM and LM, the negatives drawn from the model's own similarities."""
     statements = words(batch["statement_ids"], batch["statement_mask"])
     with torch.no_grad():
-        images = model.get_image_features(batch["pixel_values"])
-        texts = model.get_text_features(batch["statement_ids"], batch["statement_mask"])
+        images = model.get_image_features(batch["pixel_values"]).pooler_output
+        texts = model.get_text_features(
+            batch["statement_ids"], batch["statement_mask"]
+        ).pooler_output
         similarity = images @ texts.T / model.temperature
     pairs = Pairs.gather(
         batch["statement_ids"], torch.arange(len(images)), torch.arange(len(images)), 0

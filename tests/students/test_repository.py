@@ -58,7 +58,7 @@ STRANGER = """
     options = {"max_new_tokens": 6}
     print(json.dumps({
         "model_type": config.model_type,
-        "embedding": model.get_image_features(inputs["pixel_values"])[0].tolist(),
+        "embedding": model.get_image_features(inputs["pixel_values"]).pooler_output[0].tolist(),
         "match": model.match(states, *statement.values()).item(),
         "generated": model.generate(**inputs, **options)[0].tolist(),
         "generated_too": text_model.generate(**inputs, **options)[0].tolist(),
@@ -90,7 +90,7 @@ def test_a_fresh_process_needs_nothing_but_the_folder(model, repository, images,
     answer = model.answer(images[0], "What is it?", max_new_tokens=6)
     assert got["model_type"] == "mvaema"
     assert got["embedding"] == pytest.approx(
-        model.get_image_features(inputs["pixel_values"])[0].tolist(), abs=1e-5
+        model.get_image_features(inputs["pixel_values"]).pooler_output[0].tolist(), abs=1e-5
     )
     assert got["match"] == pytest.approx(model.match(states, *statement.values()).item(), abs=1e-5)
     expected = model.generate(**inputs, max_new_tokens=6)[0].tolist()
