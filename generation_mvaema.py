@@ -229,9 +229,8 @@ class MVaEMaGenerationMixin:
     def _scores_itc(self, pixel_values: Tensor, captions: list[str]) -> Tensor:
         """(images, captions), as those below."""
         texts = self.processor(statements=captions).to(self.device)
-        texts = self.get_text_features(texts["statement_ids"], texts["statement_mask"])
-        images = self.get_image_features(pixel_values).pooler_output
-        return (images @ texts.pooler_output.T / self.temperature).softmax(dim=-1)
+        logits = self(pixel_values=pixel_values, **texts, return_loss=False).logits_per_image
+        return logits.softmax(dim=-1)
 
     def _scores_itm(self, pixel_values: Tensor, captions: list[str]) -> Tensor:
         texts = self.processor(statements=captions * len(pixel_values)).to(self.device)

@@ -102,6 +102,8 @@ class MVaEMaOutput(ModelOutput):
             decoder's memory [V ; M], image states followed by grounded question states.
         encoder_hidden_states, encoder_attentions (`tuple` of `Tensor`): of the image-grounded text
             encoder that reads the question, as those of the decoder.
+        logits_per_image (`Tensor` of shape `(images, statements)`): similarity of each image and
+            each statement of this process, divided by the temperature.
         image_embeds (`Tensor` of shape `(images, projection_dim)`): normalised image embeddings.
         text_embeds (`Tensor` of shape `(statements, projection_dim)`): normalised embeddings of
             the statements.
@@ -119,6 +121,7 @@ class MVaEMaOutput(ModelOutput):
     encoder_last_hidden_state: Tensor | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     encoder_attentions: tuple[Tensor, ...] | None = None
+    logits_per_image: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
 
@@ -817,7 +820,7 @@ class MVaEMaTextStack(nn.Module):
         width = (memory.mask.shape[1], 0)
         return [
             create_bidirectional_mask(
-                self.config, x, mask, encoder_hidden_states=x.new_empty(0).expand(len(x), *width)
+                self.config, x, mask, encoder_hidden_states=x.new_empty(0).expand(x.shape[0], *width)
             )
             for x, mask in zip(groups, texts.of_groups(memory.mask), strict=True)
         ]
@@ -1288,6 +1291,9 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
             ids = self._with_first(statement_ids, self.config.cls_token_id)
             summary = self._summary(*self.text_stack(ids, statement_mask), statement_mask)
             parts["text_embeds"] = self._project_text(summary)
+            if image_states is not None:
+                similarity = parts["image_embeds"] @ parts["text_embeds"].T
+                parts["logits_per_image"] = similarity / self.temperature
             if image_states is not None and return_loss:
                 pairs = self._pairs(statement_ids, image_states, image_ids)
                 image_rows = parts["image_embeds"][pairs.image_index]

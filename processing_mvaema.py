@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
-from transformers.processing_utils import BatchFeature, ProcessorMixin
+from transformers.processing_utils import BatchFeature, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -247,6 +247,16 @@ class ProcessedInputs(BatchFeature):
         self.truncated = truncated
 
 
+class MVaEMaProcessorKwargs(ProcessingKwargs, total=False):
+    """What may be said of images and texts, flat or in `images_kwargs` and `text_kwargs`."""
+
+
+# Of the arguments that tokenizers take, those that mean something for a prompt, and those that
+# transformers' pipelines pass to every processor.
+TEXT_KWARGS = {"max_length", "padding", "return_tensors"}
+OF_PIPELINES = {"truncation", "add_special_tokens"}
+
+
 class MVaEMaProcessor(ProcessorMixin):
     """Image processor, tokenizer and the form of the prompt in one.
 
@@ -259,6 +269,8 @@ class MVaEMaProcessor(ProcessorMixin):
     Raises:
         ValueError: the tokenizer lacks one of these tokens.
     """
+
+    valid_processor_kwargs = MVaEMaProcessorKwargs
 
     def __init__(self, image_processor, tokenizer, chat_template: str = CHAT_TEMPLATE):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
@@ -350,9 +362,7 @@ class MVaEMaProcessor(ProcessorMixin):
         scale_bars: str | Sequence[str | None] | None = None,
         answers: str | Sequence[str] | None = None,
         statements: str | Sequence[str] | None = None,
-        return_tensors: str = "pt",
-        max_length: int | None = None,
-        **kwargs,
+        **kwargs: Unpack[MVaEMaProcessorKwargs],
     ) -> ProcessedInputs:
         """Tensors of all that is given, padded to the longest text of the batch.
 
@@ -364,9 +374,10 @@ class MVaEMaProcessor(ProcessorMixin):
                 (`None` if unknown). Without images, one per text.
             answers: for training, one or several per question.
             statements: for ITC and ITM, n texts per image that are true of it.
-            max_length: cut texts here instead of at the tokenizer's `model_max_length`.
-            kwargs: pipelines pass `padding`, `truncation` and `add_special_tokens`, which have no
-                effect here, and empty `videos` and `audio`. Anything else raises TypeError.
+            kwargs: `max_length`, to cut texts there instead of at the tokenizer's
+                `model_max_length`; `padding="max_length"`, to pad them to it; and what the image
+                processor takes (`do_resize`, `size`, ...). `truncation` and `add_special_tokens`
+                are taken too, since pipelines pass them, and change nothing.
 
         Returns:
             `pixel_values`, `input_ids`, `attention_mask`, `labels`, `statement_ids` and
@@ -377,40 +388,59 @@ class MVaEMaProcessor(ProcessorMixin):
             TypeError: an argument is unknown.
             ValueError: an image cannot be read, a text is empty, or the counts do not match.
         """
-        unknown = {name for name, value in kwargs.items() if value is not None}
-        unknown -= {"padding", "truncation", "add_special_tokens"}
-        if unknown:
-            raise TypeError(f"MVaEMaProcessor does not take {', '.join(sorted(unknown))}.")
-        if return_tensors not in ("pt", None):
-            raise ValueError(
-                f"return_tensors must be 'pt', or None for the same; got {return_tensors!r}."
-            )
+        of_images, max_length, pad_to = self._options(kwargs)
         data, truncated = {}, {}
-        max_length = max_length or self.tokenizer.model_max_length
         if images is not None:
             # Decoded here, once: the prompt may need the width.
             images = [to_8bit(image) for image in _flat(images)]
-            data |= self.image_processor(images, return_tensors="pt")
+            data |= self.image_processor(images, **of_images)
         if text is not None:
             questions = _flat(text)
             rows = images if images is not None else questions
             known = self._known(rows, captions, pixel_size_nm, scale_bars)
             prompts = self._prompts(questions, known)
             data["input_ids"], data["attention_mask"], truncated["text"] = self._encode(
-                prompts, max_length, first=self.tokenizer.convert_tokens_to_ids("[ENC]")
+                prompts, max_length, pad_to, first=self.tokenizer.convert_tokens_to_ids("[ENC]")
             )
         if answers is not None:
             ids, mask, truncated["answers"] = self._encode(
-                _flat(answers), max_length, last=self.tokenizer.convert_tokens_to_ids("[EOS]")
+                _flat(answers), max_length, pad_to, last=self.tokenizer.convert_tokens_to_ids("[EOS]")
             )
             data["labels"] = ids.masked_fill(mask == 0, -100)
         if statements is not None:
             data["statement_ids"], data["statement_mask"], truncated["statements"] = self._encode(
-                _flat(statements), max_length, first=self.tokenizer.cls_token_id
+                _flat(statements), max_length, pad_to, first=self.tokenizer.cls_token_id
             )
         if not data:
             raise ValueError("nothing to process: give images, text, answers or statements.")
         return ProcessedInputs(data, truncated)
+
+    def _options(self, kwargs: dict) -> tuple[dict, int, int]:
+        """What the image processor is called with, the longest text, and what texts are padded to.
+
+        Raises:
+            TypeError, ValueError: see `__call__`.
+        """
+        of_images = set(self.image_processor.valid_kwargs.__annotations__)
+        flat = {name for name, value in kwargs.items() if value is not None}
+        flat -= {"images_kwargs", "text_kwargs", "common_kwargs", "videos", "audio"}
+        of_text = set(kwargs.get("text_kwargs") or ())
+        unknown = (flat - of_images | of_text) - TEXT_KWARGS - OF_PIPELINES
+        unknown |= set(kwargs.get("images_kwargs") or ()) - of_images
+        unknown |= {name for name in ("videos", "audio") if kwargs.get(name)}
+        if unknown:
+            raise TypeError(f"MVaEMaProcessor does not take {', '.join(sorted(unknown))}.")
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        text, images = merged["text_kwargs"], merged["images_kwargs"]
+        for given in (text, images):
+            if given.setdefault("return_tensors", "pt") != "pt":
+                raise ValueError(
+                    "return_tensors must be 'pt', or None for the same; got "
+                    f"{given['return_tensors']!r}."
+                )
+        max_length = text.get("max_length") or self.tokenizer.model_max_length
+        return images, max_length, max_length if text.get("padding") == "max_length" else 0
 
     def _prompts(self, questions: list[str], known: list[dict]) -> list[str]:
         """The prompts of n consecutive questions for each image of which something is `known`."""
@@ -440,10 +470,16 @@ class MVaEMaProcessor(ProcessorMixin):
         return known
 
     def _encode(
-        self, texts: list[str], max_length: int, first: int | None = None, last: int | None = None
+        self,
+        texts: list[str],
+        max_length: int,
+        pad_to: int,
+        first: int | None = None,
+        last: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
         """Ids and mask (texts, longest), and the number of tokens cut from each text.
 
+        They are padded to the longest text, or to `pad_to` tokens if that is more.
         A text that is cut gets no `last`: an incomplete answer must not teach the student to stop.
         """
         if any(not text.strip() for text in texts):
@@ -466,11 +502,8 @@ class MVaEMaProcessor(ProcessorMixin):
                 max(lost),
             )
         lengths = torch.tensor([len(row) for row in rows])
-        ids = torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(row) for row in rows],
-            batch_first=True,
-            padding_value=self.tokenizer.pad_token_id,
-        )
+        pad, width = self.tokenizer.pad_token_id, max(pad_to, *map(len, rows))
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
         return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long(), lost
 
 

@@ -17,13 +17,28 @@ from pathlib import Path
 from types import ModuleType
 
 import transformers
+from PIL import Image
 
 PACKAGE = "transformers_tests"
+
+
+def local_path(url: str) -> str:
+    """An image on disk in place of one that the suites would download."""
+    path = Path(tempfile.gettempdir()) / f"transformers-tests-{os.getuid()}.png"
+    if not path.exists():
+        Image.radial_gradient("L").save(path)
+    return str(path)
+
+
 # What the suites import and the source distribution lacks. A class that is absent tests nothing.
 ABSENT = {
-    "exporters.test_export": {"ExportTesterMixin": type("ExportTesterMixin", (), {})},
-    "generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
-    "utils.test_configuration_utils": {"config_common_kwargs": {}},
+    f"{PACKAGE}.exporters.test_export": {"ExportTesterMixin": type("ExportTesterMixin", (), {})},
+    f"{PACKAGE}.generation.test_utils": {
+        "GenerationTesterMixin": type("GenerationTesterMixin", (), {})
+    },
+    f"{PACKAGE}.utils.test_configuration_utils": {"config_common_kwargs": {}},
+    # A script of transformers' own CI.
+    "fetch_hub_objects_for_ci": {"url_to_local_path": local_path},
 }
 
 
@@ -41,6 +56,7 @@ def fetch(folder: Path) -> None:
                 if member.isfile() and parts[1:2] == ("tests",):
                     member.name = str(Path(*parts[2:]))
                     tar.extract(member, folder, filter="data")
+    (folder / "__init__.py").touch()  # the archive leaves it out, and one module reads it
     (folder / "VERSION").write_text(transformers.__version__)
 
 
@@ -58,21 +74,22 @@ def folder() -> Path | None:
 def load(name: str) -> ModuleType:
     """A module of the suites, such as `test_modeling_common`."""
     if PACKAGE not in sys.modules:
-        _package(PACKAGE, folder())
+        _add(PACKAGE, [str(folder())])
         for path, contents in ABSENT.items():
-            parent = path.split(".")[0]
-            if not (folder() / parent).is_dir():
-                _package(f"{PACKAGE}.{parent}", None)
-                module = ModuleType(f"{PACKAGE}.{path}")
-                vars(module).update(contents)
-                sys.modules[module.__name__] = module
+            parent = path.rpartition(".")[0]
+            if not parent or not (folder() / parent.removeprefix(f"{PACKAGE}.")).is_dir():
+                if parent:
+                    _add(parent, [])
+                vars(_add(path, None)).update(contents)
     return importlib.import_module(f"{PACKAGE}.{name}")
 
 
-def _package(name: str, path: Path | None) -> None:
-    package = ModuleType(name)
-    package.__path__ = [] if path is None else [str(path)]
-    sys.modules[name] = package
+def _add(name: str, path: list[str] | None) -> ModuleType:
+    """An empty module; a package where there is a path."""
+    module = sys.modules[name] = ModuleType(name)
+    if path is not None:
+        module.__path__ = path
+    return module
 
 
 if __name__ == "__main__":
