@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.feature_extraction_utils import BatchFeature
 from transformers.modeling_outputs import ModelOutput
 
 try:  # inside a model repository, where transformers loads this file as part of a package
@@ -172,11 +173,11 @@ class MVaEMaGenerationMixin:
         answers = []
         for start in range(0, len(images), batch_size):
             part = slice(start, start + batch_size)
-            inputs = self.processor(
+            inputs = self._processed(
                 images=images[part],
                 text=[texts] * len(images[part]),
                 **{name: values[part] for name, values in known.items()},
-            ).to(self.device)
+            )
             ids = self.generate(**inputs, **{"num_return_sequences": 1, **generate_kwargs})
             answers += self.processor.batch_decode(ids, skip_special_tokens=True)
         rows = [answers[i : i + len(texts)] for i in range(0, len(answers), len(texts))]
@@ -219,30 +220,36 @@ class MVaEMaGenerationMixin:
         images = [images] if single else list(images)
         ranked = []
         for start in range(0, len(images), batch_size):
-            pixels = self.processor(images=images[start : start + batch_size]).to(self.device)
+            pixels = self._processed(images=images[start : start + batch_size])
             scores = rankers[by](pixels["pixel_values"], list(categories.values()))
             for row in scores.tolist():
                 pairs = zip(categories, row, strict=True)
                 ranked.append(dict(sorted(pairs, key=lambda pair: -pair[1])))
         return ranked[0] if single else ranked
 
+    def _processed(self, **inputs) -> BatchFeature:
+        """The processor's tensors, on the model's device; accelerate moves those of a model that is
+        offloaded, which has none."""
+        tensors = self.processor(**inputs)
+        return tensors if self.device.type == "meta" else tensors.to(self.device)
+
     def _scores_itc(self, pixel_values: Tensor, captions: list[str]) -> Tensor:
         """(images, captions), as those below."""
-        texts = self.processor(statements=captions).to(self.device)
+        texts = self._processed(statements=captions)
         logits = self(pixel_values=pixel_values, **texts, return_loss=False).logits_per_image
         return logits.softmax(dim=-1)
 
     def _scores_itm(self, pixel_values: Tensor, captions: list[str]) -> Tensor:
-        texts = self.processor(statements=captions * len(pixel_values)).to(self.device)
+        texts = self._processed(statements=captions * len(pixel_values))
         states = self.image_encoder(pixel_values)
         logits = self.match(states, texts["statement_ids"], texts["statement_mask"])
         return logits.view(len(pixel_values), len(captions)).sigmoid()
 
     def _scores_lm(self, pixel_values: Tensor, captions: list[str]) -> Tensor:
-        inputs = self.processor(
+        inputs = self._processed(
             text=[self.config.category_question] * len(pixel_values),
             answers=captions * len(pixel_values),
-        ).to(self.device)
+        )
         mask, labels = inputs["attention_mask"], inputs["labels"]
         memory = self.encode_prompt(pixel_values, inputs["input_ids"], mask)
         # The question is encoded once per image, for all captions.

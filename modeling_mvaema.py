@@ -820,7 +820,10 @@ class MVaEMaTextStack(nn.Module):
         width = (memory.mask.shape[1], 0)
         return [
             create_bidirectional_mask(
-                self.config, x, mask, encoder_hidden_states=x.new_empty(0).expand(x.shape[0], *width)
+                self.config,
+                x,
+                mask,
+                encoder_hidden_states=x.new_empty(0).expand(x.shape[0], *width),
             )
             for x, mask in zip(groups, texts.of_groups(memory.mask), strict=True)
         ]
@@ -1025,6 +1028,8 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         """
         if pixel_values is None and image_states is None:
             raise ValueError("pixel_values are missing: a question is about an image.")
+        if input_ids is None:
+            raise ValueError("input_ids are missing: an answer is to a question.")
         known = pixel_values if image_states is None else image_states
         index = self._image_of_each(input_ids, known)
         if self.config.instruction_aware:  # each prompt has an image of its own
@@ -1045,9 +1050,7 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         image_states = image_states.index_select(0, index.to(image_states.device))
         memory = torch.cat([image_states.to(questions.device), questions], dim=1)
         recorded = recorded or Recorded()
-        return MVaEMaMemory(
-            memory, images, questions, recorded.hidden_states, recorded.attentions
-        )
+        return MVaEMaMemory(memory, images, questions, recorded.hidden_states, recorded.attentions)
 
     def decode(
         self,
@@ -1087,9 +1090,7 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
             first = torch.full_like(ids[:, :1], token_id)
         return torch.cat([first, ids[:, 1:]], dim=1)
 
-    def _summary(
-        self, states: Tensor, texts: PackedTexts, attention_mask: Tensor | None
-    ) -> Tensor:
+    def _summary(self, states: Tensor, texts: PackedTexts, attention_mask: Tensor | None) -> Tensor:
         """One vector per text, (batch, hidden_size), of the packed states of an encoder.
 
         The first token's; the mean where no token attends to others (`use_self_attention=False`).
@@ -1158,6 +1159,18 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
             attention_mask = nn.functional.pad(attention_mask, (image_tokens, 0), value=1)
         return Memory(images, index, states, attention_mask)
 
+    def _compared(
+        self, statement_ids: Tensor, statement_mask: Tensor | None, image_embeds: Tensor | None
+    ) -> dict[str, Tensor]:
+        """What the output says of statements and, with images, of both."""
+        ids = self._with_first(statement_ids, self.config.cls_token_id)
+        summary = self._summary(*self.text_stack(ids, statement_mask), statement_mask)
+        embeds = self._project_text(summary)
+        if image_embeds is None:
+            return {"text_embeds": embeds}
+        logits = image_embeds @ embeds.T.to(image_embeds.device) / self.temperature
+        return {"text_embeds": embeds, "logits_per_image": logits}
+
     # ---- losses ----------------------------------------------------------------------------------
 
     def _pairs(
@@ -1167,6 +1180,23 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         if image_ids is None:
             image_ids = row_numbers(len(image_states), statement_ids.device)
         return Pairs.gather(statement_ids, index, image_ids, self.config.pad_token_id)
+
+    def _pair_losses(
+        self,
+        image_states: Tensor,
+        images: tuple[KeysAndValues, ...] | None,
+        embeds: dict[str, Tensor],
+        pairs: Pairs,
+    ) -> dict[str, Tensor]:
+        """ITC and ITM, those that are on."""
+        losses = {}
+        image_rows = embeds["image_embeds"][pairs.image_index]
+        both_ways = similarities(image_rows, embeds["text_embeds"], self.temperature)
+        if self.config.itc_weight:
+            losses["itc_loss"] = itc_loss(*both_ways, pairs)
+        if self.config.itm_weight:
+            losses["itm_loss"] = self._itm_loss(image_states, images, both_ways, pairs)
+        return losses
 
     def _itm_loss(
         self,
@@ -1285,23 +1315,14 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
             if answers is not None or (statement_ids is not None and return_loss):
                 images = self.text_stack.project_images(image_states)
         if statement_ids is not None:
-            if statement_mask is not None:
-                pad = self.config.pad_token_id
-                statement_ids = statement_ids.masked_fill(statement_mask == 0, pad)
-            ids = self._with_first(statement_ids, self.config.cls_token_id)
-            summary = self._summary(*self.text_stack(ids, statement_mask), statement_mask)
-            parts["text_embeds"] = self._project_text(summary)
-            if image_states is not None:
-                similarity = parts["image_embeds"] @ parts["text_embeds"].T
-                parts["logits_per_image"] = similarity / self.temperature
-            if image_states is not None and return_loss:
+            embeds = parts.get("image_embeds")
+            parts |= self._compared(statement_ids, statement_mask, embeds)
+            if embeds is not None and return_loss:
+                if statement_mask is not None:
+                    pad = self.config.pad_token_id
+                    statement_ids = statement_ids.masked_fill(statement_mask == 0, pad)
                 pairs = self._pairs(statement_ids, image_states, image_ids)
-                image_rows = parts["image_embeds"][pairs.image_index]
-                both_ways = similarities(image_rows, parts["text_embeds"], self.temperature)
-                if self.config.itc_weight:
-                    parts["itc_loss"] = itc_loss(*both_ways, pairs)
-                if self.config.itm_weight:
-                    parts["itm_loss"] = self._itm_loss(image_states, images, both_ways, pairs)
+                parts |= self._pair_losses(image_states, images, parts, pairs)
         if answers is not None:
             wanted = (output_attentions, output_hidden_states)
             if encoder_outputs is None:

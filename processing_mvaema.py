@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.dynamic_module_utils import get_class_in_module
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import BatchFeature, ProcessingKwargs, ProcessorMixin, Unpack
@@ -91,7 +92,31 @@ def format_length(nanometres: float) -> str:
     return f"{nanometres:.3g} nm"
 
 
-class MVaEMaImageProcessor(PilBackend):
+class _RepositoryClass:
+    """A class of a model repository's code, pickled as the file it is in."""
+
+    def __init__(self, cls: type):
+        self.cls = cls
+
+    def __reduce__(self):
+        path = self.cls.__module__.replace(".", "/") + ".py"
+        return get_class_in_module, (self.cls.__name__, path)
+
+
+class Portable:
+    """Can be read in another process, which need not have loaded the repository before.
+
+    `datasets` fingerprints what `map` uses by pickling it. It would pickle the code of a class that
+    cannot be imported, which is not the same in two processes, and never find its cache.
+    """
+
+    def __reduce_ex__(self, protocol):
+        if not type(self).__module__.startswith("transformers_modules."):
+            return super().__reduce_ex__(protocol)
+        return object.__new__, (_RepositoryClass(type(self)),), self.__getstate__()
+
+
+class MVaEMaImageProcessor(Portable, PilBackend):
     """Micrographs to `pixel_values` in [-1, 1]; always with Pillow, never with torchvision."""
 
     model_input_names = ["pixel_values"]
@@ -239,12 +264,19 @@ def _without_info_bar(pixels: np.ndarray) -> np.ndarray:
     return np.delete(pixels, slice(blank[0], blank[-1] + 1), axis=0) if blank.size else pixels
 
 
-class ProcessedInputs(BatchFeature):
+class ProcessedInputs(Portable, BatchFeature):
     """Tensors by name, and `truncated`: input -> number of tokens cut from each of its texts."""
 
     def __init__(self, data: dict[str, torch.Tensor], truncated: dict[str, list[int]]):
         super().__init__(data)
         self.truncated = truncated
+
+    def __getstate__(self):
+        return super().__getstate__() | {"truncated": self.truncated}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.truncated = state["truncated"]
 
 
 class MVaEMaProcessorKwargs(ProcessingKwargs, total=False):
@@ -257,7 +289,7 @@ TEXT_KWARGS = {"max_length", "padding", "return_tensors"}
 OF_PIPELINES = {"truncation", "add_special_tokens"}
 
 
-class MVaEMaProcessor(ProcessorMixin):
+class MVaEMaProcessor(Portable, ProcessorMixin):
     """Image processor, tokenizer and the form of the prompt in one.
 
     Args:
@@ -404,7 +436,10 @@ class MVaEMaProcessor(ProcessorMixin):
             )
         if answers is not None:
             ids, mask, truncated["answers"] = self._encode(
-                _flat(answers), max_length, pad_to, last=self.tokenizer.convert_tokens_to_ids("[EOS]")
+                _flat(answers),
+                max_length,
+                pad_to,
+                last=self.tokenizer.convert_tokens_to_ids("[EOS]"),
             )
             data["labels"] = ids.masked_fill(mask == 0, -100)
         if statements is not None:
