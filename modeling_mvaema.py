@@ -722,7 +722,8 @@ class MVaEMaTextStack(nn.Module):
             recorded: where layers leave their states and attention weights.
 
         Raises:
-            ValueError: the text is longer than `max_position_embeddings`.
+            ValueError: the text is longer than `max_position_embeddings`, or its mask has another
+                shape.
         """
         past = 0 if cache is None else cache.get_seq_length()
         length = input_ids.shape[1]
@@ -732,6 +733,13 @@ class MVaEMaTextStack(nn.Module):
                 f"max_position_embeddings ({self.config.max_position_embeddings}). Shorten it, or "
                 "let the processor truncate it."
             )
+        if attention_mask is not None and not isinstance(past, Tensor):
+            expected = (input_ids.shape[0], past + length)
+            if tuple(attention_mask.shape) != expected:
+                raise ValueError(
+                    f"the attention mask of texts of shape {tuple(input_ids.shape[:2])} must be "
+                    f"{expected}, cached tokens included; got {tuple(attention_mask.shape)}."
+                )
         # A GPU prefers few large kernels; a compiled graph has fixed shapes; a cache, fixed rows.
         on_cpu = input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
         if not self.config.use_causal_mask and attention_mask is None:
@@ -1168,7 +1176,8 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         embeds = self._project_text(summary)
         if image_embeds is None:
             return {"text_embeds": embeds}
-        logits = image_embeds @ embeds.T.to(image_embeds.device) / self.temperature
+        image_embeds = image_embeds.to(embeds.device)
+        logits = image_embeds @ embeds.T / self.temperature.to(embeds.device)
         return {"text_embeds": embeds, "logits_per_image": logits}
 
     # ---- losses ----------------------------------------------------------------------------------
@@ -1178,7 +1187,8 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
     ) -> Pairs:
         index = self._image_of_each(statement_ids, image_states, "statements")
         if image_ids is None:
-            image_ids = row_numbers(len(image_states), statement_ids.device)
+            image_ids = row_numbers(image_states.shape[0], index.device)
+        image_ids = image_ids.to(index.device)
         return Pairs.gather(statement_ids, index, image_ids, self.config.pad_token_id)
 
     def _pair_losses(
@@ -1189,9 +1199,9 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         pairs: Pairs,
     ) -> dict[str, Tensor]:
         """ITC and ITM, those that are on."""
-        losses = {}
-        image_rows = embeds["image_embeds"][pairs.image_index]
-        both_ways = similarities(image_rows, embeds["text_embeds"], self.temperature)
+        losses, texts = {}, embeds["text_embeds"]
+        image_rows = embeds["image_embeds"].to(texts.device)[pairs.image_index]
+        both_ways = similarities(image_rows, texts, self.temperature.to(texts.device))
         if self.config.itc_weight:
             losses["itc_loss"] = itc_loss(*both_ways, pairs)
         if self.config.itm_weight:
@@ -1222,7 +1232,7 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
             wrong = len(image_states) + torch.arange(len(wrong), device=ids.device)
         memory = Memory(images, torch.cat([pairs.image_index, pairs.image_index, wrong]))
         logits = self._match(memory, ids, (ids != self.config.pad_token_id).long())
-        return itm_loss(logits, exists)
+        return itm_loss(logits, exists.to(logits.device))
 
     def _logits_and_loss(
         self, states: Tensor, texts: PackedTexts, labels: Tensor | None
@@ -1237,9 +1247,10 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         if labels is not None and self.training and not torch.compiler.is_compiling():
             packed_labels = texts.pack(labels)
             labelled = packed_labels != -100
-            return None, lm_loss(self.lm_head(states[labelled]), packed_labels[labelled])
+            logits = self.lm_head(states[labelled])
+            return None, lm_loss(logits, packed_labels[labelled].to(logits.device))
         logits = self.lm_head(texts.unpack(states))
-        return logits, None if labels is None else lm_loss(logits, labels)
+        return logits, None if labels is None else lm_loss(logits, labels.to(logits.device))
 
     @can_return_tuple
     @deprecate_kwarg("past_key_values", version="5.40.0", new_name="cache")
@@ -1321,6 +1332,8 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
                 if statement_mask is not None:
                     pad = self.config.pad_token_id
                     statement_ids = statement_ids.masked_fill(statement_mask == 0, pad)
+                # Losses are computed where the texts are, if a model is split over several devices.
+                statement_ids = statement_ids.to(parts["text_embeds"].device)
                 pairs = self._pairs(statement_ids, image_states, image_ids)
                 parts |= self._pair_losses(image_states, images, parts, pairs)
         if answers is not None:
@@ -1352,7 +1365,7 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
             for name in ("itc", "itm", "lm")
             if losses.get(f"{name}_loss") is not None
         ]
-        return sum(weighted) if weighted else None
+        return sum(loss.to(weighted[-1].device) for loss in weighted) if weighted else None
 
     def _described(
         self, encoder_outputs: ModelOutput, recorded: Recorded | None

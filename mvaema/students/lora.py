@@ -15,6 +15,7 @@ from pathlib import Path
 from peft import (
     LoraConfig,
     PeftModel,
+    TaskType,
     get_peft_model,
     get_peft_model_state_dict,
     load_peft_weights,
@@ -45,6 +46,8 @@ def add_adapters(model: MVaEMaModel, rank: int, alpha: int, dropout: float) -> P
         lora_dropout=dropout,
         target_modules=TARGETS,
         modules_to_save=TRAINED_WHOLE,
+        # AutoPeftModelForFeatureExtraction loads the base with AutoModel, which a student is.
+        task_type=TaskType.FEATURE_EXTRACTION,
     )
     return get_peft_model(model, config)
 
