@@ -713,7 +713,8 @@ class MVaEMaTextStack(nn.Module):
         Args:
             input_ids: or embeddings of tokens, (batch, length, hidden_size).
             attention_mask: (batch, length), 1 for tokens and 0 for padding, which no token attends
-                to; with a cache (batch, cached length + length).
+                to; with a cache (batch, cached length + length), or what `generate` makes of it for
+                a static cache, (batch, 1, length, cache length).
             memory: what to attend to; None for the text encoder.
             causal: decoder instead of encoder.
             cache: the decoder's cache.
@@ -733,7 +734,7 @@ class MVaEMaTextStack(nn.Module):
                 f"max_position_embeddings ({self.config.max_position_embeddings}). Shorten it, or "
                 "let the processor truncate it."
             )
-        if attention_mask is not None and not isinstance(past, Tensor):
+        if attention_mask is not None and attention_mask.ndim == 2 and not isinstance(past, Tensor):
             expected = (input_ids.shape[0], past + length)
             if tuple(attention_mask.shape) != expected:
                 raise ValueError(
@@ -794,8 +795,8 @@ class MVaEMaTextStack(nn.Module):
     ) -> list[Tensor | None]:
         """Masks of each group's texts; None where all is attended to, or all that came before."""
         causal = causal and self.config.use_causal_mask
-        if attention_mask is None:
-            masks = [None] * len(groups)
+        if attention_mask is None or attention_mask.ndim == 4:
+            masks = [attention_mask] * len(groups)
         else:
             past = attention_mask.shape[1] - texts.length
             masks = zip(groups, texts.of_groups(attention_mask), strict=True)

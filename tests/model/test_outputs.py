@@ -47,7 +47,10 @@ def test_attention_and_states_of_the_prompt_and_the_answer(eager, batch):
     wanted = {"output_attentions": True, "output_hidden_states": True}
     output, plain = eager(**batch, **wanted), eager(**batch)
     (rows, length), words = batch["input_ids"].shape, batch["labels"].shape[1]
-    for states, tokens in ((output.encoder_hidden_states, length), (output.decoder_hidden_states, words)):
+    for states, tokens in (
+        (output.encoder_hidden_states, length),
+        (output.decoder_hidden_states, words),
+    ):
         assert [tuple(x.shape) for x in states] == [(rows, tokens, 32)] * 3
     # The last states are those that logits and memory are made of.
     close(eager.lm_head(output.decoder_hidden_states[-1]), plain.logits)
@@ -67,9 +70,65 @@ def test_attention_and_states_of_the_prompt_and_the_answer(eager, batch):
     close(output.loss, plain.loss)
 
 
-def test_cross_attention_is_softmax_of_query_and_key(eager, batch):
-    """The first layer's, computed by hand."""
-    output = eager(**batch, output_attentions=True, output_hidden_states=True)
-    layer = eager.text_stack.layers[0]
-    attended = layer._attend_to_text if False else None
-    assert attended is None
+def test_cross_attention_is_the_softmax_of_queries_and_keys(eager, batch):
+    """The last layer's, by hand from what its projections return."""
+    attention, seen = eager.text_stack.layers[-1].cross_attn, {"q": [], "k": []}
+    attention.q_proj.register_forward_hook(lambda m, args, out: seen["q"].append(out))
+    attention.k_proj.register_forward_hook(lambda m, args, out: seen["k"].append(out))
+    inputs = {name: batch[name][:4] for name in (*PROMPT, "labels")}  # a question about each image
+    inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+    output = eager(**inputs, output_attentions=True)
+    keys = torch.cat(seen["k"], dim=1)  # of the image, then of the question
+    assert keys.shape[:2] == (4, IMAGE_TOKENS + inputs["input_ids"].shape[1])
+    query = seen["q"][-1].view(4, -1, 4, 8).transpose(1, 2)
+    scores = query @ keys.view(4, -1, 4, 8).permute(0, 2, 3, 1) / 8**0.5
+    close(output.cross_attentions[-1], scores.softmax(-1))
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_generate_returns_what_forward_returns(eager, batch, use_cache):
+    inputs = {name: batch[name] for name in PROMPT}
+    wanted = {"output_attentions": True, "output_hidden_states": True}
+    length = {"max_new_tokens": 4, "min_new_tokens": 4}
+    generated = eager.generate(
+        **inputs, **wanted, **length, use_cache=use_cache, return_dict_in_generate=True
+    )
+    whole = eager(**inputs, **wanted, decoder_input_ids=generated.sequences[:, :-1])
+    for name in ("encoder_attentions", "encoder_hidden_states"):
+        for got, expected in zip(generated[name], whole[name], strict=True):
+            close(got, expected)
+    for step in range(4):
+        for name in ("cross_attentions", "decoder_hidden_states"):
+            for got, expected in zip(generated[name][step], whole[name], strict=True):
+                dim = 2 if name == "cross_attentions" else 1
+                close(got.select(dim, -1), expected.select(dim, step))
+        for got, expected in zip(
+            generated.decoder_attentions[step], whole.decoder_attentions, strict=True
+        ):
+            close(got[:, :, -1], expected[:, :, step, : step + 1])
+
+
+def test_weights_that_an_implementation_lacks_are_refused(model, batch):
+    with pytest.raises(ValueError, match=r'set_attn_implementation\("eager"\)'):
+        model(**batch, output_attentions=True)
+    inputs = {name: batch[name] for name in PROMPT}
+    with pytest.raises(ValueError, match="sdpa attention returns no weights"):
+        model.generate(**inputs, output_attentions=True, return_dict_in_generate=True)
+
+
+def test_features_are_what_itc_compares(eager, batch):
+    wanted = {"output_attentions": True, "output_hidden_states": True}
+    output = eager(**batch)
+    images = eager.get_image_features(batch["pixel_values"], **wanted)
+    texts = eager.get_text_features(batch["statement_ids"], batch["statement_mask"], **wanted)
+    close(images.pooler_output, output.image_embeds)
+    close(texts.pooler_output, output.text_embeds)
+    similarity = images.pooler_output @ texts.pooler_output.T
+    close(output.logits_per_image, similarity / eager.temperature)
+    length = batch["statement_ids"].shape[1]
+    for features, tokens in ((images, IMAGE_TOKENS), (texts, length)):
+        assert features.last_hidden_state.shape == (4, tokens, 32)
+        assert [tuple(x.shape) for x in features.hidden_states] == [(4, tokens, 32)] * 3
+        assert [tuple(x.shape) for x in features.attentions] == [(4, 4, tokens, tokens)] * 2
+    close(images.hidden_states[-1], eager.image_encoder(batch["pixel_values"]))
+    assert isinstance(eager.get_image_features(batch["pixel_values"], return_dict=False), tuple)

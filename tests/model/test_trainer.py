@@ -1,0 +1,83 @@
+"""transformers' own `Trainer` trains a student."""
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+LABELS = ("pixel_values", "input_ids", "attention_mask", "labels")
+STATEMENTS = ("pixel_values", "statement_ids", "statement_mask")
+
+
+@pytest.fixture
+def rows(batch):
+    """Four micrographs, a question about each; answers of equal length, all tokens labelled."""
+    batch = {k: v[:4] for k, v in batch.items()}
+    batch["labels"] = batch["labels"].masked_fill(batch["labels"] == -100, 9)
+    return [{k: v[i] for k, v in batch.items()} for i in range(4)]
+
+
+def trainer(model, rows, folder, names=LABELS, add=lambda batch: {}, **settings) -> Trainer:
+    def collate(rows):
+        batch = {name: torch.stack([row[name] for row in rows]) for name in names}
+        return batch | add(batch)
+
+    arguments = TrainingArguments(
+        str(folder),
+        **{"per_device_train_batch_size": 4, "max_steps": 1, "learning_rate": 0.1} | settings,
+        optim="sgd",
+        max_grad_norm=0,
+        logging_steps=1,
+        lr_scheduler_type="constant",
+        save_strategy="no",
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    return Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, data_collator=collate)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(make_model, rows, tmp_path):
+    whole, parts = make_model(), make_model()
+    first = trainer(whole, rows, tmp_path)
+    first.train()
+    second = trainer(
+        parts, rows, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4
+    )
+    second.train()
+    losses = [t.state.log_history[0]["loss"] for t in (first, second)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_label_smoothing(make_model, rows, tmp_path):
+    model, expected = make_model(), make_model()
+
+    def add(batch):  # as DataCollatorForSeq2Seq does
+        return {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(batch["labels"])}
+
+    run = trainer(model, rows, tmp_path, add=add, label_smoothing_factor=0.2)
+    run.train()
+    batch = {name: torch.stack([row[name] for row in rows]) for name in LABELS}
+    logits = expected(**batch).logits.flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, batch["labels"].flatten(), label_smoothing=0.2)
+    assert run.state.log_history[0]["loss"] == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_statements_alone_have_an_evaluation_loss(make_model, rows, tmp_path):
+    model = make_model()
+    run = trainer(model, rows, tmp_path, names=STATEMENTS, label_names=[])
+    batch = {name: torch.stack([row[name] for row in rows]) for name in STATEMENTS}
+    assert run.evaluate()["eval_loss"] == pytest.approx(float(model(**batch).loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_changes_no_gradient(make_model, batch, use_reentrant):
+    plain, checkpointed = make_model().train(), make_model().train()
+    checkpointed.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    for model in (plain, checkpointed):
+        model(**batch).loss.backward()
+    for (name, a), b in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
