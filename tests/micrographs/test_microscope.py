@@ -483,7 +483,7 @@ def test_decompression_bombs(tmp_path, monkeypatch):
     write_mrc(tmp_path / "a.mrc", DEEP, (640.0, 480.0))
     Image.fromarray(GREY).save(tmp_path / "a.tif")
     tifffile.imwrite(tmp_path / "b.tif", DEEP.astype(float))
-    write_dm3(tmp_path / "a.dm3", DEEP[:4, :4], [(1.0, "nm"), (300.0, "nm")])
+    write_dm3(tmp_path / "a.dm3", DEEP[:16, :16], [(1.0, "nm"), (15.0, "nm")])
     (tmp_path / "a.tif.gz").write_bytes(gzip.compress(bytes(10_000)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     for name in ("a.mrc", "a.tif", "b.tif", "a.dm3", "a.tif.gz"):
