@@ -23,9 +23,11 @@ LEVEL_TOLERANCE = 12
 # for a dark picture beside a dark bar), along an edge, and in the picture beyond the edge.
 MIN_BARE = (0.35, 0.45)
 MIN_BARE_EDGE, MAX_BARE_BEYOND = 0.85, 0.5
-# A strip is dark or white; a grey one is more likely a picture's plain background. Unless clipping
-# hides noise, this share of the bare strip is flat to within a few levels.
+# A strip is dark or white; a grey one is more likely a picture's plain background, unless this
+# share of it has exactly one level, which only a program draws. Unless clipping hides noise, this
+# share of a strip is flat to within a few levels.
 DARK, WHITE = 50, 243
+MIN_DRAWN = 0.9
 FLAT, MIN_FLAT = 3, 0.7
 # Rows between strip and picture that may be frame or blur: at least, and as a share of the image.
 FRAME_ROWS, FRAME_SHARE = 3, 1 / 300
@@ -126,7 +128,8 @@ def _is_bar(
     distance = np.abs(strip - level)
     bare_pixels = strip[distance <= LEVEL_TOLERANCE]
     mode = np.bincount(bare_pixels).argmax()
-    if DARK < mode < WHITE or (upper <= frame and mode < WHITE):
+    drawn = (bare_pixels == mode).mean() >= MIN_DRAWN
+    if (DARK < mode < WHITE and not drawn) or (upper <= frame and mode < WHITE):
         return False
     noisy = (np.abs(bare_pixels - mode) <= FLAT).mean() < MIN_FLAT
     if FLAT < mode < WHITE and noisy:
