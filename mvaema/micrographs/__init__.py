@@ -7,7 +7,7 @@ In the order a micrograph passes through:
     calibration.py      lengths and settings as instruments record them, in one form
     xml_records.py      what instruments write as XML into TIFF tags
     vendors.py          TIFF tags to calibration and settings
-    sidecars.py         text files beside an image to calibration and settings
+    sidecars.py         the text file that an instrument writes beside an image
     tiff.py             one page of a TIFF and its record
     native.py           the microscopes' own formats
     info_bar.py         the burnt-in info bar, found in the pixels

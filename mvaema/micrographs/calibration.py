@@ -39,11 +39,13 @@ class InstrumentRecord:
         pixel_nm: (x, y) length of a stored pixel in nm, or None.
         instrument: settings under the keys of `Micrograph.instrument`.
         rows: rows of the image above an info bar that the instrument added, or None.
+        sidecar: path of the text file that the record is from, or None.
     """
 
     pixel_nm: tuple[float, float] | None = None
     instrument: dict[str, str | float] = field(default_factory=dict)
     rows: int | None = None
+    sidecar: str | None = None
 
     def filled_from(self, other: "InstrumentRecord") -> "InstrumentRecord":
         """This record, with what it lacks taken from another one of the same image."""
@@ -51,6 +53,7 @@ class InstrumentRecord:
             self.pixel_nm or other.pixel_nm,
             other.instrument | self.instrument,
             self.rows or other.rows,
+            self.sidecar or other.sidecar,
         )
 
 

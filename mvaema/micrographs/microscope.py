@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mvaema.micrographs.calibration import InstrumentRecord, NotAMicrograph
-from mvaema.micrographs.info_bar import Box, find_info_bar
+from mvaema.micrographs.info_bar import Box, begins_strip, find_info_bar
 from mvaema.micrographs.native import NATIVE_READERS, read_native
 from mvaema.micrographs.refusals import UnreadableMicrograph, check_file, check_size
 from mvaema.micrographs.sidecars import read_sidecar
@@ -65,12 +65,14 @@ class Micrograph:
         instrument: what is known of `technique`, `accelerating_voltage_kv`,
             `working_distance_mm`, `magnification` and `detector`.
         info_bar: (left, upper, right, lower) of a burnt-in info bar in pixels, or None.
+        sidecar: path of the text file that was read beside the image, or None.
     """
 
     image: Image.Image
     pixel_size_nm: float | None
     instrument: dict[str, str | float]
     info_bar: Box | None
+    sidecar: str | None = None
 
     def crop_info_bar(self) -> "Micrograph":
         """The micrograph without its info bar; itself when it has none."""
@@ -178,7 +180,7 @@ def _micrograph(pixels: np.ndarray, record: InstrumentRecord, path: Path) -> Mic
         bar = (0, record.rows, width, height)
     else:
         bar = find_info_bar(image)
-    micrograph = Micrograph(image, None, dict(record.instrument), bar)
+    micrograph = Micrograph(image, None, dict(record.instrument), bar, record.sidecar)
     if record.pixel_nm is None:
         return micrograph
     x, y = record.pixel_nm
@@ -215,7 +217,10 @@ def _read_image(path: Path) -> tuple[np.ndarray, InstrumentRecord]:
             if file.read(4) not in TIFF_MAGIC:
                 raise
             pixels, record = read_tiff(file, None, path)
-    sidecar = read_sidecar(path, (pixels.shape[1], pixels.shape[0]))
+    height, width = pixels.shape[:2]
+    sidecar = read_sidecar(
+        path, (width, height), lambda row: begins_strip(np.asarray(picture(pixels)), row)
+    )
     return pixels, record.filled_from(sidecar) if sidecar else record
 
 
