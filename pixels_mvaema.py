@@ -26,6 +26,9 @@ BLACK_AND_WHITE = (0.1, 99.9)
 # Share of one grey level in the blank rows that begin and end a burnt-in info bar.
 BLANK_ROW = 0.85
 
+# Pillow asks libtiff for these raw modes, but libtiff gives the machine's byte order.
+NATIVE_ORDER = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
+
 # TIFF tags that say how pixels are stored, and their values.
 BITS_PER_SAMPLE, PHOTOMETRIC, PLANAR_CONFIGURATION, SAMPLE_FORMAT = 258, 262, 284, 339
 MIN_IS_WHITE, PLANES, UNSIGNED, SIGNED = 0, 2, 1, 2
@@ -103,7 +106,7 @@ def picture(pixels: np.ndarray) -> Image.Image:
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
     if pixels.ndim == 3 and pixels.shape[-1] in (2, 4) and pixels.dtype != np.uint8:
-        alpha = pixels[..., -1:] / _full(pixels.dtype)
+        alpha = pixels[..., -1:] / full_scale(pixels.dtype)
         colours = stretch(np.where(alpha > 0, pixels[..., :-1], np.nan))
         alpha = np.rint(255 * alpha.clip(0, 1)).astype(np.uint8)
         pixels = np.concatenate([colours, alpha], axis=-1)
@@ -168,11 +171,14 @@ def _decode(image: Image.Image) -> tuple[np.ndarray, int]:
     """
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     bits = tags.get(BITS_PER_SAMPLE, (1,))
-    if max(bits) > 8 and len(bits) > 1 and tags.get(PLANAR_CONFIGURATION) == PLANES:
-        raise UnsupportedPixels("Pillow does not read planes of more than 8 bits.")
+    if tags.get(PLANAR_CONFIGURATION) == PLANES and len(bits) > 1:
+        if max(bits) > 8 or image.mode in ("LA", "La", "PA"):
+            raise UnsupportedPixels("Pillow does not read planes of this kind.")
     raw = _raw_mode(image)
     if ";16" in raw and raw[0] != "I":
         return _deep_colours(image, raw)
+    if raw in NATIVE_ORDER and image.tile[0].codec_name == "libtiff":
+        image.tile = _with_raw_mode(image.tile, NATIVE_ORDER[raw])
     inverted = tags.get(PHOTOMETRIC) == MIN_IS_WHITE  # Pillow inverts up to 8 bits itself
     sign = tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0]
     image.load()
@@ -200,8 +206,16 @@ def _raw_mode(image: Image.Image) -> str:
     return str(args[0] if isinstance(args, tuple) and args else args or "")
 
 
+def _with_raw_mode(tiles: list, raw: str) -> list:
+    """Pillow's tiles of an image, to be unpacked in another way."""
+    return [
+        tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
+        for tile in tiles
+    ]
+
+
 def _deep_colours(image: Image.Image, raw: str) -> tuple[np.ndarray, int]:
-    """The 16 bits of an image's colours, (height, width, 2|3|4) of uint16, and its orientation.
+    """An image's colours in 16 bits, (height, width, 2|3|4), and its orientation.
 
     Pillow keeps one byte of each sample. Which one, its raw mode says; so it decodes twice.
     """
@@ -218,9 +232,8 @@ def _deep_colours(image: Image.Image, raw: str) -> tuple[np.ndarray, int]:
     if order == "L" or (order == "N" and sys.byteorder == "little"):
         first, second = second, first
     pixels = first.astype(np.uint16) << 8 | second
-    if channels == "CMYK":
-        pixels = cmyk_to_rgb(pixels)
-    return straight_alpha(pixels) if channels == "RGBa" else pixels, orientation
+    convert = {"CMYK": cmyk_to_rgb, "RGBa": straight_alpha}.get(channels, np.asarray)
+    return convert(pixels), orientation
 
 
 def _decode_as(image: Image.Image, mode: str, raw: str) -> tuple[np.ndarray, int]:
@@ -229,38 +242,38 @@ def _decode_as(image: Image.Image, mode: str, raw: str) -> tuple[np.ndarray, int
     with Image.open(image.fp, formats=[image.format]) as copy:
         copy.seek(image.tell())
         copy._mode = mode  # as Pillow's guide tells the author of a decoder to set it
-        copy.tile = [
-            tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
-            for tile in copy.tile
-        ]
+        copy.tile = _with_raw_mode(copy.tile, raw)
         copy.load()
         return np.asarray(copy), copy.getexif().get(ExifTags.Base.Orientation, 1)
 
 
-def _full(dtype: np.dtype) -> float:
+def full_scale(dtype: np.dtype) -> float:
     """The value of an opaque alpha."""
     return float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
 
 
 def straight_alpha(pixels: np.ndarray) -> np.ndarray:
-    """Pixels (height, width, 2|4) whose colours were multiplied by their alpha, divided by it."""
-    full = _full(pixels.dtype)
-    alpha = pixels[..., -1:].astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        colours = np.where(alpha > 0, pixels[..., :-1] * full / alpha, 0).clip(0, full)
-    if pixels.dtype.kind in "iu":
-        colours = np.rint(colours)
-    return np.concatenate([colours.astype(pixels.dtype), pixels[..., -1:]], axis=-1)
+    """Samples (height, width, n) that were multiplied by the last one, their alpha, divided by it.
+
+    8-bit samples stay so; deeper ones become shares of their full value, float64.
+    """
+    shares = pixels / full_scale(pixels.dtype)
+    samples, alpha = shares[..., :-1], shares[..., -1:]
+    samples = np.divide(samples, alpha, out=np.zeros_like(samples), where=alpha > 0).clip(0, 1)
+    return _like(pixels, np.concatenate([samples, alpha], axis=-1))
 
 
 def cmyk_to_rgb(pixels: np.ndarray) -> np.ndarray:
-    """Ink (height, width, 4) of cyan, magenta, yellow and black as light, as Pillow converts it."""
-    full = _full(pixels.dtype)
-    light = full - pixels.astype(np.float64)
-    colours = light[..., :3] * light[..., 3:] / full
-    if pixels.dtype.kind in "iu":
-        colours = np.rint(colours)
-    return colours.astype(pixels.dtype)
+    """Ink (height, width, 4) of cyan, magenta, yellow and black as light, as Pillow converts it.
+
+    8-bit samples stay so; deeper ones become shares of their full value, float64.
+    """
+    light = 1 - pixels / full_scale(pixels.dtype)
+    return _like(pixels, light[..., :3] * light[..., 3:])
+
+
+def _like(pixels: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    return np.rint(255 * shares).astype(np.uint8) if pixels.dtype == np.uint8 else shares
 
 
 def stretch(pixels: np.ndarray) -> np.ndarray:

@@ -25,7 +25,14 @@ from mvaema.micrographs.vendors import (
     names_instrument,
     read_tiff_tags,
 )
-from pixels_mvaema import cmyk_to_rgb, negative, straight_alpha, turned, viewed_pixels
+from pixels_mvaema import (
+    cmyk_to_rgb,
+    full_scale,
+    negative,
+    straight_alpha,
+    turned,
+    viewed_pixels,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -155,15 +162,21 @@ def _colours(page, pixels: np.ndarray) -> np.ndarray:
         colours = 3  # RGB by a program that does not say so
     if not colours <= channels or (colours == 1 and len(extra) > 1):
         raise NotAMicrograph("not-an-image", f"it has {channels} channels")
-    shown = pixels[..., :colours]
+    if alpha is None:
+        pixels = pixels[..., :colours]
+    else:
+        pixels = pixels[..., [*range(colours), colours + alpha]]
+        if pixels.dtype != np.uint8:
+            pixels = pixels / full_scale(pixels.dtype)
+        if extra[alpha] == PREMULTIPLIED:
+            pixels = straight_alpha(pixels)
+    shown, transparency = pixels[..., :colours], pixels[..., colours:]
     if page.photometric == CMYK:
         shown = cmyk_to_rgb(shown)
     if page.photometric == MIN_IS_WHITE:
         shown = negative(shown)
-    if alpha is None:
-        return shown if shown.shape[-1] > 1 else shown[..., 0]
-    shown = np.concatenate([shown, pixels[..., colours + alpha, None]], axis=-1)
-    return straight_alpha(shown) if extra[alpha] == PREMULTIPLIED else shown
+    pixels = np.concatenate([shown, transparency], axis=-1)
+    return pixels if pixels.shape[-1] > 1 else pixels[..., 0]
 
 
 def _record(tiff, index: int) -> InstrumentRecord:

@@ -22,6 +22,7 @@ from support.microscope_files import (
     write_mrc,
     write_ser,
 )
+from support.pictures import by_hand
 
 from mvaema.micrographs.microscope import (
     SUFFIXES,
@@ -29,7 +30,7 @@ from mvaema.micrographs.microscope import (
     UnreadableMicrograph,
     read_micrograph,
 )
-from processing_mvaema import to_8bit
+from pixels_mvaema import to_8bit
 
 SHARED = os.environ.get("MVAEMA_SHARED")
 RNG = np.random.default_rng(0)
@@ -104,13 +105,6 @@ def test_one_bit_becomes_black_and_white(tmp_path):
 
 
 # --- More than 8 bits
-
-
-def by_hand(array: np.ndarray) -> np.ndarray:
-    """The documented stretch, naively."""
-    low, high = np.percentile(array.astype(float), [0.1, 99.9])
-    clipped = np.minimum(np.maximum((array - low) / (high - low), 0), 1)
-    return np.round(clipped * 255)
 
 
 @pytest.mark.parametrize(
@@ -246,22 +240,6 @@ def test_the_processor_shows_real_deep_files_as_the_reader_does(name):
 # --- Pages, stacks, sides
 
 
-def test_the_first_full_resolution_page_is_read(tmp_path):
-    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
-        tiff.write(GREY[::4, ::4], subfiletype=1)  # a thumbnail
-        tiff.write(GREY)
-        tiff.write(255 - GREY)
-    assert np.array_equal(pixels(tmp_path / "a.tif"), GREY)
-
-
-def test_the_first_slice_of_a_stack_is_read(tmp_path):
-    stack = np.stack([DEEP, DEEP[::-1], DEEP[:, ::-1]])
-    write_mrc(tmp_path / "a.mrc", stack, (128.0, 96.0))
-    write_dm3(tmp_path / "a.dm3", stack, [*NM, (0.5, "s")])
-    for path in tmp_path.iterdir():
-        assert np.abs(pixels(path) - by_hand(DEEP)).max() <= 1
-
-
 def test_pixels_that_are_not_square_are_resampled_to_the_finer_side(tmp_path):
     array = np.repeat(np.linspace(0, 255, 64, dtype=np.float32)[None], 48, 0)
     write_dm3(tmp_path / "a.dm3", array, [(1.0, "nm"), (2.5, "nm")])
@@ -293,91 +271,6 @@ def test_the_larger_side_of_an_inner_bar_is_kept():
     image = Image.fromarray(RNG.integers(0, 256, (100, 100), dtype=np.uint8))
     for bar, size in (((0, 80, 100, 90), (100, 80)), ((0, 0, 100, 9), (100, 91))):
         assert Micrograph(image, None, {}, bar).crop_info_bar().image.size == size
-
-
-# --- The microscopes' own formats
-
-
-@pytest.mark.parametrize(
-    ("name", "write", "pixel_nm"),
-    [
-        ("a.dm3", lambda path: write_dm3(path, DEEP, NM), 2.0),
-        ("a.dm3", lambda path: write_dm3(path, DEEP, [(0.5, "µm"), (0.5, "µm")]), 500.0),
-        ("a.dm3", lambda path: write_dm3(path, DEEP, [(1.0, ""), (1.0, "")]), None),
-        ("a.mrc", lambda path: write_mrc(path, DEEP, (128.0, 96.0)), 0.2),
-        ("a.mrc", lambda path: write_mrc(path, DEEP, (64.0, 48.0)), None),  # 1 Å: not set
-        ("a.mrc", lambda path: write_mrc(path, DEEP, (0.0, 0.0)), None),
-        ("a.ser", lambda path: write_ser(path, DEEP, 3e-10), 0.3),
-        ("a.emd", lambda path: write_emd_ncem(path, DEEP, 0.5, "n_m"), 0.5),
-        ("a.emd", lambda path: write_emd_velox(path, {"HAADF": (DEEP, 2e-10)}), 0.2),
-    ],
-)
-def test_native_formats(tmp_path, name, write, pixel_nm):
-    write(tmp_path / name)
-    micrograph = read_micrograph(tmp_path / name)
-    assert np.abs(np.asarray(micrograph.image) - by_hand(DEEP)).max() <= 1
-    assert micrograph.pixel_size_nm == (pixel_nm and pytest.approx(pixel_nm))
-    assert not {"secret operator", "secret name"} & set(micrograph.instrument.values())
-
-
-def test_native_settings(tmp_path):
-    write_dm3(tmp_path / "a.dm3", DEEP, NM, voltage=80_000.0)
-    assert read_micrograph(tmp_path / "a.dm3").instrument == {
-        "technique": "STEM",
-        "accelerating_voltage_kv": 80.0,
-        "magnification": 40_000.0,
-    }
-    write_emd_velox(tmp_path / "a.emd", {"HAADF": (DEEP, 2e-10)})
-    assert read_micrograph(tmp_path / "a.emd").instrument == {
-        "accelerating_voltage_kv": 200.0,
-        "magnification": 320_000.0,
-        "detector": "HAADF",
-    }
-
-
-def test_the_largest_of_several_images_is_read(tmp_path):
-    write_emd_velox(tmp_path / "a.emd", {"BF": (DEEP[:16, :16], 1e-9), "HAADF": (DEEP, 2e-10)})
-    assert read_micrograph(tmp_path / "a.emd").image.size == (64, 48)
-
-
-def test_dm3_in_colour(tmp_path):
-    bgra = np.dstack([RGB[..., ::-1], np.zeros_like(GREY)])
-    write_dm3(tmp_path / "a.dm3", np.ascontiguousarray(bgra).view(np.uint32)[..., 0], NM)
-    assert np.array_equal(pixels(tmp_path / "a.dm3"), RGB)
-
-
-@pytest.mark.parametrize(
-    ("slug", "write"),
-    [
-        ("spectrum", lambda path: write_dm3(path, DEEP[:1], [(0.1, "eV"), (1.0, "")])),
-        ("spectrum", lambda path: write_dm3(path, np.stack([DEEP] * 3), [*NM, (0.1, "eV")])),
-        ("diffraction", lambda path: write_dm3(path, DEEP, [(2.0, "1/nm"), (2.0, "1/nm")])),
-    ],
-)
-def test_what_is_no_image_of_a_specimen_is_refused_by_name(tmp_path, slug, write):
-    write(tmp_path / "a.dm3")
-    assert reason(tmp_path / "a.dm3") == slug
-
-
-def test_a_ser_diffraction_pattern_is_refused_although_it_names_no_unit(tmp_path):
-    write_ser(tmp_path / "a.ser", DEEP, 2e7)  # 1/m
-    assert reason(tmp_path / "a.ser") == "diffraction"
-
-
-def test_a_velox_spectrum_is_refused_by_name(tmp_path):
-    write_emd_velox(tmp_path / "a.emd", {})
-    assert reason(tmp_path / "a.emd") == "spectrum"
-
-
-def test_complex_and_many_channel_tiffs_are_refused(tmp_path):
-    tifffile.imwrite(tmp_path / "fft.tif", DEEP.astype(np.complex64))
-    assert reason(tmp_path / "fft.tif") == "not-an-image"
-    tifffile.imwrite(tmp_path / "map.tif", np.stack([DEEP] * 7, -1), photometric="minisblack")
-    assert read_micrograph(tmp_path / "map.tif").image.size == (7, 64)  # 48 pages of 64 x 7
-    tifffile.imwrite(
-        tmp_path / "map.tif", np.stack([DEEP] * 7, -1), photometric="minisblack", planarconfig=1
-    )
-    assert reason(tmp_path / "map.tif") == "not-an-image"
 
 
 def test_tif_gz(tmp_path):
