@@ -1,12 +1,12 @@
 """Reading micrographs: pixels, choices, and what is refused."""
 
 import gzip
-import importlib.util
 import os
 import pickle
 import struct
 import sys
 import tempfile
+import warnings
 import zlib
 from pathlib import Path
 
@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageDraw
-from support import ROOT
 from support.microscope_files import (
     write_dm3,
     write_emd_ncem,
@@ -32,7 +31,6 @@ from mvaema.micrographs.microscope import (
 )
 from pixels_mvaema import to_8bit
 
-SHARED = os.environ.get("MVAEMA_SHARED")
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (48, 64), dtype=np.uint8)
 RGB = RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -223,20 +221,6 @@ def test_the_reader_and_the_processor_show_the_same_picture(tmp_path, name):
     assert np.array_equal(np.asarray(to_8bit(path)), pixels(path))
 
 
-@pytest.mark.skipif(not SHARED, reason="MVAEMA_SHARED is not set")
-@pytest.mark.parametrize(
-    "name",
-    [
-        "olympus_sis_tem_myelin.tif",
-        "gatan_tiff_dm_export.tif",
-        "rsciio_fei_FEI-Helios-Ebeam-16bits.tif",
-    ],
-)
-def test_the_processor_shows_real_deep_files_as_the_reader_does(name):
-    path = Path(SHARED, "native", name)
-    assert np.array_equal(np.asarray(to_8bit(path)), pixels(path))
-
-
 # --- Pages, stacks, sides
 
 
@@ -248,6 +232,17 @@ def test_pixels_that_are_not_square_are_resampled_to_the_finer_side(tmp_path):
     assert micrograph.pixel_size_nm == pytest.approx(1.0)
     rows = np.asarray(micrograph.image).astype(int)
     assert (rows == rows[0]).all()  # only stretched downwards
+
+
+def test_no_picture_is_stretched_beyond_reason(tmp_path, caplog):
+    """Two axes of a stack, of which one is no length on the specimen: 64 x 97500 pixels."""
+    for side, size in ((16.0, (64, 48 * 16)), (17.0, (64, 48)), (1 / 17, (64, 48))):
+        write_dm3(tmp_path / "a.dm3", DEEP, [(1.0, "nm"), (side, "nm")])
+        caplog.clear()
+        micrograph = read_micrograph(tmp_path / "a.dm3")
+        assert micrograph.image.size == size
+        assert micrograph.pixel_size_nm == (1.0 if side == 16 else None)
+        assert (str(tmp_path / "a.dm3") in caplog.text) == (side != 16)
 
 
 def test_the_pixel_size_follows_resizing_and_cropping():
@@ -383,6 +378,28 @@ def test_decompression_bombs(tmp_path, monkeypatch):
         assert reason(tmp_path / name) == "too-large"
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "b.tif"])
+def test_a_large_picture_is_read_and_pillows_warning_names_it(tmp_path, monkeypatch, name):
+    tifffile.imwrite(tmp_path / "b.tif", np.dstack([DEEP] * 3), photometric="rgb")
+    for small in ("a.png", "a.tif"):
+        Image.fromarray(GREY).save(tmp_path / small)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", GREY.size - 1)
+    with pytest.warns(Image.DecompressionBombWarning) as caught:
+        assert read_micrograph(tmp_path / name).image.size == (64, 48)
+    (warning,) = caught
+    assert str(tmp_path / name) in str(warning.message)
+    assert "read all the same" in str(warning.message)
+    assert warning.filename == __file__  # where the reader was called
+
+
+def test_whoever_turns_pillows_warning_into_an_error_gets_a_refusal(tmp_path, monkeypatch):
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", GREY.size - 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        assert reason(tmp_path / "a.png") == "too-large"
+
+
 def test_errors_travel_between_processes(tmp_path):
     with pytest.raises(UnreadableMicrograph) as caught:
         read_micrograph(tmp_path / "nothing.png")
@@ -423,19 +440,3 @@ def test_a_native_file_names_the_extra(tmp_path, no_extra):
         assert reason(path) == "missing-extra"
         with pytest.raises(UnreadableMicrograph, match=r"mvaema\[microscopy\]"):
             read_micrograph(path)
-
-
-# --- Real files
-
-
-@pytest.mark.skipif(not SHARED, reason="MVAEMA_SHARED is not set")
-def test_every_real_file_yields_what_its_metadata_states():
-    script = ROOT / "benchmarks/native_files.py"
-    spec = importlib.util.spec_from_file_location("native_files", script)
-    native = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(native)
-    paths = [path for path in Path(SHARED, "native").iterdir() if path.name != "README.md"]
-    assert {path.name for path in paths} == set(native.EXPECTED)
-    for path in paths:
-        expected = native.EXPECTED[path.name][1]
-        assert native.agrees(native.found(path), expected), path.name

@@ -8,6 +8,7 @@ from support.microscope_files import (
     FIBICS_XML,
     ORION_XML,
     PHENOM_XML,
+    SIGHTX_XML,
     THERMO_SEM_XML,
     THERMO_TEM_XML,
     TIA_XML,
@@ -27,8 +28,9 @@ NOISE = np.random.default_rng(0).integers(60, 200, (48, 64), dtype=np.uint8)
 def read(tmp_path):
     """Writes pixels as TIFF with the given tags, and reads them."""
 
-    def read(*tags, pixels=NOISE) -> Micrograph:
-        tifffile.imwrite(tmp_path / "a.tif", pixels, extratags=tags, metadata=None)
+    def read(*tags, pixels=NOISE, metadata=None, **options) -> Micrograph:
+        options |= {"extratags": tags, "metadata": metadata}
+        tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
         return read_micrograph(tmp_path / "a.tif")
 
     return read
@@ -197,6 +199,23 @@ def test_another_programs_tag_65000_is_not_orions(read, caplog):
         micrograph = read(text_tag(ORION, text))
         assert micrograph.instrument == {} and micrograph.pixel_size_nm is None
     assert not caplog.records
+
+
+def test_jeol_sightx(read):
+    xml = SIGHTX_XML.format(mode="MAG")
+    options = {"description": xml, "resolution": (93, 93), "resolutionunit": "INCH"}
+    micrograph = read(**options)
+    assert micrograph.pixel_size_nm == pytest.approx(1e9 / (3642 * 150_000))
+    assert micrograph.instrument["technique"] == "TEM"
+    assert micrograph.instrument["accelerating_voltage_kv"] == 200.0
+    with pytest.raises(UnreadableMicrograph, match="diffraction"):
+        read(description=SIGHTX_XML.format(mode="DIFF"))
+
+
+def test_ome(read):
+    metadata = {"axes": "YX", "PhysicalSizeX": 5.0, "PhysicalSizeXUnit": "nm"}
+    metadata |= {"PhysicalSizeY": 5.0, "PhysicalSizeYUnit": "nm"}
+    assert read(ome=True, metadata=metadata).pixel_size_nm == pytest.approx(5)
 
 
 def test_damaged_xml_costs_the_calibration_not_the_image(read, caplog, tmp_path):
