@@ -23,7 +23,10 @@ from mvaema.micrographs.calibration import (
 TIA_SCALE, TIA_UNIT = (65450, 65451), 65452
 TIA_UNITS_NM = {2: 2.54e7, 3: 1e7}
 
-VOLTS_PER_KV = {"v": 1e-3, "volt": 1e-3, "volts": 1e-3}
+# Of Thermo Fisher's operating modes (TEMs) and kinds of beam (SEMs).
+TECHNIQUES = {"TEM": "TEM", "STEM": "STEM", "Electron": "SEM", "Ion": "FIB"}
+
+KV_PER_VOLT = {"v": 1e-3, "volt": 1e-3, "volts": 1e-3}
 
 
 def parse(value: object) -> ET.Element | None:
@@ -85,7 +88,7 @@ def _texts(root: ET.Element) -> Callable[[str], str | None]:
 
 def _kilovolts(value: object, unit: str | None) -> float | None:
     """A voltage in kV; some instruments give it the sign of the potential."""
-    voltage = scaled(value, VOLTS_PER_KV.get((unit or "").strip().lower(), 1.0))
+    voltage = scaled(value, KV_PER_VOLT.get((unit or "").strip().lower(), 1.0))
     return None if voltage is None else abs(voltage)
 
 
@@ -133,7 +136,7 @@ def _metadata(root: ET.Element, size: tuple[int, int]) -> InstrumentRecord:
     return InstrumentRecord(
         pixel if width in (None, size[0]) else None,
         settings(
-            technique=mode or {"Electron": "SEM", "Ion": "FIB"}.get(beam),
+            technique=TECHNIQUES.get(mode or beam),
             accelerating_voltage_kv=scaled(get("Optics/AccelerationVoltage"), 1e-3),
             working_distance_mm=None if mode else scaled(get("Optics/WorkingDistance"), 1e3),
             magnification=get("Optics/NominalMagnification") or custom.get("StemMagnification"),

@@ -77,3 +77,50 @@ def test_pictures_that_pillow_loaded_before_are_taken_as_they_are(tmp_path):
     with Image.open(path) as image:
         image.load()
         assert np.array_equal(np.asarray(to_8bit(image)), np.asarray(to_8bit(path)))
+
+
+def test_deep_images_are_stretched_and_not_clipped():
+    """A hot pixel does not turn the rest black; a 12-bit image in a 16-bit file is not dark."""
+    deep = RNG.integers(0, 4096, (200, 200), dtype=np.uint16)
+    deep[0, 0] = 65535
+    shallow = np.asarray(to_8bit(deep))
+    assert shallow[0, 0] == 255
+    assert 120 < shallow.mean() < 135
+    assert np.count_nonzero(shallow == 0) < 200 > np.count_nonzero(shallow == 255)
+    order = np.argsort(deep.ravel()[1000:1100])
+    assert (np.diff(shallow.ravel()[1000:1100][order].astype(int)) >= 0).all()
+
+
+def test_transparent_pixels_are_white():
+    pixels = np.zeros((20, 20, 4), np.uint8)
+    pixels[:10, :, 3] = 255
+    image = np.asarray(to_8bit(pixels))
+    assert image[:10].max() == 0 and image[10:].min() == 255
+
+
+def test_flat_and_broken_arrays():
+    assert np.ptp(np.asarray(to_8bit(np.full((20, 20), 7.0)))) == 0
+    holes = np.random.default_rng(0).normal(size=(20, 20))
+    holes[3, 3] = np.nan
+    assert np.asarray(to_8bit(holes)).std() > 10
+    with pytest.raises(ValueError, match="no finite pixel"):
+        to_8bit(np.full((20, 20), np.nan))
+    with pytest.raises(ValueError, match=r"shape \(20, 20, 7\)"):
+        to_8bit(np.zeros((20, 20, 7), np.uint8))
+
+
+def test_too_small_images_are_refused():
+    with pytest.raises(ValueError, match=r"1 x 1 pixels is too small.*16"):
+        to_8bit(Image.new("L", (1, 1)))
+    with pytest.raises(ValueError, match="400 x 1 pixels"):
+        to_8bit(np.zeros((1, 400), np.uint8))
+
+
+def test_unreadable_files_are_named(tmp_path):
+    path = tmp_path / "broken µ.png"
+    Image.fromarray(RNG.integers(0, 256, (40, 60), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"broken µ\.png cannot be read as an image"):
+        to_8bit(path)
+    with pytest.raises(ValueError, match=r"missing\.png"):
+        to_8bit(tmp_path / "missing.png")
