@@ -175,7 +175,7 @@ def _decode(image: Image.Image) -> tuple[np.ndarray, int]:
         if max(bits) > 8 or image.mode in ("LA", "La", "PA"):
             raise UnsupportedPixels("Pillow does not read planes of this kind.")
     raw = _raw_mode(image)
-    if ";16" in raw and raw[0] != "I":
+    if ";16" in raw and raw[0] != "I" and image.format in ("PNG", "TIFF"):
         return _deep_colours(image, raw)
     if raw in NATIVE_ORDER and image.tile[0].codec_name == "libtiff":
         image.tile = _with_raw_mode(image.tile, NATIVE_ORDER[raw])
@@ -193,7 +193,7 @@ def _decode(image: Image.Image) -> tuple[np.ndarray, int]:
 
 
 def negative(pixels: np.ndarray) -> np.ndarray:
-    """Pixels with black and white exchanged, without overflow; constants are added by `stretch`."""
+    """Pixels with black and white exchanged: in a range of its own, without overflow."""
     return -pixels if pixels.dtype.kind == "f" else ~pixels
 
 

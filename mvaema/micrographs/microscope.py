@@ -36,7 +36,7 @@ from mvaema.micrographs.native import NATIVE_READERS, read_native
 from mvaema.micrographs.refusals import UnreadableMicrograph, check_file, check_size
 from mvaema.micrographs.sidecars import read_sidecar
 from mvaema.micrographs.tiff import TIFF_MAGIC, read_tiff
-from pixels_mvaema import picture, viewed_pixels
+from pixels_mvaema import UnsupportedPixels, picture, viewed_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +148,9 @@ def read_micrograph(path: str | os.PathLike) -> Micrograph:
     except UnidentifiedImageError as error:
         message = "is not in a known image format; export it again as TIFF or PNG."
         raise UnreadableMicrograph(path, "not-an-image", message) from error
+    except UnsupportedPixels as error:
+        message = f"is not read: {error} Export it again as 8-bit or as 16-bit grey."
+        raise UnreadableMicrograph(path, "unsupported-pixels", message) from error
     except Exception as error:  # on a damaged file, a decoder may raise anything
         message = f"is truncated or damaged ({error!r}); copy or export it again."
         raise UnreadableMicrograph(path, "damaged", message) from error

@@ -26,6 +26,7 @@ from mvaema.micrographs.vendors import (
     read_tiff_tags,
 )
 from pixels_mvaema import (
+    UnsupportedPixels,
     cmyk_to_rgb,
     full_scale,
     negative,
@@ -106,7 +107,10 @@ def _without_tifffile(image: Image.Image | None) -> np.ndarray:
         if names_instrument(image.tag_v2):
             raise ImportError("tifffile is needed for the instrument's tags")
     image.seek(index)
-    return viewed_pixels(image)
+    try:
+        return viewed_pixels(image)
+    except UnsupportedPixels as error:
+        raise ImportError("tifffile is needed for this kind of TIFF pixels") from error
 
 
 def _full_resolution_page(image: Image.Image) -> int:

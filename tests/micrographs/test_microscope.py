@@ -10,6 +10,7 @@ import warnings
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -121,6 +122,18 @@ def test_deep_tiffs_are_stretched_not_clipped(tmp_path, dtype):
 def test_deep_png(tmp_path):
     Image.fromarray(DEEP).save(tmp_path / "a.png")
     assert np.abs(pixels(tmp_path / "a.png") - by_hand(DEEP)).max() <= 1
+
+
+def test_deep_colour_png(tmp_path):
+    """All its bits; and where one colour is transparent, which Pillow drops, a refusal."""
+    deep = RGB.astype(np.uint16) * 8
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(deep))
+    assert np.abs(pixels(tmp_path / "a.png") - by_hand(deep)).max() <= 1
+    data = (tmp_path / "a.png").read_bytes()
+    start = data.index(b"IDAT") - 4
+    transparent = png_chunk(b"tRNS", struct.pack(">HHH", 8, 16, 24))
+    (tmp_path / "b.png").write_bytes(data[:start] + transparent + data[start:])
+    assert reason(tmp_path / "b.png") == "unsupported-pixels"
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
@@ -353,16 +366,16 @@ def test_a_truncated_file_never_gives_half_an_image(tmp_path, name):
     assert refused >= 10
 
 
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds next to nothing."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0"))
+    return (
+        b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(b"\0"))
+    )
 
 
 def test_decompression_bombs(tmp_path, monkeypatch):
@@ -436,6 +449,11 @@ def test_a_native_file_names_the_extra(tmp_path, no_extra):
     tifffile.imwrite(tmp_path / "fei.tif", GREY, extratags=[(34682, 7, len(data), data, True)])
     tifffile.imwrite(tmp_path / "imagej.tif", GREY, imagej=True, metadata={"unit": "nm"})
     tifffile.imwrite(tmp_path / "double.tif", DEEP.astype(float))
+    planes = {"photometric": "rgb", "planarconfig": "separate"}
+    tifffile.imwrite(tmp_path / "planes.tif", np.stack([DEEP] * 3), **planes)
+    with tifffile.TiffWriter(tmp_path / "later.tif") as tiff:
+        tiff.write(GREY, metadata=None)
+        tiff.write(GREY, extratags=[(34682, 7, len(data), data, True)], metadata=None)
     for path in tmp_path.iterdir():
         assert reason(path) == "missing-extra"
         with pytest.raises(UnreadableMicrograph, match=r"mvaema\[microscopy\]"):
