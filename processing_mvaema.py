@@ -2,41 +2,38 @@
 
 What is special about it:
 - any micrograph goes in: a PIL image, a numpy array or a path; 8-bit or deeper, grey, RGBA or
-  palette. Deeper images are stretched to 8 bits between percentiles that ignore an info bar, never
-  clipped (`stretch`, the one rule, which the dataset builder uses too);
+  palette (`pixels_mvaema.to_8bit`);
 - `prompt` is the one place that says how caption, scale and question become a prompt;
 - the tokenizer is lossless: µ, ±, ×, Å and line breaks survive a round trip, and a word such as
   "[EOS]" in a text is only a word;
 - text that is too long is cut with a warning and a count (`inputs.truncated`), never silently.
 
-This file stands alone: `save_pretrained` and `push_to_hub` copy it into the model repository.
+This file travels with `pixels_mvaema.py`: `save_pretrained` and `push_to_hub` copy both into the
+model repository.
 """
 
+import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.dynamic_module_utils import get_class_in_module
+from transformers.dynamic_module_utils import get_class_in_module, init_hf_modules
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import BatchFeature, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import logging
 
+try:  # inside a model repository, where transformers loads this file as part of a package
+    from .pixels_mvaema import to_8bit
+except ImportError:  # from the project's root
+    from pixels_mvaema import to_8bit
+
 logger = logging.get_logger(__name__)
 
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[ENC]", "[DEC]", "[EOS]")
-
-# An image with a shorter side, in pixels, shows nothing; most likely it is the wrong file.
-MIN_SIDE = 16
-
-# Percentiles of the grey levels that become black and white when an image is stretched to 8 bits.
-BLACK_AND_WHITE = (0.1, 99.9)
-# Share of one grey level in the blank rows that begin and end a burnt-in info bar.
-BLANK_ROW = 0.85
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}{%- if message.content is string -%}{{ message.content }}"
@@ -92,15 +89,14 @@ def format_length(nanometres: float) -> str:
     return f"{nanometres:.3g} nm"
 
 
-class _RepositoryClass:
-    """A class of a model repository's code, pickled as the file it is in."""
+class _Call:
+    """What a function returns, pickled as the call."""
 
-    def __init__(self, cls: type):
-        self.cls = cls
+    def __init__(self, function: Callable, *args):
+        self.function, self.args = function, args
 
     def __reduce__(self):
-        path = self.cls.__module__.replace(".", "/") + ".py"
-        return get_class_in_module, (self.cls.__name__, path)
+        return self.function, self.args
 
 
 class Portable:
@@ -111,9 +107,13 @@ class Portable:
     """
 
     def __reduce_ex__(self, protocol):
-        if not type(self).__module__.startswith("transformers_modules."):
+        module, name = type(self).__module__, type(self).__name__
+        if not module.startswith("transformers_modules."):
             return super().__reduce_ex__(protocol)
-        return object.__new__, (_RepositoryClass(type(self)),), self.__getstate__()
+        found = _Call(get_class_in_module, name, module.replace(".", "/") + ".py")
+        # The first of the two makes what the class's module imports importable.
+        found = _Call(operator.getitem, (_Call(init_hf_modules), found), 1)
+        return object.__new__, (found,), self.__getstate__()
 
 
 class MVaEMaImageProcessor(Portable, PilBackend):
@@ -149,119 +149,6 @@ class MVaEMaImageProcessor(Portable, PilBackend):
             np.broadcast_to(image, (3, *image.shape[1:])) for image in features["pixel_values"]
         ]
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
-
-
-def to_8bit(image) -> Image.Image:
-    """An image of any kind as an 8-bit PIL image of mode "L" or "RGB".
-
-    8-bit grey levels are kept; deeper ones are stretched (see `stretch`). Transparent pixels are
-    put on white, the background of figures.
-
-    Args:
-        image: PIL image; numpy array or torch tensor of shape (height, width),
-            (height, width, 1|3|4) or (1|3|4, height, width); or the path of an image file that
-            Pillow reads. (`mvaema.micrographs.microscope` reads instruments' own formats and
-            16-bit colour.)
-
-    Raises:
-        ValueError: the image cannot be read, has a side below 16 pixels, or no finite pixel.
-    """
-    if isinstance(image, str | os.PathLike):
-        image = _open(image)
-    if isinstance(image, torch.Tensor):
-        image = image.cpu().numpy()
-    if isinstance(image, Image.Image):
-        _check_size(*image.size)
-        image = without_transparency(image)
-        if image.mode in ("L", "RGB"):
-            return image
-    pixels = np.asarray(image)
-    if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[-1] not in (1, 3, 4):
-        pixels = np.moveaxis(pixels, 0, -1)
-    if pixels.ndim == 3 and pixels.shape[-1] == 1:
-        pixels = pixels[..., 0]
-    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] not in (3, 4)):
-        raise ValueError(
-            "an image must be a PIL image, a path, or an array of shape (height, width), "
-            f"(height, width, 1, 3 or 4); got an array of shape {pixels.shape}."
-        )
-    _check_size(pixels.shape[1], pixels.shape[0])
-    return without_transparency(Image.fromarray(stretch(pixels)))
-
-
-def _open(path: str | os.PathLike) -> Image.Image:
-    """The image in a file, turned the way a viewer would show it."""
-    try:
-        # Given a path, Pillow maps raw TIFFs into memory and then ignores their orientation.
-        with open(path, "rb") as file, Image.open(file) as image:  # noqa: PTH123
-            return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
-
-
-def _check_size(width: int, height: int) -> None:
-    if min(width, height) < MIN_SIDE:
-        raise ValueError(
-            f"an image of {width} x {height} pixels is too small to show anything; micrographs "
-            f"need at least {MIN_SIDE} pixels on each side."
-        )
-
-
-def without_transparency(image: Image.Image) -> Image.Image:
-    """A PIL image of mode "L", "RGB" or one deeper than 8 bits; transparency is laid on white."""
-    if image.mode == "L" or image.mode[0] in "IF":
-        return image
-    if image.mode == "1":
-        return image.convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def stretch(pixels: np.ndarray) -> np.ndarray:
-    """Pixels of any depth as uint8 of the same shape; 8-bit pixels are returned as they are.
-
-    Deeper grey levels are mapped linearly, the 0.1th percentile to black and the 99.9th to white.
-    The percentiles are those of the picture: rows of an info bar, printed in the extremes of the
-    range, would leave the specimen without contrast. Non-finite pixels become black, and so does
-    a constant image.
-
-    Args:
-        pixels: (height, width) or (height, width, channels), of any real dtype or bool.
-
-    Raises:
-        ValueError: no pixel is finite.
-    """
-    if pixels.dtype == np.uint8:
-        return pixels
-    if pixels.dtype == np.bool_:
-        return pixels.astype(np.uint8) * 255
-    picture = _without_info_bar(pixels)
-    picture = picture[np.isfinite(picture)]
-    if not picture.size:
-        raise ValueError("the image has no finite pixel.")
-    low, high = (float(level) for level in np.percentile(picture, BLACK_AND_WHITE))
-    if high <= low:  # nearly constant: the few pixels that stand out are all there is to see
-        low, high = float(picture.min()), float(picture.max())
-    if high <= low:
-        return np.zeros(pixels.shape, np.uint8)
-    levels = np.nan_to_num(pixels, nan=low, posinf=low, neginf=low)
-    levels = levels.astype(np.float32 if pixels.dtype.itemsize <= 2 else np.float64)
-    return np.rint(((levels - low) / (high - low)).clip(0, 1) * 255).astype(np.uint8)
-
-
-def _without_info_bar(pixels: np.ndarray) -> np.ndarray:
-    """The rows of a picture that are not an info bar's.
-
-    A bar lies in the lower third and begins and ends with blank rows: nearly all of a row has
-    exactly one grey level, which noise rules out for rows of a picture.
-    """
-    start = -(-len(pixels) * 2 // 3)
-    rows = pixels.reshape(len(pixels), -1)[start:]
-    level = np.median(rows, axis=1, keepdims=True)  # the row's one level, if it has one
-    blank = start + np.flatnonzero((rows == level).mean(axis=1) >= BLANK_ROW)
-    return np.delete(pixels, slice(blank[0], blank[-1] + 1), axis=0) if blank.size else pixels
 
 
 class ProcessedInputs(Portable, BatchFeature):

@@ -29,7 +29,8 @@ from configuration_mvaema import QUESTIONS, MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
 from mvaema.students.loading import complete_model, load_student, model_type
 from mvaema.students.lora import merge_adapters_into
-from processing_mvaema import MVaEMaProcessor, to_8bit
+from pixels_mvaema import to_8bit
+from processing_mvaema import MVaEMaProcessor
 
 LOSS_OF_METHOD = {"ITC": "itc_weight", "ITM": "itm_weight", "LM": "lm_weight"}
 THUMBNAIL = (16, 16)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from mvaema.micrographs.dataset import DatasetError, decode_image, load_micrographs
 from mvaema.micrographs.folds import check_no_leak
-from processing_mvaema import to_8bit
+from pixels_mvaema import to_8bit
 
 Record = dict  # an answer record, as described above
 

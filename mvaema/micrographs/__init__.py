@@ -2,8 +2,14 @@
 
 In the order a micrograph passes through:
     aversa.py           the public SEM dataset: its archives, fetched and read
+    refusals.py         why a file is not one readable micrograph
     sources.py          a folder, a table or a Hugging Face dataset to entries
-    vendors.py          TIFF tags and sidecar files to calibration and settings
+    calibration.py      lengths and settings as instruments record them, in one form
+    xml_records.py      what instruments write as XML into TIFF tags
+    vendors.py          TIFF tags to calibration and settings
+    sidecars.py         the text file that an instrument writes beside an image
+    tiff.py             one page of a TIFF and its record
+    native.py           the microscopes' own formats
     info_bar.py         the burnt-in info bar, found in the pixels
     microscope.py       a file to one 8-bit micrograph with its calibration
     schema.py           the columns of a dataset, which all stages share

@@ -23,9 +23,11 @@ LEVEL_TOLERANCE = 12
 # for a dark picture beside a dark bar), along an edge, and in the picture beyond the edge.
 MIN_BARE = (0.35, 0.45)
 MIN_BARE_EDGE, MAX_BARE_BEYOND = 0.85, 0.5
-# A strip is dark or white; a grey one is more likely a picture's plain background. Unless clipping
-# hides noise, this share of the bare strip is flat to within a few levels.
+# A strip is dark or white; a grey one is more likely a picture's plain background, unless this
+# share of it has exactly one level, which only a program draws. Unless clipping hides noise, this
+# share of a strip is flat to within a few levels.
 DARK, WHITE = 50, 243
+MIN_DRAWN = 0.9
 FLAT, MIN_FLAT = 3, 0.7
 # Rows between strip and picture that may be frame or blur: at least, and as a share of the image.
 FRAME_ROWS, FRAME_SHARE = 3, 1 / 300
@@ -72,6 +74,25 @@ def find_info_bar(image: Image.Image) -> Box | None:
         return None
     upper, lower = max(bars, key=lambda bar: bar[1] - bar[0])
     return 0, int(upper), width, int(lower)
+
+
+def begins_strip(pixels: np.ndarray, row: int) -> bool:
+    """Whether a strip of one flat grey level, of any level, begins at a row and ends the image.
+
+    Args:
+        pixels: 8-bit, (height, width) or (height, width, 3).
+        row: first row of the strip, as something else than the pixels states it.
+    """
+    grey = np.asarray(Image.fromarray(pixels).convert("L")).astype(np.int16)
+    frame = max(FRAME_ROWS, round(FRAME_SHARE * len(grey)))
+    level = np.bincount(grey[row:].ravel()).argmax()
+    bare = (np.abs(grey - level) <= LEVEL_TOLERANCE).mean(1)
+    inner, beyond = bare[row : row + 2 * frame], bare[max(0, row - 2 * frame) : row]
+    return bool(
+        inner.max() >= MIN_BARE_EDGE
+        and np.median(beyond) <= MAX_BARE_BEYOND
+        and np.median(bare[row:]) >= MIN_BARE[0]
+    )
 
 
 def _bare(cumulative: np.ndarray, level: int) -> np.ndarray:
@@ -126,7 +147,8 @@ def _is_bar(
     distance = np.abs(strip - level)
     bare_pixels = strip[distance <= LEVEL_TOLERANCE]
     mode = np.bincount(bare_pixels).argmax()
-    if DARK < mode < WHITE or (upper <= frame and mode < WHITE):
+    drawn = (bare_pixels == mode).mean() >= MIN_DRAWN
+    if (DARK < mode < WHITE and not drawn) or (upper <= frame and mode < WHITE):
         return False
     noisy = (np.abs(bare_pixels - mode) <= FLAT).mean() < MIN_FLAT
     if FLAT < mode < WHITE and noisy:

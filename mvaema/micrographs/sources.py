@@ -26,7 +26,8 @@ from datasets import ClassLabel, Image
 
 from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema.micrographs.dataset import open_split
-from mvaema.micrographs.microscope import SUFFIXES, why_not_opened
+from mvaema.micrographs.microscope import SUFFIXES
+from mvaema.micrographs.refusals import why_not_opened
 from mvaema.micrographs.schema import FEATURES, OTHER
 
 CATEGORIES = (*CATEGORY_CAPTIONS, OTHER)

@@ -24,7 +24,8 @@ from mvaema.micrographs.dataset import DatasetError, decode_image
 from mvaema.training.recipe import Recipe
 from mvaema.training.split import good_answers
 from mvaema.training.views import CLOSE_UPS, View, survives_close_up
-from processing_mvaema import MVaEMaProcessor, to_8bit
+from pixels_mvaema import to_8bit
+from processing_mvaema import MVaEMaProcessor
 
 # Streams of random numbers. numpy pads seeds with zeros, so the purpose comes first.
 TEXTS, VIEW, NOISE = 1, 2, 3

@@ -72,6 +72,17 @@ def test_a_bar_in_colour_is_found():
     assert np.abs(np.subtract(box, (0, 350, 512, 384))).max() <= 2
 
 
+def test_a_grey_bar_is_found_where_a_program_drew_it():
+    """As some TEM software writes it: a light grey strip in a black frame, without any noise."""
+    image = draw_bar(picture(), 350, 384, 211, 0)
+    ImageDraw.Draw(image).rectangle((0, 350, 511, 383), outline=0, width=2)
+    box = find_info_bar(image)
+    assert np.abs(np.subtract(box, (0, 350, 512, 384))).max() <= 2
+    noisy = np.asarray(image).copy()
+    noisy[350:] = (noisy[350:] + np.random.default_rng(1).normal(0, 2, (34, 512))).clip(0, 255)
+    assert find_info_bar(Image.fromarray(noisy)) is None  # it may be a plain background
+
+
 def overlay(image: Image.Image) -> Image.Image:
     draw = ImageDraw.Draw(image)
     draw.text((8, 360), "10.0kV 14.2mm x1.00k SE(M)", fill=255, font=ImageFont.load_default(16))

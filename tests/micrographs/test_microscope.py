@@ -1,20 +1,20 @@
 """Reading micrographs: pixels, choices, and what is refused."""
 
 import gzip
-import importlib.util
 import os
 import pickle
 import struct
 import sys
 import tempfile
+import warnings
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageDraw
-from support import ROOT
 from support.microscope_files import (
     write_dm3,
     write_emd_ncem,
@@ -22,6 +22,7 @@ from support.microscope_files import (
     write_mrc,
     write_ser,
 )
+from support.pictures import by_hand
 
 from mvaema.micrographs.microscope import (
     SUFFIXES,
@@ -29,9 +30,8 @@ from mvaema.micrographs.microscope import (
     UnreadableMicrograph,
     read_micrograph,
 )
-from processing_mvaema import to_8bit
+from pixels_mvaema import to_8bit
 
-SHARED = os.environ.get("MVAEMA_SHARED")
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (48, 64), dtype=np.uint8)
 RGB = RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -106,13 +106,6 @@ def test_one_bit_becomes_black_and_white(tmp_path):
 # --- More than 8 bits
 
 
-def by_hand(array: np.ndarray) -> np.ndarray:
-    """The documented stretch, naively."""
-    low, high = np.percentile(array.astype(float), [0.1, 99.9])
-    clipped = np.minimum(np.maximum((array - low) / (high - low), 0), 1)
-    return np.round(clipped * 255)
-
-
 @pytest.mark.parametrize(
     "dtype", ["uint16", "int16", "uint32", "int32", "float16", "float32", "float64", ">u2", ">f4"]
 )
@@ -129,6 +122,18 @@ def test_deep_tiffs_are_stretched_not_clipped(tmp_path, dtype):
 def test_deep_png(tmp_path):
     Image.fromarray(DEEP).save(tmp_path / "a.png")
     assert np.abs(pixels(tmp_path / "a.png") - by_hand(DEEP)).max() <= 1
+
+
+def test_deep_colour_png(tmp_path):
+    """All its bits; and where one colour is transparent, which Pillow drops, a refusal."""
+    deep = RGB.astype(np.uint16) * 8
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(deep))
+    assert np.abs(pixels(tmp_path / "a.png") - by_hand(deep)).max() <= 1
+    data = (tmp_path / "a.png").read_bytes()
+    start = data.index(b"IDAT") - 4
+    transparent = png_chunk(b"tRNS", struct.pack(">HHH", 8, 16, 24))
+    (tmp_path / "b.png").write_bytes(data[:start] + transparent + data[start:])
+    assert reason(tmp_path / "b.png") == "unsupported-pixels"
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
@@ -229,37 +234,7 @@ def test_the_reader_and_the_processor_show_the_same_picture(tmp_path, name):
     assert np.array_equal(np.asarray(to_8bit(path)), pixels(path))
 
 
-@pytest.mark.skipif(not SHARED, reason="MVAEMA_SHARED is not set")
-@pytest.mark.parametrize(
-    "name",
-    [
-        "olympus_sis_tem_myelin.tif",
-        "gatan_tiff_dm_export.tif",
-        "rsciio_fei_FEI-Helios-Ebeam-16bits.tif",
-    ],
-)
-def test_the_processor_shows_real_deep_files_as_the_reader_does(name):
-    path = Path(SHARED, "native", name)
-    assert np.array_equal(np.asarray(to_8bit(path)), pixels(path))
-
-
 # --- Pages, stacks, sides
-
-
-def test_the_first_full_resolution_page_is_read(tmp_path):
-    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
-        tiff.write(GREY[::4, ::4], subfiletype=1)  # a thumbnail
-        tiff.write(GREY)
-        tiff.write(255 - GREY)
-    assert np.array_equal(pixels(tmp_path / "a.tif"), GREY)
-
-
-def test_the_first_slice_of_a_stack_is_read(tmp_path):
-    stack = np.stack([DEEP, DEEP[::-1], DEEP[:, ::-1]])
-    write_mrc(tmp_path / "a.mrc", stack, (128.0, 96.0))
-    write_dm3(tmp_path / "a.dm3", stack, [*NM, (0.5, "s")])
-    for path in tmp_path.iterdir():
-        assert np.abs(pixels(path) - by_hand(DEEP)).max() <= 1
 
 
 def test_pixels_that_are_not_square_are_resampled_to_the_finer_side(tmp_path):
@@ -270,6 +245,17 @@ def test_pixels_that_are_not_square_are_resampled_to_the_finer_side(tmp_path):
     assert micrograph.pixel_size_nm == pytest.approx(1.0)
     rows = np.asarray(micrograph.image).astype(int)
     assert (rows == rows[0]).all()  # only stretched downwards
+
+
+def test_no_picture_is_stretched_beyond_reason(tmp_path, caplog):
+    """Two axes of a stack, of which one is no length on the specimen: 64 x 97500 pixels."""
+    for side, size in ((16.0, (64, 48 * 16)), (17.0, (64, 48)), (1 / 17, (64, 48))):
+        write_dm3(tmp_path / "a.dm3", DEEP, [(1.0, "nm"), (side, "nm")])
+        caplog.clear()
+        micrograph = read_micrograph(tmp_path / "a.dm3")
+        assert micrograph.image.size == size
+        assert micrograph.pixel_size_nm == (1.0 if side == 16 else None)
+        assert (str(tmp_path / "a.dm3") in caplog.text) == (side != 16)
 
 
 def test_the_pixel_size_follows_resizing_and_cropping():
@@ -293,91 +279,6 @@ def test_the_larger_side_of_an_inner_bar_is_kept():
     image = Image.fromarray(RNG.integers(0, 256, (100, 100), dtype=np.uint8))
     for bar, size in (((0, 80, 100, 90), (100, 80)), ((0, 0, 100, 9), (100, 91))):
         assert Micrograph(image, None, {}, bar).crop_info_bar().image.size == size
-
-
-# --- The microscopes' own formats
-
-
-@pytest.mark.parametrize(
-    ("name", "write", "pixel_nm"),
-    [
-        ("a.dm3", lambda path: write_dm3(path, DEEP, NM), 2.0),
-        ("a.dm3", lambda path: write_dm3(path, DEEP, [(0.5, "µm"), (0.5, "µm")]), 500.0),
-        ("a.dm3", lambda path: write_dm3(path, DEEP, [(1.0, ""), (1.0, "")]), None),
-        ("a.mrc", lambda path: write_mrc(path, DEEP, (128.0, 96.0)), 0.2),
-        ("a.mrc", lambda path: write_mrc(path, DEEP, (64.0, 48.0)), None),  # 1 Å: not set
-        ("a.mrc", lambda path: write_mrc(path, DEEP, (0.0, 0.0)), None),
-        ("a.ser", lambda path: write_ser(path, DEEP, 3e-10), 0.3),
-        ("a.emd", lambda path: write_emd_ncem(path, DEEP, 0.5, "n_m"), 0.5),
-        ("a.emd", lambda path: write_emd_velox(path, {"HAADF": (DEEP, 2e-10)}), 0.2),
-    ],
-)
-def test_native_formats(tmp_path, name, write, pixel_nm):
-    write(tmp_path / name)
-    micrograph = read_micrograph(tmp_path / name)
-    assert np.abs(np.asarray(micrograph.image) - by_hand(DEEP)).max() <= 1
-    assert micrograph.pixel_size_nm == (pixel_nm and pytest.approx(pixel_nm))
-    assert not {"secret operator", "secret name"} & set(micrograph.instrument.values())
-
-
-def test_native_settings(tmp_path):
-    write_dm3(tmp_path / "a.dm3", DEEP, NM, voltage=80_000.0)
-    assert read_micrograph(tmp_path / "a.dm3").instrument == {
-        "technique": "STEM",
-        "accelerating_voltage_kv": 80.0,
-        "magnification": 40_000.0,
-    }
-    write_emd_velox(tmp_path / "a.emd", {"HAADF": (DEEP, 2e-10)})
-    assert read_micrograph(tmp_path / "a.emd").instrument == {
-        "accelerating_voltage_kv": 200.0,
-        "magnification": 320_000.0,
-        "detector": "HAADF",
-    }
-
-
-def test_the_largest_of_several_images_is_read(tmp_path):
-    write_emd_velox(tmp_path / "a.emd", {"BF": (DEEP[:16, :16], 1e-9), "HAADF": (DEEP, 2e-10)})
-    assert read_micrograph(tmp_path / "a.emd").image.size == (64, 48)
-
-
-def test_dm3_in_colour(tmp_path):
-    bgra = np.dstack([RGB[..., ::-1], np.zeros_like(GREY)])
-    write_dm3(tmp_path / "a.dm3", np.ascontiguousarray(bgra).view(np.uint32)[..., 0], NM)
-    assert np.array_equal(pixels(tmp_path / "a.dm3"), RGB)
-
-
-@pytest.mark.parametrize(
-    ("slug", "write"),
-    [
-        ("spectrum", lambda path: write_dm3(path, DEEP[:1], [(0.1, "eV"), (1.0, "")])),
-        ("spectrum", lambda path: write_dm3(path, np.stack([DEEP] * 3), [*NM, (0.1, "eV")])),
-        ("diffraction", lambda path: write_dm3(path, DEEP, [(2.0, "1/nm"), (2.0, "1/nm")])),
-    ],
-)
-def test_what_is_no_image_of_a_specimen_is_refused_by_name(tmp_path, slug, write):
-    write(tmp_path / "a.dm3")
-    assert reason(tmp_path / "a.dm3") == slug
-
-
-def test_a_ser_diffraction_pattern_is_refused_although_it_names_no_unit(tmp_path):
-    write_ser(tmp_path / "a.ser", DEEP, 2e7)  # 1/m
-    assert reason(tmp_path / "a.ser") == "diffraction"
-
-
-def test_a_velox_spectrum_is_refused_by_name(tmp_path):
-    write_emd_velox(tmp_path / "a.emd", {})
-    assert reason(tmp_path / "a.emd") == "spectrum"
-
-
-def test_complex_and_many_channel_tiffs_are_refused(tmp_path):
-    tifffile.imwrite(tmp_path / "fft.tif", DEEP.astype(np.complex64))
-    assert reason(tmp_path / "fft.tif") == "not-an-image"
-    tifffile.imwrite(tmp_path / "map.tif", np.stack([DEEP] * 7, -1), photometric="minisblack")
-    assert read_micrograph(tmp_path / "map.tif").image.size == (7, 64)  # 48 pages of 64 x 7
-    tifffile.imwrite(
-        tmp_path / "map.tif", np.stack([DEEP] * 7, -1), photometric="minisblack", planarconfig=1
-    )
-    assert reason(tmp_path / "map.tif") == "not-an-image"
 
 
 def test_tif_gz(tmp_path):
@@ -465,16 +366,16 @@ def test_a_truncated_file_never_gives_half_an_image(tmp_path, name):
     assert refused >= 10
 
 
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds next to nothing."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0"))
+    return (
+        b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(b"\0"))
+    )
 
 
 def test_decompression_bombs(tmp_path, monkeypatch):
@@ -483,11 +384,33 @@ def test_decompression_bombs(tmp_path, monkeypatch):
     write_mrc(tmp_path / "a.mrc", DEEP, (640.0, 480.0))
     Image.fromarray(GREY).save(tmp_path / "a.tif")
     tifffile.imwrite(tmp_path / "b.tif", DEEP.astype(float))
-    write_dm3(tmp_path / "a.dm3", DEEP[:4, :4], [(1.0, "nm"), (300.0, "nm")])
+    write_dm3(tmp_path / "a.dm3", DEEP[:16, :16], [(1.0, "nm"), (15.0, "nm")])
     (tmp_path / "a.tif.gz").write_bytes(gzip.compress(bytes(10_000)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     for name in ("a.mrc", "a.tif", "b.tif", "a.dm3", "a.tif.gz"):
         assert reason(tmp_path / name) == "too-large"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "b.tif"])
+def test_a_large_picture_is_read_and_pillows_warning_names_it(tmp_path, monkeypatch, name):
+    tifffile.imwrite(tmp_path / "b.tif", np.dstack([DEEP] * 3), photometric="rgb")
+    for small in ("a.png", "a.tif"):
+        Image.fromarray(GREY).save(tmp_path / small)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", GREY.size - 1)
+    with pytest.warns(Image.DecompressionBombWarning) as caught:
+        assert read_micrograph(tmp_path / name).image.size == (64, 48)
+    (warning,) = caught
+    assert str(tmp_path / name) in str(warning.message)
+    assert "read all the same" in str(warning.message)
+    assert warning.filename == __file__  # where the reader was called
+
+
+def test_whoever_turns_pillows_warning_into_an_error_gets_a_refusal(tmp_path, monkeypatch):
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", GREY.size - 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        assert reason(tmp_path / "a.png") == "too-large"
 
 
 def test_errors_travel_between_processes(tmp_path):
@@ -526,23 +449,12 @@ def test_a_native_file_names_the_extra(tmp_path, no_extra):
     tifffile.imwrite(tmp_path / "fei.tif", GREY, extratags=[(34682, 7, len(data), data, True)])
     tifffile.imwrite(tmp_path / "imagej.tif", GREY, imagej=True, metadata={"unit": "nm"})
     tifffile.imwrite(tmp_path / "double.tif", DEEP.astype(float))
+    planes = {"photometric": "rgb", "planarconfig": "separate"}
+    tifffile.imwrite(tmp_path / "planes.tif", np.stack([DEEP] * 3), **planes)
+    with tifffile.TiffWriter(tmp_path / "later.tif") as tiff:
+        tiff.write(GREY, metadata=None)
+        tiff.write(GREY, extratags=[(34682, 7, len(data), data, True)], metadata=None)
     for path in tmp_path.iterdir():
         assert reason(path) == "missing-extra"
         with pytest.raises(UnreadableMicrograph, match=r"mvaema\[microscopy\]"):
             read_micrograph(path)
-
-
-# --- Real files
-
-
-@pytest.mark.skipif(not SHARED, reason="MVAEMA_SHARED is not set")
-def test_every_real_file_yields_what_its_metadata_states():
-    script = ROOT / "benchmarks/native_files.py"
-    spec = importlib.util.spec_from_file_location("native_files", script)
-    native = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(native)
-    paths = [path for path in Path(SHARED, "native").iterdir() if path.name != "README.md"]
-    assert {path.name for path in paths} == set(native.EXPECTED)
-    for path in paths:
-        expected = native.EXPECTED[path.name][1]
-        assert native.agrees(native.found(path), expected), path.name

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from transformers import BertTokenizer
 
-from processing_mvaema import MVaEMaImageProcessor, MVaEMaProcessor, format_length, to_8bit
+from pixels_mvaema import to_8bit
+from processing_mvaema import MVaEMaImageProcessor, MVaEMaProcessor, format_length
 
 PROSE = (
     "5 ± 2 µm × 10⁻³ Å at 45 °C;\n\tH₂O₂, α–Fe₂O₃ …",
@@ -79,53 +80,6 @@ def test_every_kind_of_image_gives_the_same_picture(kind):
     assert np.corrcoef(reference.ravel(), pixels[0].ravel())[0, 1] > 0.8
     if kind in ("L", "RGB", "RGBA", "LA", "palette", "uint8", "torch", "one channel"):
         np.testing.assert_allclose(pixels[1], reference / 127.5 - 1, atol=0.02)
-
-
-def test_deep_images_are_stretched_and_not_clipped():
-    """A hot pixel does not turn the rest black; a 12-bit image in a 16-bit file is not dark."""
-    deep = _array(np.uint16, 4096, (200, 200))
-    deep[0, 0] = 65535
-    shallow = np.asarray(to_8bit(deep))
-    assert shallow[0, 0] == 255
-    assert 120 < shallow.mean() < 135
-    assert np.count_nonzero(shallow == 0) < 200 > np.count_nonzero(shallow == 255)
-    order = np.argsort(deep.ravel()[1000:1100])
-    assert (np.diff(shallow.ravel()[1000:1100][order].astype(int)) >= 0).all()
-
-
-def test_transparent_pixels_are_white():
-    pixels = np.zeros((20, 20, 4), np.uint8)
-    pixels[:10, :, 3] = 255
-    image = np.asarray(to_8bit(pixels))
-    assert image[:10].max() == 0 and image[10:].min() == 255
-
-
-def test_flat_and_broken_arrays():
-    assert np.ptp(np.asarray(to_8bit(np.full((20, 20), 7.0)))) == 0
-    holes = np.random.default_rng(0).normal(size=(20, 20))
-    holes[3, 3] = np.nan
-    assert np.asarray(to_8bit(holes)).std() > 10
-    with pytest.raises(ValueError, match="no finite pixel"):
-        to_8bit(np.full((20, 20), np.nan))
-    with pytest.raises(ValueError, match=r"shape \(20, 20, 7\)"):
-        to_8bit(np.zeros((20, 20, 7), np.uint8))
-
-
-def test_too_small_images_are_refused():
-    with pytest.raises(ValueError, match=r"1 x 1 pixels is too small.*16"):
-        to_8bit(Image.new("L", (1, 1)))
-    with pytest.raises(ValueError, match="400 x 1 pixels"):
-        to_8bit(np.zeros((1, 400), np.uint8))
-
-
-def test_unreadable_files_are_named(tmp_path):
-    path = tmp_path / "broken µ.png"
-    Image.fromarray(GRAY).save(path)
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"broken µ\.png cannot be read as an image"):
-        to_8bit(path)
-    with pytest.raises(ValueError, match=r"missing\.png"):
-        to_8bit(tmp_path / "missing.png")
 
 
 def test_a_huge_file_is_refused_and_a_huge_array_is_taken(tmp_path):

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import (
+    AutoPeftModelForFeatureExtraction,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModel, BertConfig, BertModel
@@ -131,6 +137,37 @@ def test_ddp_finds_every_trained_weight_used(base, batch, tmp_path):
         del parallel  # it must not outlive the group: gloo's destructor would wait for the GIL
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_peft_loads_adapters_with_their_base_by_itself(tuned, adapters, batch):
+    loaded = AutoPeftModelForFeatureExtraction.from_pretrained(adapters, trust_remote_code=True)
+    torch.testing.assert_close(loaded.eval()(**batch).loss, tuned(**batch).loss)
+
+
+def test_soft_prompts_are_trained_and_a_prefix_that_fits_nowhere_is_refused(base, batch):
+    sizes = {"num_virtual_tokens": 3, "token_dim": 32, "num_layers": 2, "num_attention_heads": 4}
+    batch = {name: rows for name, rows in batch.items() if not name.startswith("statement")}
+    config = PromptTuningConfig(task_type="FEATURE_EXTRACTION", **sizes)
+    soft = get_peft_model(load_student(base), config).train()
+    optimizer = torch.optim.SGD([p for p in soft.parameters() if p.requires_grad], lr=10.0)
+    first = soft(**batch).loss
+    first.backward()
+    optimizer.step()
+    assert soft(**batch).loss < first
+    # A prefix of the decoder is a cache, which this task type would give to the question too.
+    prefix = get_peft_model(
+        load_student(base), PrefixTuningConfig(task_type="FEATURE_EXTRACTION", **sizes)
+    )
+    with pytest.raises(ValueError, match="the attention mask of texts of shape"):
+        prefix(**batch)
+    # With this one it belongs to the decoder.
+    prefix = get_peft_model(
+        load_student(base), PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", **sizes)
+    )
+    with pytest.warns(FutureWarning, match="past_key_values"):
+        prefix(**batch).loss.backward()
+    (trained,) = [p for p in prefix.parameters() if p.requires_grad]
+    assert trained.grad.abs().max() > 0
 
 
 def test_a_wrapped_student_answers_and_classifies_as_the_merged_one(tuned, adapters, images):

@@ -112,6 +112,7 @@ def test_a_repository_carries_code_processor_and_generation_options(repository):
         "generation_mvaema.py",
         "losses_mvaema.py",
         "modeling_mvaema.py",
+        "pixels_mvaema.py",
         "processing_mvaema.py",
     }
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]

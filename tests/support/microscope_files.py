@@ -50,21 +50,97 @@ SIGHTX_XML = """<?xml version="1.0"?><TemReporter><Operator>secret</Operator>
 </PixelsPerMeter></ImageDataInformation></Camera></TemReporter>"""
 
 
+# TIA, on FEI's TEMs: labels, values and units. The scale is in tags 65450 to 65452.
+TIA_XML = (
+    "<Root><Data><Label>Microscope</Label><Value>Tecnai 200 kV secret number</Value><Unit></Unit>"
+    "</Data><Data><Label>User</Label><Value>secret operator</Value><Unit></Unit></Data>"
+    "<Data><Label>Mode</Label><Value>{mode}</Value><Unit></Unit></Data>"
+    "<Data><Label>High tension</Label><Value>200</Value><Unit>kV</Unit></Data>"
+    "<Data><Label>Magnification</Label><Value>29000</Value><Unit>x</Unit></Data>"
+    "<Data><Label>Camera length</Label><Value>0.91</Value><Unit>m</Unit></Data></Root>"
+)
+
+# Velox, MAPS and the newer SEMs. Of a TEM: TEM or STEM, Imaging or Diffraction.
+THERMO_TEM_XML = """<?xml version="1.0"?>
+<Metadata xmlns:nil="http://schemas.fei.com/Metadata/v1/2013/07"
+ xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">
+<Core><UserID>secret operator</UserID></Core>
+<Acquisition><SourceType>XFEG</SourceType></Acquisition>
+<Optics><AccelerationVoltage>300000</AccelerationVoltage><OperatingMode>{operating}</OperatingMode>
+<ProjectorMode>{projector}</ProjectorMode><CameraLength>0.3</CameraLength>
+<NominalMagnification>94000</NominalMagnification></Optics>
+<BinaryResult><Detector>BM-Ceta</Detector><ImageSize><X>{width}</X><Y>{height}</Y></ImageSize>
+<PixelSize><X unit="{unit}" unitPrefixPower="1">{pixel}</X>
+<Y unit="{unit}" unitPrefixPower="1">{pixel}</Y></PixelSize></BinaryResult></Metadata>"""
+
+THERMO_SEM_XML = """<?xml version="1.0"?>
+<Metadata xmlns:nil="http://schemas.fei.com/Metadata/v1/2013/07">
+<Core><UserID>secret operator</UserID></Core>
+<Acquisition><BeamType>{beam}</BeamType></Acquisition>
+<Optics><AccelerationVoltage>5000</AccelerationVoltage>
+<WorkingDistance>0.004</WorkingDistance></Optics>
+<Detectors><ScanningDetector><DetectorName>TLD</DetectorName></ScanningDetector></Detectors>
+<BinaryResult><ImageSize><X>64</X><Y>48</Y></ImageSize><PixelSize>
+<X unit="m" unitPrefixPower="1">4E-09</X><Y unit="m" unitPrefixPower="1">4E-09</Y>
+</PixelSize></BinaryResult></Metadata>"""
+
+PHENOM_XML = (
+    '<?xml version="1.0"?><FeiImage><databarHeight>12</databarHeight>'
+    '<pixelWidth unit="um">0.25</pixelWidth><pixelHeight unit="um">0.25</pixelHeight>'
+    '<workingDistance unit="mm">6.5</workingDistance><acquisition><scan>'
+    '<highVoltage unit="kV">-15</highVoltage><spotSize>3.3</spotSize></scan></acquisition>'
+    "<instrument><uniqueID>secret number</uniqueID></instrument></FeiImage>"
+)
+
+# Zeiss Orion, a helium-ion microscope.
+ORION_XML = (
+    "<ImageTags><UserName><Value>secret operator</Value><Units></Units></UserName>"
+    "<AccelerationVoltage><Value>29997</Value><Units>Volts</Units></AccelerationVoltage>"
+    "<WorkingDistance><Value>8.5</Value><Units>mm</Units></WorkingDistance>"
+    "<ScalingX><Value>9.765625E-10</Value><Units>m</Units></ScalingX>"
+    "<ScalingY><Value>9.765625E-10</Value><Units>m</Units></ScalingY>"
+    "<ImageWidth><Value>64</Value><Units></Units></ImageWidth>"
+    "<GFIS.IonGas><Value>Helium</Value><Units></Units></GFIS.IonGas>"
+    "<DetectorName><Value>ETDetector</Value><Units></Units></DetectorName></ImageTags>"
+)
+
+# Fibics NPVE, which also drives electron microscopes.
+FIBICS_XML = (
+    '<?xml version="1.0" encoding="iso-8859-1"?><Fibics version="1.0">'
+    "<Image><Width>64</Width><Height>48</Height><Machine>secret number</Machine>"
+    "<Beam>{beam}</Beam><Detector>ET</Detector></Image>"
+    '<Scan><FOV_X units="um">2.56</FOV_X><FOV_Y units="um">1.92</FOV_Y></Scan>'
+    '<BeamInfo><item name="AccV">30000</item><item name="GFISGas">{gas}</item></BeamInfo></Fibics>'
+)
+
+
 def text_tag(code: int, text: str) -> tuple:
     """An extra tag for `tifffile.imwrite` that holds text as bytes."""
     data = text.encode("latin-1") + b"\0"
     return (code, 7, len(data), data, True)
 
 
-def write_olympus(path: Path, pixels: np.ndarray, pixel_m: float, magnification: float) -> None:
-    """A TIFF with the OlympusSIS tag 33560, whose pointer is a position in the file."""
+def write_olympus(
+    path: Path,
+    pixels: np.ndarray,
+    pixel_m: float,
+    magnification: float,
+    first: np.ndarray | None = None,
+) -> None:
+    """A TIFF with the OlympusSIS tag 33560, whose pointer is a position in the file.
+
+    `first` is a page before it, without that tag, as some JEOL TEMs write it.
+    """
     marker = struct.pack("<hhI", 1, 1, 0xDEADBEEF)
     header = struct.pack("<4s6xhhhhh6x32sH", b"SIS0", 0, 0, 1, 0, 116, b"secret name", 1)
     body = struct.pack(
         "<10xhdd8xd2x34s32s", -9, pixel_m * 1e9, pixel_m * 1e9, magnification, b"Quemesa", b"Gray"
     )
     blob = header + marker + body
-    tifffile.imwrite(path, pixels, extratags=[(33560, 7, len(blob), blob, True)])
+    with tifffile.TiffWriter(path) as tiff:
+        if first is not None:
+            tiff.write(first, metadata=None)
+        tiff.write(pixels, extratags=[(33560, 7, len(blob), blob, True)], metadata=None)
     data = path.read_bytes()
     start = data.index(header)
     pointer = start + len(header)
@@ -72,16 +148,27 @@ def write_olympus(path: Path, pixels: np.ndarray, pixel_m: float, magnification:
     path.write_bytes(data[:pointer] + position + data[pointer + len(marker) :])
 
 
-def write_mrc(path: Path, pixels: np.ndarray, cell_angstrom: tuple[float, float]) -> None:
-    """A float32 MRC image or stack (sections, rows, columns) with a cell in Å."""
-    stack = pixels.astype("<f4").reshape(-1, *pixels.shape[-2:])
+def write_mrc(
+    path: Path,
+    pixels: np.ndarray,
+    cell_angstrom: tuple[float, float],
+    imod_flags: int | None = None,
+) -> None:
+    """An MRC image or stack (sections, rows, columns) with a cell in Å; bytes, else float32.
+
+    `imod_flags` marks it as IMOD's.
+    """
+    stack = pixels if pixels.itemsize == 1 else pixels.astype("<f4")
+    stack = stack.reshape(-1, *pixels.shape[-2:])
     sections, rows, columns = stack.shape
     header = np.zeros(256, "<i4")
-    header[0:4] = columns, rows, sections, 2
+    header[0:4] = columns, rows, sections, 0 if stack.itemsize == 1 else 2
     header[7:10] = columns, rows, sections
     floats = header.view("<f4")
     floats[10:13] = *cell_angstrom, float(sections)
     header[52] = int.from_bytes(b"MAP ", "little")
+    if imod_flags is not None:
+        header[38:40] = int.from_bytes(b"IMOD", "little"), imod_flags
     path.write_bytes(header.tobytes() + stack.tobytes())
 
 
@@ -111,8 +198,15 @@ def write_emd_ncem(path: Path, pixels: np.ndarray, pixel: float, unit: str) -> N
             axis.attrs["name"], axis.attrs["units"] = "yx"[index - 1 : index], unit
 
 
-def write_emd_velox(path: Path, images: dict[str, tuple[np.ndarray, float]]) -> None:
-    """A Velox EMD file with images {detector: (pixels, pixel size in m)}; none: a spectrum."""
+def write_emd_velox(
+    path: Path, images: dict[str, tuple[np.ndarray, float]], analytical: tuple[str, ...] = ()
+) -> None:
+    """A Velox EMD file with images {detector: (pixels, pixel size in m)}; none: a spectrum.
+
+    Detectors called `analytical` count X-rays, each with two segments.
+    """
+    detectors = [(name, "ScanningDetector") for name in images if name not in analytical]
+    detectors += [(f"{name}{part}", "AnalyticalDetector") for name in analytical for part in (1, 2)]
     text = h5py.string_dtype()
     with h5py.File(path, "w") as file:
         version = json.dumps({"format": "Velox", "version": "10"})
@@ -129,7 +223,10 @@ def write_emd_velox(path: Path, images: dict[str, tuple[np.ndarray, float]]) -> 
                 "Optics": {"AccelerationVoltage": "200000"},
                 "Instrument": {"InstrumentClass": "Talos"},
                 "Scan": {"FrameTime": "1.0"},
-                "Detectors": {},
+                "Detectors": {
+                    f"Detector-{number}": {"DetectorName": name, "DetectorType": kind}
+                    for number, (name, kind) in enumerate(detectors)
+                },
                 "Core": {"MetadataSchemaVersion": "v1"},
                 "CustomProperties": {"StemMagnification": {"value": "320000"}},
                 "Acquisition": {"AcquisitionStartDatetime": {"DateTime": "0"}},

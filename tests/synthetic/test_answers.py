@@ -6,7 +6,7 @@ import re
 import pytest
 
 from configuration_mvaema import QUESTIONS
-from mvaema.micrographs.vendors import axis_nm
+from mvaema.micrographs.calibration import axis_nm
 from mvaema.synthetic.scenes import render
 
 LENGTH = re.compile(r"([\d.]+) (nm|µm|mm|percent)")

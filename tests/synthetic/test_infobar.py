@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mvaema.micrographs.vendors import axis_nm
+from mvaema.micrographs.calibration import axis_nm
 
 
 def test_the_scale_bar_is_true(scenes):
