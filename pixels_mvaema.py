@@ -11,15 +11,25 @@ What is special about it:
 This file stands alone: `save_pretrained` and `push_to_hub` copy it into the model repository.
 """
 
+import base64
+import io
 import os
+import re
 import sys
+from typing import BinaryIO
 
 import numpy as np
 import torch
+from huggingface_hub import get_session
 from PIL import ExifTags, Image
 
 # An image with a shorter side, in pixels, shows nothing; most likely it is the wrong file.
 MIN_SIDE = 16
+
+# No image file is as short in base64, and no path as long.
+MIN_BASE64, MAX_PATH = 64, 4096
+BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
+DOWNLOAD_SECONDS = 30
 
 # Percentiles of the grey levels that become black and white when an image is stretched to 8 bits.
 BLACK_AND_WHITE = (0.1, 99.9)
@@ -46,13 +56,14 @@ def to_8bit(image) -> Image.Image:
 
     Args:
         image: PIL image; numpy array or torch tensor of shape (height, width),
-            (height, width, 1|3|4) or (1|3|4, height, width); or the path of an image file that
-            Pillow reads. (`mvaema.micrographs.microscope` reads instruments' own formats and every
-            kind of TIFF.)
+            (height, width, 1|3|4) or (1|3|4, height, width); or, of an image file that Pillow
+            reads, the path, a URL, a data URI or what it holds in base64, as chat messages have
+            them. (`mvaema.micrographs.microscope` reads instruments' own formats and every kind of
+            TIFF.)
 
     Raises:
         ValueError: the image cannot be read in full, has a side below 16 pixels, or no finite
-            pixel.
+            pixel; it is to be downloaded while the environment says HF_HUB_OFFLINE.
     """
     if isinstance(image, str | os.PathLike):
         return picture(_file_pixels(image))
@@ -73,15 +84,57 @@ def to_8bit(image) -> Image.Image:
     return picture(pixels)
 
 
-def _file_pixels(path: str | os.PathLike) -> np.ndarray:
+def _file_pixels(source: str | os.PathLike) -> np.ndarray:
     """The pixels of the image in a file, turned the way a viewer would show it."""
+    name = os.fspath(source)
+    if name.startswith("data:") or _is_base64(name) or len(name) > MAX_PATH:
+        name = f"the image that begins with {name[:32]!r}"
     try:
         # Given a path, Pillow maps raw TIFFs into memory and then ignores their orientation.
-        with open(path, "rb") as file, Image.open(file) as image:  # noqa: PTH123
+        with _opened(os.fspath(source)) as file, Image.open(file) as image:
             _check_size(*image.size)
             return viewed_pixels(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        reason = str(error).replace(os.fspath(source), name)
+        raise ValueError(f"{name} cannot be read as an image: {reason}") from error
+
+
+def _opened(source: str) -> BinaryIO:
+    """The file at a path or URL, or inside a data URI or a base64 string.
+
+    Raises:
+        OSError, ValueError: there is none.
+    """
+    if source.startswith(("http://", "https://")):
+        return io.BytesIO(_downloaded(source))
+    if source.startswith("data:"):
+        return io.BytesIO(base64.b64decode(source.partition(",")[2]))
+    if _is_base64(source):
+        return io.BytesIO(base64.b64decode(source))
+    return open(source, "rb")  # noqa: PTH123
+
+
+def _is_base64(source: str) -> bool:
+    """Whether a string is an image in base64 rather than a path."""
+    if len(source) < MIN_BASE64 or os.path.exists(source):  # noqa: PTH110
+        return False
+    return BASE64.fullmatch(source) is not None
+
+
+def _downloaded(url: str) -> bytes:
+    """What lies at a URL.
+
+    Raises:
+        OSError: the download failed, or the environment says HF_HUB_OFFLINE.
+    """
+    try:
+        response = get_session().get(url, timeout=DOWNLOAD_SECONDS, follow_redirects=True)
+        response.raise_for_status()
+    except OSError:
+        raise
+    except Exception as error:  # the session's library has errors of its own
+        raise OSError(f"the download failed: {error}") from error
+    return response.content
 
 
 def _check_size(width: int, height: int) -> None:
