@@ -1,5 +1,9 @@
 """The processor: every kind of image, lossless text, prompts, counts of what was cut."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -195,3 +199,65 @@ def test_a_tokenizer_without_them_is_refused(processor):
     bare = BertTokenizer(vocab={"[UNK]": 0, "[PAD]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4})
     with pytest.raises(ValueError, match="from_tokenizer"):
         MVaEMaProcessor(processor.image_processor, bare)
+
+
+def test_image_options_reach_the_image_processor(processor, images):
+    plain = processor(images=images[0])["pixel_values"]
+    options = {"do_normalize": False, "size": {"height": 16, "width": 24}}
+    for given in (options, {"images_kwargs": options}):
+        pixels = processor(images=images[0], **given)["pixel_values"]
+        assert pixels.shape == (1, 3, 16, 24) and pixels.min() >= 0 > plain.min()
+    with pytest.raises(ValueError, match="do_normalize"):
+        processor(images=images[0], images_kwargs=options, do_normalize=True)
+
+
+def test_texts_may_be_padded_to_a_length(processor):
+    short = processor(text=["What?", "What is it?"], max_length=20)["input_ids"]
+    padded = processor(text=["What?", "What is it?"], max_length=20, padding="max_length")
+    assert short.shape[1] < 20 == padded["input_ids"].shape[1]
+    assert torch.equal(padded["input_ids"][:, : short.shape[1]], short)
+    assert (padded["input_ids"][:, short.shape[1] :] == processor.tokenizer.pad_token_id).all()
+    assert padded["attention_mask"].sum(1).tolist() == (short != 0).sum(1).tolist()
+
+
+@pytest.mark.parametrize(
+    "given", [{"stride": 3}, {"text_kwargs": {"stride": 3}}, {"images_kwargs": {"stride": 3}}]
+)
+def test_options_that_mean_nothing_here_are_refused(processor, given):
+    with pytest.raises(TypeError, match="does not take stride"):
+        processor(text="What?", **given)
+
+
+FINGERPRINTS = """
+import pickle, sys
+from datasets.fingerprint import Hasher
+from transformers import AutoProcessor
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+pickle.dump((processor, processor(text="What?")), open(sys.argv[2], "wb"))
+print(Hasher.hash(processor))
+"""
+UNPICKLED = """
+import pickle, sys
+processor, inputs = pickle.load(open(sys.argv[1], "rb"))
+assert inputs.truncated == {"text": [0]}, inputs
+print(processor.decode(inputs["input_ids"][0], skip_special_tokens=True))
+"""
+
+
+@pytest.mark.slow
+def test_a_processor_is_the_same_in_any_process(model, tmp_path):
+    """`datasets` finds what it has mapped, and a process that knows nothing of it can read it."""
+    model.save_pretrained(tmp_path / "student")
+
+    def run(script, *arguments, seed):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "HF_HOME": str(tmp_path / "home")}
+        environment.pop("PYTHONPATH", None)
+        command = [sys.executable, "-c", script, *map(str, arguments)]
+        return subprocess.run(
+            command, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    pickled = tmp_path / "processor.pkl"
+    prints = [run(FINGERPRINTS, tmp_path / "student", pickled, seed=seed) for seed in "12"]
+    assert prints[0] == prints[1]
+    assert run(UNPICKLED, pickled, seed="3") == "What?"
