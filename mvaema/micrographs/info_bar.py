@@ -74,6 +74,25 @@ def find_info_bar(image: Image.Image) -> Box | None:
     return 0, int(upper), width, int(lower)
 
 
+def begins_strip(pixels: np.ndarray, row: int) -> bool:
+    """Whether a strip of one flat grey level, of any level, begins at a row and ends the image.
+
+    Args:
+        pixels: 8-bit, (height, width) or (height, width, 3).
+        row: first row of the strip, as something else than the pixels states it.
+    """
+    grey = np.asarray(Image.fromarray(pixels).convert("L")).astype(np.int16)
+    frame = max(FRAME_ROWS, round(FRAME_SHARE * len(grey)))
+    level = np.bincount(grey[row:].ravel()).argmax()
+    bare = (np.abs(grey - level) <= LEVEL_TOLERANCE).mean(1)
+    inner, beyond = bare[row : row + 2 * frame], bare[max(0, row - 2 * frame) : row]
+    return bool(
+        inner.max() >= MIN_BARE_EDGE
+        and np.median(beyond) <= MAX_BARE_BEYOND
+        and np.median(bare[row:]) >= MIN_BARE[0]
+    )
+
+
 def _bare(cumulative: np.ndarray, level: int) -> np.ndarray:
     """The share of each row within the tolerance of a level."""
     low, high = max(0, level - LEVEL_TOLERANCE), min(256, level + LEVEL_TOLERANCE + 1)

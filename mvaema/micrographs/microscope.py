@@ -32,7 +32,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mvaema.micrographs.info_bar import Box, find_info_bar
+from mvaema.micrographs.info_bar import Box, begins_strip, find_info_bar
+from mvaema.micrographs.sidecars import read_sidecar
 from mvaema.micrographs.vendors import (
     DESCRIPTIONS,
     IMAGE_DESCRIPTION,
@@ -40,7 +41,6 @@ from mvaema.micrographs.vendors import (
     InstrumentRecord,
     NotAMicrograph,
     axis_nm,
-    read_sidecar,
     read_tiff_tags,
     refuse_energy,
     settings,
@@ -116,12 +116,14 @@ class Micrograph:
         instrument: what is known of `technique`, `accelerating_voltage_kv`,
             `working_distance_mm`, `magnification` and `detector`.
         info_bar: (left, upper, right, lower) of a burnt-in info bar in pixels, or None.
+        sidecar: path of the text file that was read beside the image, or None.
     """
 
     image: Image.Image
     pixel_size_nm: float | None
     instrument: dict[str, str | float]
     info_bar: Box | None
+    sidecar: str | None = None
 
     def crop_info_bar(self) -> "Micrograph":
         """The micrograph without its info bar; itself when it has none."""
@@ -242,7 +244,7 @@ def _micrograph(pixels: np.ndarray, record: InstrumentRecord) -> Micrograph:
         bar = (0, record.rows, width, height)
     else:
         bar = find_info_bar(image)
-    micrograph = Micrograph(image, None, dict(record.instrument), bar)
+    micrograph = Micrograph(image, None, dict(record.instrument), bar, record.sidecar)
     if record.pixel_nm is None:
         return micrograph
     x, y = record.pixel_nm
@@ -273,12 +275,14 @@ def _read_image(path: Path) -> tuple[np.ndarray, InstrumentRecord]:
             if file.read(4) not in TIFF_MAGIC:
                 raise
             pixels, record = _read_tiff(file, None)
-    sidecar = read_sidecar(path, (pixels.shape[1], pixels.shape[0]))
+    height, width = pixels.shape[:2]
+    sidecar = read_sidecar(path, (width, height), lambda row: begins_strip(stretch(pixels), row))
     if sidecar is not None:
         record = InstrumentRecord(
             record.pixel_nm or sidecar.pixel_nm,
             sidecar.instrument | record.instrument,
             record.rows or sidecar.rows,
+            sidecar.sidecar,
         )
     return pixels, record
 

@@ -1,21 +1,17 @@
 """What an instrument recorded about its image: calibration, settings, height of the info bar.
 
 What is special about it:
-- one function per vendor turns that vendor's TIFF tag or sidecar file into an `InstrumentRecord`;
+- one function per vendor turns that vendor's TIFF tag into an `InstrumentRecord`;
 - only lengths that belong to the stored image are used: never a print resolution (DPI), and no
   record for another image width, since the image was then resized after it was taken;
 - only listed settings are kept; operators, specimens, serial numbers and dates are not read.
 """
 
-import logging
 import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-
-logger = logging.getLogger(__name__)
 
 # TIFF tags of the vendors, read by `read_tiff_tags`.
 FEI_SFEG, FEI_HELIOS = 34680, 34682
@@ -40,8 +36,6 @@ NANOMETRES = {
     **dict.fromkeys(("pm", "picometer"), 1e-3),
 }
 
-SIDECAR_BYTES = 1 << 20  # a larger text file is not a sidecar
-
 
 class NotAMicrograph(Exception):
     """The record says that the file is not an image of a specimen; `reason` is a short slug."""
@@ -59,11 +53,13 @@ class InstrumentRecord:
         pixel_nm: (x, y) length of a stored pixel in nm, or None.
         instrument: settings under the keys of `Micrograph.instrument`.
         rows: rows of the image above an info bar that the instrument added, or None.
+        sidecar: path of the text file that the record is from, or None.
     """
 
     pixel_nm: tuple[float, float] | None = None
     instrument: dict[str, str | float] = field(default_factory=dict)
     rows: int | None = None
+    sidecar: str | None = None
 
 
 def refuse_energy(unit: str | None) -> None:
@@ -85,10 +81,10 @@ def axis_nm(scale: object, unit: str | None) -> float | None:
     if re.search(r"^1 ?/|\^?-1$|⁻¹|^m?rad$", unit):
         message = f"one of its axes is in {unit}: a diffraction pattern or a Fourier transform"
         raise NotAMicrograph("diffraction", message)
-    number = _number(scale)
-    if unit not in NANOMETRES or number is None or number == 0:
+    length = number(scale)
+    if unit not in NANOMETRES or not length:
         return None
-    return abs(number) * NANOMETRES[unit]  # Gatan gives a flipped axis a negative scale
+    return abs(length) * NANOMETRES[unit]  # Gatan gives a flipped axis a negative scale
 
 
 def read_tiff_tags(tags: Mapping[int, object], size: tuple[int, int]) -> InstrumentRecord:
@@ -108,7 +104,7 @@ def read_tiff_tags(tags: Mapping[int, object], size: tuple[int, int]) -> Instrum
     if TESCAN in tags:
         text = tags[TESCAN]
         text = text.decode("latin-1") if isinstance(text, bytes) else str(text)
-        return _tescan(_ini(text), size)
+        return tescan(ini(text), size)
     if TVIPS in tags:
         return _tvips(tags[TVIPS])
     if OLYMPUS in tags:
@@ -124,34 +120,6 @@ def read_tiff_tags(tags: Mapping[int, object], size: tuple[int, int]) -> Instrum
     return InstrumentRecord()
 
 
-def read_sidecar(path: Path, size: tuple[int, int]) -> InstrumentRecord | None:
-    """The record in the text file that some instruments write beside the image, or None.
-
-    TESCAN writes `name-tif.hdr` (or `name.hdr`) beside `name.tif`, JEOL and Hitachi `name.txt`.
-    """
-    suffix = path.suffix.removeprefix(".").lower()
-    for name in (f"{path.stem}-{suffix}.hdr", f"{path.stem}.hdr", f"{path.stem}.txt"):
-        for ending in (name[-4:], name[-4:].upper(), name[-4:].title()):
-            text = _read_text(path.with_name(name[:-4] + ending))
-            for signature, reader in SIDECARS.items():
-                if text and signature in text:
-                    return reader(text, size)
-    return None
-
-
-def _read_text(path: Path) -> str | None:
-    try:
-        if not path.is_file() or path.stat().st_size > SIDECAR_BYTES:
-            return None
-        data = path.read_bytes()
-    except OSError as error:
-        logger.warning("%s: the sidecar cannot be read (%s)", path, error.strerror)
-        return None
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16", errors="replace")
-    return data.decode("utf-8-sig", errors="replace")
-
-
 def _fei(fei: Mapping[str, Mapping[str, object]], size: tuple[int, int]) -> InstrumentRecord:
     """FEI / Thermo Fisher: INI sections in tag 34680 or 34682, lengths in m, voltages in V."""
 
@@ -159,13 +127,13 @@ def _fei(fei: Mapping[str, Mapping[str, object]], size: tuple[int, int]) -> Inst
         return fei.get(section, {}).get(key)
 
     beam = str(get("Beam", "Beam") or "EBeam")
-    width, rows = _number(get("Image", "ResolutionX")), _number(get("Image", "ResolutionY"))
+    width, rows = number(get("Image", "ResolutionX")), number(get("Image", "ResolutionY"))
     pixel = None
     # The Nav-Cam is an optical camera on the chamber door; its nominal field does not calibrate.
     if beam in ("EBeam", "IBeam") and width in (None, size[0]):
         for scan in ("Scan", str(get("Beam", "Scan") or "EScan")):
-            pixel = pixel or _pair(get(scan, "PixelWidth"), get(scan, "PixelHeight"), "m")
-    field_width, canvas = _number(get(beam, "HFW")), _number(get("Image", "MagCanvasRealWidth"))
+            pixel = pixel or pair(get(scan, "PixelWidth"), get(scan, "PixelHeight"), "m")
+    field_width, canvas = number(get(beam, "HFW")), number(get("Image", "MagCanvasRealWidth"))
     technique = {"EBeam": "SEM", "IBeam": "FIB", "IRBeam": "optical"}.get(beam)
     # The "mag" that the data bar prints: width of the display over field of view.
     magnification = canvas / field_width if pixel and canvas and field_width else None
@@ -173,8 +141,8 @@ def _fei(fei: Mapping[str, Mapping[str, object]], size: tuple[int, int]) -> Inst
         pixel,
         settings(
             technique=technique,
-            accelerating_voltage_kv=_scaled(get("Beam", "HV"), 1e-3),
-            working_distance_mm=_scaled(get(beam, "WD"), 1e3),
+            accelerating_voltage_kv=scaled(get("Beam", "HV"), 1e-3),
+            working_distance_mm=scaled(get(beam, "WD"), 1e3),
             magnification=magnification,
             detector=get("Detectors", "Name"),
         ),
@@ -213,63 +181,21 @@ def _zeiss(sem: Mapping[str, tuple], size: tuple[int, int]) -> InstrumentRecord:
     )
 
 
-def _tescan(values: Mapping[str, str], size: tuple[int, int]) -> InstrumentRecord:
+def tescan(values: Mapping[str, str], size: tuple[int, int]) -> InstrumentRecord:
     """TESCAN: `key=value` in tag 50431 or an .hdr sidecar, lengths in m, voltages in V."""
-    strip = _number(values.get("ImageStripSize"))
+    strip = number(values.get("ImageStripSize"))
     return InstrumentRecord(
-        _pair(values.get("PixelSizeX"), values.get("PixelSizeY"), "m"),
+        pair(values.get("PixelSizeX"), values.get("PixelSizeY"), "m"),
         settings(
             technique="SEM",
-            accelerating_voltage_kv=_scaled(
+            accelerating_voltage_kv=scaled(
                 values.get("HV", values.get("AcceleratorVoltage")), 1e-3
             ),
-            working_distance_mm=_scaled(values.get("WD"), 1e3),
+            working_distance_mm=scaled(values.get("WD"), 1e3),
             magnification=values.get("Magnification"),
             detector=values.get("Detector"),
         ),
         size[1] - int(strip) if strip and 0 < strip < size[1] else None,
-    )
-
-
-def _jeol_sem(text: str, size: tuple[int, int]) -> InstrumentRecord:
-    """JEOL SEM: `$KEY value` lines in a .txt sidecar; the scale bar gives the calibration."""
-    values = dict(re.findall(r"^\$+(\S+)[ \t]+(.*\S)", text, re.MULTILINE))
-    full = [int(n) for n in re.findall(r"\d+", values.get("CM_FULL_SIZE", ""))]
-    same_width = not full or full[0] == size[0]
-    bar = _number(values.get("SM_MICRON_BAR"))
-    marker = re.match(r"([\d.]+)\s*(\S+)", values.get("SM_MICRON_MARKER", ""))
-    length = axis_nm(marker[1], marker[2]) if marker else None
-    pixel = length / bar if length and bar and same_width else None
-    return InstrumentRecord(
-        (pixel, pixel) if pixel else None,
-        settings(
-            technique="SEM",
-            accelerating_voltage_kv=values.get("CM_ACCEL_VOLT"),
-            working_distance_mm=values.get("SM_WD"),
-            magnification=values.get("CM_MAG"),
-            detector=values.get("CM_DETECTOR") or values.get("CM_SIGNAL"),
-        ),
-        full[1] if len(full) == 2 and same_width else None,
-    )
-
-
-def _hitachi(text: str, size: tuple[int, int]) -> InstrumentRecord:
-    """Hitachi: `key=value` in a .txt sidecar; `PixelSize` in nm belongs to `DataSize`."""
-    values = _ini(text)
-    stored = re.match(r"(\d+)x(\d+)", values.get("DataSize", ""))
-    same_width = stored is None or int(stored[1]) == size[0]
-    distance = values.get("WorkingDistance", "").split()
-    distance_nm = axis_nm(distance[0], distance[1]) if len(distance) == 2 else None
-    return InstrumentRecord(
-        _pair(values.get("PixelSize"), values.get("PixelSize"), "nm") if same_width else None,
-        settings(
-            technique="TEM" if "[TemImageFile]" in text else "SEM",
-            accelerating_voltage_kv=_scaled(values.get("AcceleratingVoltage"), 1e-3),
-            working_distance_mm=distance_nm and distance_nm * 1e-6,
-            magnification=values.get("Magnification"),
-            detector=values.get("SignalName"),
-        ),
-        int(stored[2]) if stored and same_width else None,
     )
 
 
@@ -283,16 +209,16 @@ def _jeol_sightx(description: str) -> InstrumentRecord:
     pixel = None
     if not stem and root.findtext(f"{imaging}/ModeString") == "DIFF":
         raise NotAMicrograph("diffraction", "it was taken in diffraction mode")
-    magnification = _number(root.findtext(f"{imaging}/SelectorValue"))
+    magnification = number(root.findtext(f"{imaging}/SelectorValue"))
     # More precise than the resolution tag, which holds whole DPI.
-    density = _number(root.findtext(".//ImageDataInformation/PixelsPerMeter/Horizontal"))
+    density = number(root.findtext(".//ImageDataInformation/PixelsPerMeter/Horizontal"))
     if not stem and magnification and density:
         pixel = 1e9 / (density * magnification)
     return InstrumentRecord(
         (pixel, pixel) if pixel else None,
         settings(
             technique="STEM" if stem else "TEM",
-            accelerating_voltage_kv=_scaled(root.findtext("ElectronGun/AccelerationVoltage"), 1e-3),
+            accelerating_voltage_kv=scaled(root.findtext("ElectronGun/AccelerationVoltage"), 1e-3),
             magnification=magnification,
             detector=root.findtext("ImageSourceDetector"),
         ),
@@ -304,10 +230,10 @@ def _tvips(tvips: Mapping[str, object]) -> InstrumentRecord:
     if tvips.get("TemMode") == 3:
         raise NotAMicrograph("diffraction", "it was taken in diffraction mode")
     return InstrumentRecord(
-        _pair(tvips.get("PixelSizeX"), tvips.get("PixelSizeY"), "nm"),
+        pair(tvips.get("PixelSizeX"), tvips.get("PixelSizeY"), "nm"),
         settings(
             technique="TEM",
-            accelerating_voltage_kv=_scaled(tvips.get("TemHighTension"), 1e-3),
+            accelerating_voltage_kv=scaled(tvips.get("TemHighTension"), 1e-3),
             magnification=tvips.get("TemMagnification"),
             detector=tvips.get("CameraType"),
         ),
@@ -317,7 +243,7 @@ def _tvips(tvips: Mapping[str, object]) -> InstrumentRecord:
 def _olympus(sis: Mapping[str, object]) -> InstrumentRecord:
     """Olympus / Soft Imaging analySIS: tag 33560, pixel size in m."""
     return InstrumentRecord(
-        _pair(sis.get("pixelsizex"), sis.get("pixelsizey"), "m"),
+        pair(sis.get("pixelsizex"), sis.get("pixelsizey"), "m"),
         settings(magnification=sis.get("magnification"), detector=sis.get("cameraname")),
     )
 
@@ -336,7 +262,7 @@ def _gatan(tags: Mapping[int, object]) -> InstrumentRecord:
 
 def _imagej(description: str, tags: Mapping[int, object]) -> InstrumentRecord:
     """ImageJ: `unit=` in ImageDescription, pixels per unit in the resolution tags."""
-    unit = _ini(description).get("unit")
+    unit = ini(description).get("unit")
     per_unit = [_rational(tags.get(code)) for code in (282, 283)]
     if unit == "inch" or not all(per_unit):
         return InstrumentRecord()
@@ -356,36 +282,27 @@ def _ome(description: str) -> InstrumentRecord:
     return InstrumentRecord((x, y) if x and y else None)
 
 
-# Text that marks a vendor's sidecar -> its reader.
-SIDECARS = {
-    "[SemImageFile]": _hitachi,
-    "[TemImageFile]": _hitachi,
-    "SM_MICRON_BAR": _jeol_sem,
-    "PixelSizeX": lambda text, size: _tescan(_ini(text), size),
-}
-
-
-def _ini(text: str) -> dict[str, str]:
+def ini(text: str) -> dict[str, str]:
     """The `key=value` lines of a text; sections are ignored, a key's first value is used."""
     pairs = re.findall(r"^\s*(\w+)[ \t]*=[ \t]*([^\r\n]*)", text, re.MULTILINE)
     return {key: value.strip() for key, value in reversed(pairs)}
 
 
-def _number(value: object) -> float | None:
+def number(value: object) -> float | None:
     """The finite number that `value` is or starts with ("10000 Volt"), else None."""
     match = re.match(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", str(value))
     number = float(match[0]) if match else math.nan
     return number if math.isfinite(number) else None
 
 
-def _scaled(value: object, factor: float) -> float | None:
-    number = _number(value)
-    return None if number is None else number * factor
+def scaled(value: object, factor: float) -> float | None:
+    found = number(value)
+    return None if found is None else found * factor
 
 
 def _magnification(value: object) -> float | None:
     """Zeiss writes 4530 as "4.53 K X"."""
-    return _scaled(value, 1e3 if "K" in str(value) else 1.0)
+    return scaled(value, 1e3 if "K" in str(value) else 1.0)
 
 
 def _rational(value: object) -> float | None:
@@ -395,7 +312,7 @@ def _rational(value: object) -> float | None:
     return None
 
 
-def _pair(x: object, y: object, unit: str) -> tuple[float, float] | None:
+def pair(x: object, y: object, unit: str) -> tuple[float, float] | None:
     x, y = axis_nm(x, unit), axis_nm(y, unit)
     return (x, y) if x and y else None
 
@@ -412,7 +329,7 @@ def settings(**values: object) -> dict[str, str | float]:
             if text:
                 known[key] = text
         else:
-            number = _number(value)
-            if number is not None and number > 0:
-                known[key] = float(f"{number:.6g}")
+            found = number(value)
+            if found is not None and found > 0:
+                known[key] = float(f"{found:.6g}")
     return known
