@@ -87,11 +87,12 @@ class BuildReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.rows:,} rows, {self.with_pixel_size:,} with a pixel size; {self.read:,} files "
-            f"read, {self.unchanged:,} unchanged.",
-            f"Info bars: {self.bars_cut:,} cut off, {self.bars_left:,} found and left"
-            + (" (--crop_info_bar cuts them off)." if self.bars_left else "."),
+            f"{self.rows:,} rows; {self.read:,} files read, {self.unchanged:,} unchanged.",
+            f"{self.with_pixel_size:,} rows have a pixel size. {self.bars_cut:,} had an info bar, "
+            "which was cut off.",
         ]
+        if self.bars_left:
+            lines.append(f"{self.bars_left:,} have an info bar; --crop_info_bar cuts it off.")
         if self.duplicates:
             lines.append(f"{self.duplicates:,} files have the pixels of another file and no row.")
         for column, count in self.contradictions.items():
@@ -179,11 +180,9 @@ def build(
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
     private = folder.with_name(folder.name + ".private")
     private.mkdir(parents=True, exist_ok=True, mode=0o700)
-    shards = shard_paths(folder, split)
-    path, names = private / f"{split}.sqlite", {shard.name for shard in shards}
-    with usable(path), closing(Ledger(path, names)) as ledger:
-        for shard in shards:
-            _complete_columns(shard)
+    path = private / f"{split}.sqlite"
+    shards = {path.name for path in shard_paths(folder, split)}
+    with usable(path), closing(Ledger(path, shards)) as ledger:
         run = _Build(ledger, options or ReadOptions(), workers, retry_failed)
         total = len(source) if hasattr(source, "__len__") else None
         with tqdm(source, total=total, unit=" files", desc=f"{folder.name}/{split}") as bar:
@@ -336,17 +335,6 @@ class _Build:
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _complete_columns(path: Path):
-    """Add to a shard the columns of the schema that it lacks, as null."""
-    needed = FEATURES.arrow_schema.remove_metadata()
-    if pq.read_schema(path).remove_metadata() == needed:
-        return
-    with pq.ParquetFile(path) as old, replacing(path) as file, ShardWriter(file) as new:
-        for batch in old.iter_batches(batch_size=100):
-            for row in batch.to_pylist():
-                new.write(row)
 
 
 def _rewrite_shard(path: Path, ledger: Ledger):

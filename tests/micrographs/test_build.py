@@ -92,6 +92,21 @@ def test_rows_of_another_run_are_appended(tmp_path):
     assert len(load(tmp_path)) == 2
 
 
+def test_shards_of_an_earlier_version_get_the_columns_first(tmp_path):
+    """All shards of a split must have the same columns, or `load_dataset` refuses them."""
+    features = Features({name: FEATURES[name] for name in ("image", "image_id", "licence")})
+    old = {name: v for name, v in row(0).items() if name != "group"} | {"licence": "MIT"}
+    write_shards([old], tmp_path, features=features)
+    write_shards([row(1) | {"technique": "TEM"}], tmp_path)
+    dataset = load(tmp_path)
+    assert dataset.features == FEATURES
+    assert dataset["licence"][:] == ["MIT", None] and dataset["technique"][:] == [None, "TEM"]
+    assert np.array_equal(dataset[0]["image"], picture(0))
+    with pytest.raises(ValueError, match="columns that the dataset does not have: .*technique"):
+        write_shards([old], tmp_path, features=features)
+    assert len(load(tmp_path)) == 2
+
+
 def test_what_fails_half_way_leaves_complete_shards_only(tmp_path):
     def rows():
         for seed in range(5):

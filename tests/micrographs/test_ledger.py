@@ -112,7 +112,7 @@ def test_the_report_counts_pixel_sizes_bars_and_sidecars(tmp_path):
         assert (report.bars_cut, report.bars_left) == (3, 0)
         assert (report.sidecars, report.ignored) == (1, {".txt": 1})
     assert report.read == 0
-    for line in ("5 rows, 4 with a pixel size", "3 cut off", "1 sidecars were read"):
+    for line in ("4 rows have a pixel size", "3 had an info bar", "1 sidecars were read"):
         assert line in str(report)
 
 
