@@ -101,7 +101,8 @@ def write_shards(
 
     Raises:
         ValueError: the split is none of the three, a row (new, or in a shard that is there) has a
-            column that is not in `features`, or an image is not 8-bit. Complete shards stay; the unfinished one is removed.
+            column that is not in `features`, or an image is not 8-bit. Complete shards stay; the
+            unfinished one is removed.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
