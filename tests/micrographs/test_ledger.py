@@ -150,6 +150,19 @@ def test_other_options_or_another_size_limit_try_again(tmp_path, monkeypatch):
     assert build(FolderSource(folder), out, options=ReadOptions(max_side=20)).read == 2
 
 
+def test_another_version_of_the_reader_tries_again(tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    save(folder / "good.png")
+    (folder / "zero.png").write_bytes(b"")
+    build(FolderSource(folder), out)
+    with sqlite3.connect(tmp_path / "out.private" / "train.sqlite") as db:
+        # As a build with another Pillow would have left it.
+        db.execute("UPDATE files SET reading = reading || ' older' WHERE reason IS NOT NULL")
+    db.close()
+    report = build(FolderSource(folder), out)
+    assert (report.read, report.unchanged, report.not_tried) == (1, 1, 0)
+
+
 def test_what_the_system_refused_is_tried_again():
     """Permissions change without a trace in the file's size and time. As an ordinary user."""
     with tempfile.TemporaryDirectory() as name:
