@@ -27,9 +27,9 @@ from tqdm.auto import tqdm
 from mvaema.files import replacing
 from mvaema.micrographs.ledger import FileVersion, Ledger, to_json, usable
 from mvaema.micrographs.reading import (
+    PASSING,
     READING,
     REFUSED,
-    REMEMBERED,
     ReadMicrograph,
     ReadOptions,
     failure,
@@ -244,7 +244,7 @@ class _Build:
             self.read += 1
             if not isinstance(result, ReadMicrograph):
                 reason, message = result
-                remembered = version if reason in REMEMBERED else None
+                remembered = None if reason in PASSING else version
                 self.ledger.record_failed(
                     entry.name, position, reason, message, remembered, reason in REFUSED
                 )

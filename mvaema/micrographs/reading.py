@@ -24,10 +24,13 @@ from mvaema.micrographs.shards import clean_png
 # Raise it when files come to give other pixels or facts: then all files are read once more.
 READING = 2
 
-# Reasons that a file's content decides: it is read again only when it or the reader changes. Any
-# other reason lies in the system, and may be gone at the next build.
-REMEMBERED = {"blank", "damaged", "diffraction", "empty", "not-an-image", "spectrum", "too-large"}
-# Of these, what says that the file holds no micrograph.
+# Reasons that lie in the system and may be gone at the next build. Any other lies in the file's
+# content: it is read again only when the file or the reader changes.
+PASSING = {
+    *("missing-extra", "not-a-file", "not-found", "permission-denied", "symlink-loop"),
+    "unreadable",
+}
+# Reasons that say that the file holds no micrograph.
 REFUSED = {"blank", "diffraction", "not-an-image", "spectrum"}
 # Whose version decides whether a file can be read, beside our own modules.
 PACKAGES = ("pillow", "tifffile", "imagecodecs", "rosettasciio", "h5py", "numpy")
