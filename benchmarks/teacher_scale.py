@@ -14,7 +14,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configuration_mvaema import CATEGORY_CAPTIONS
-from mvaema.micrographs.build import ReadMicrograph
+from mvaema.micrographs.reading import ReadMicrograph
 from mvaema.micrographs.sources import FolderSource, Problem
 from mvaema.teacher.money import (
     ASSUMED_OUTPUT_TOKENS,

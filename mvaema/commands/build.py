@@ -14,15 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mvaema.micrographs import aversa
-from mvaema.micrographs.build import ReadOptions, build
+from mvaema.micrographs.build import build
+from mvaema.micrographs.labelling import GROUPINGS, STEM_PATTERN, Labelling
+from mvaema.micrographs.reading import ReadOptions
 from mvaema.micrographs.schema import FEATURES
 from mvaema.micrographs.shards import SPLITS
 from mvaema.micrographs.sources import (
-    GROUPINGS,
-    STEM_PATTERN,
     DatasetSource,
     FolderSource,
-    Labelling,
     TableSource,
 )
 
@@ -38,6 +37,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             options=ReadOptions(args.crop_info_bar, args.max_side),
             workers=args.workers,
             prune=args.prune,
+            retry_failed=args.retry_failed,
         )
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -132,6 +132,11 @@ def _common() -> argparse.ArgumentParser:
     add("--max_side", type=int, help="scale larger images down to this many pixels")
     add("--workers", type=int, default=1, help="processes that read files (1)")
     add("--prune", action="store_true", help="drop the rows of files that are gone")
+    add(
+        "--retry_failed",
+        action="store_true",
+        help="read also files that could not be read before and have not changed",
+    )
     add(
         "--group_by",
         choices=GROUPINGS,

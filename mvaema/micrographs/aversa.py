@@ -27,8 +27,9 @@ from tqdm.auto import tqdm
 
 from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema.files import write_text
+from mvaema.micrographs.labelling import Labelling
 from mvaema.micrographs.microscope import SUFFIXES
-from mvaema.micrographs.sources import Entry, Labelling, Problem, printable
+from mvaema.micrographs.sources import Entry, Problem, printable
 
 RECORD_URL = "https://b2share.eudat.eu/api/records/80df8606fcdb4b2bae1656f0dc6db8ba"
 SOURCE = "Aversa et al. 2018"

@@ -45,7 +45,8 @@ def load_micrographs(source: str | os.PathLike, split: str = "train") -> dataset
     _check_answers(dataset.features, source)
     for name in FEATURES:
         if name not in dataset.column_names:
-            dataset = dataset.add_column(name, [None] * len(dataset))
+            nulls = [None] * len(dataset)
+            dataset = dataset.add_column(name, nulls, feature=FEATURES[name])
     return dataset.cast_column("image", datasets.Image(decode=False))
 
 

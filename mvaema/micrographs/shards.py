@@ -79,6 +79,9 @@ def write_shards(
 ) -> list[Path]:
     """Write rows as Parquet shards `{split}-00000.parquet`, ... after those already in `folder`.
 
+    Shards that an earlier version wrote without some of the columns get them first, as null: all
+    shards of a split must have the same columns to be loaded.
+
     Args:
         rows: dicts with the columns of `features`; a missing column is null (an empty list for
             `qa`). `image` is a PIL image or array (8-bit L or RGB, written as a bare PNG), or
@@ -97,8 +100,9 @@ def write_shards(
         The paths of the shards written, in order.
 
     Raises:
-        ValueError: the split is none of the three, a row has a column that is not in `features`,
-            or an image is not 8-bit. Complete shards stay; the unfinished one is removed.
+        ValueError: the split is none of the three, a row (new, or in a shard that is there) has a
+            column that is not in `features`, or an image is not 8-bit. Complete shards stay; the
+            unfinished one is removed.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}.")
@@ -108,6 +112,8 @@ def write_shards(
         abandoned.unlink()  # by a run that was killed
 
     existing = shard_paths(folder, split)
+    for path in existing:
+        _complete_columns(path, features)
     number = int(existing[-1].stem.rpartition("-")[2]) + 1 if existing else 0
     written = []
     bar = tqdm(rows, total=total, unit=" rows", desc=f"{folder.name}/{split}", disable=not progress)
@@ -125,6 +131,20 @@ def write_shards(
         written.append(path)
         number += 1
     return written
+
+
+def _complete_columns(path: Path, features: Features):
+    """Write a shard again with all columns, unless it has them."""
+    if pq.read_schema(path).remove_metadata() == features.arrow_schema.remove_metadata():
+        return
+    with (
+        pq.ParquetFile(path) as old,
+        replacing(path) as file,
+        ShardWriter(file, features) as new,
+    ):
+        for batch in old.iter_batches(batch_size=100):
+            for row in batch.to_pylist():
+                new.write(row)
 
 
 class ShardWriter:

@@ -11,12 +11,10 @@ micrograph, which is not read yet, or a `Problem` with its reason. What is speci
 import csv
 import hashlib
 import json
-import math
 import os
-import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -24,18 +22,15 @@ from typing import Any
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Image
 
-from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema.micrographs.dataset import open_split
+from mvaema.micrographs.labelling import Labelling
 from mvaema.micrographs.microscope import SUFFIXES
 from mvaema.micrographs.refusals import why_not_opened
-from mvaema.micrographs.schema import FEATURES, OTHER
+from mvaema.micrographs.schema import FEATURES, INSTRUMENT_COLUMNS
+from mvaema.micrographs.sidecars import sidecar_paths
 
-CATEGORIES = (*CATEGORY_CAPTIONS, OTHER)
-GROUPINGS = ("image", "folder", "stem")
-# The stem without the number at its end: `wafer7_cut 012` -> `wafer7_cut`.
-STEM_PATTERN = r"(.*?)[\W_]*\d+"
-# Text files in which some instruments write the settings of the image of the same name.
-SIDECAR_SUFFIXES = (".txt", ".hdr")
+# The reason of a problem that is none: a link to what the source holds itself.
+LINK = "link"
 
 
 @dataclass(frozen=True)
@@ -59,11 +54,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Problem:
-    """A file or folder that cannot become an entry.
+    """A file or folder that does not become an entry.
 
     Attributes:
         name: as in an entry.
-        reason: a slug to count by.
+        reason: a slug to count by; `LINK` is the one that is no fault.
         message: what is wrong.
         hides_more: it is a folder or archive, and some of its entries could not be listed.
     """
@@ -74,117 +69,15 @@ class Problem:
     hides_more: bool = False
 
 
-@dataclass(frozen=True)
-class Labelling:
-    """What the names in a source mean: categories, and which micrographs belong together.
-
-    Attributes:
-        synonyms: the source's name for a category -> one of the ten categories or Other.
-        group_by: `image` (each micrograph is its own group), `folder` (files of one folder), or
-            `stem` (files for which `group_pattern` finds the same text).
-        group_pattern: regular expression for the whole stem; its first group is the specimen.
-        defaults: columns for micrographs without a value of their own.
-
-    Raises:
-        ValueError: an unknown category or grouping, or a pattern without a group.
-    """
-
-    synonyms: dict[str, str] = field(default_factory=dict)
-    group_by: str = "image"
-    group_pattern: str = STEM_PATTERN
-    defaults: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self):
-        wrong = sorted({*self.synonyms.values(), self.defaults.get("category") or OTHER})
-        wrong = [name for name in wrong if name not in CATEGORIES]
-        if wrong:
-            raise ValueError(
-                f"{', '.join(wrong)} is not a category; expected one of {', '.join(CATEGORIES)}."
-            )
-        if self.group_by not in GROUPINGS:
-            raise ValueError(
-                f"group_by must be one of {', '.join(GROUPINGS)}; got {self.group_by!r}."
-            )
-        if re.compile(self.group_pattern).groups < 1:
-            raise ValueError(
-                "group_pattern needs parentheses around the part that names the specimen; got "
-                f"{self.group_pattern!r}."
-            )
-        known = {_plain(name): name for name in CATEGORIES}
-        known |= {_plain(name): category for name, category in self.synonyms.items()}
-        object.__setattr__(self, "_categories", known)
-
-    def category(self, name: str) -> str | None:
-        """The category of a name or synonym, or None; case and separators do not matter."""
-        return self._categories.get(_plain(name))
-
-    def from_path(self, path: PurePath) -> dict[str, Any]:
-        """The columns that follow from a path relative to the source's root, with defaults."""
-        fields = dict(self.defaults)
-        for folder in reversed(path.parts[:-1]):
-            if (category := self.category(folder)) is not None:
-                fields["category"] = category
-                break
-        if self.group_by == "folder":
-            # The root, or a folder of a whole category, does not name a specimen.
-            if path.parent.name and self.category(path.parent.name) is None:
-                fields["group"] = pseudonym(path.parent.as_posix())
-        elif self.group_by == "stem":
-            found = re.fullmatch(self.group_pattern, path.stem)
-            if found and found[1]:
-                fields["group"] = pseudonym((path.parent / found[1]).as_posix())
-        return fields
-
-    def check(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """The stated columns in the schema's types; empty ones are left out.
-
-        Raises:
-            ValueError: a value is not valid; the message names the column.
-        """
-        checked = {}
-        for name, value in fields.items():
-            if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-                continue
-            if name == "category":
-                category = self.category(str(value))
-                if category is None:
-                    raise ValueError(
-                        f"category {value!r} is not one of {', '.join(CATEGORIES)}; "
-                        "give a synonym for it."
-                    )
-                value = category
-            elif name == "pixel_size_nm":
-                try:
-                    value = float(value)
-                except ValueError:
-                    raise ValueError(f"pixel_size_nm {value!r} is not a number.") from None
-                if not (value > 0 and math.isfinite(value)):
-                    raise ValueError(f"pixel_size_nm must be positive and finite; got {value}.")
-            elif name != "qa":
-                value = str(value)
-            checked[name] = value
-        return checked
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "_", name).strip("_").casefold()
-
-
-def pseudonym(name: str) -> str:
-    """A group id that does not show its name, and is the same in every dataset.
-
-    This is not encryption: whoever guesses the name can confirm the guess.
-    """
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
-
-
 def printable(path: str | os.PathLike) -> str:
     """A path as text; bytes that are not UTF-8 are escaped."""
     return os.fspath(path).encode("utf-8", "backslashreplace").decode()
 
 
-def _file_entry(path: Path, fields: dict[str, Any]) -> Entry | Problem:
-    """The entry of a file, or why it cannot be one."""
+def _file_entry(
+    path: Path, fields: dict[str, Any], siblings: Container[str] | None = None
+) -> Entry | Problem:
+    """The entry of a file, or why it cannot be one; `siblings` are the names in its folder."""
     try:
         info = path.stat()
     except OSError as error:
@@ -192,7 +85,9 @@ def _file_entry(path: Path, fields: dict[str, Any]) -> Entry | Problem:
     if not stat.S_ISREG(info.st_mode):
         return Problem(printable(path), "not-a-file", "is not a regular file.")
     version = f"{info.st_size} {info.st_mtime_ns}"
-    for sidecar in map(path.with_suffix, SIDECAR_SUFFIXES):
+    for sidecar in sidecar_paths(path):
+        if siblings is not None and sidecar.name not in siblings:
+            continue  # nothing to ask the disk, or a network share, for
         try:
             info = sidecar.stat()
         except OSError:
@@ -208,8 +103,13 @@ def _os_problem(path: str | os.PathLike, error: OSError) -> Problem:
 class FolderSource:
     """All micrographs below a folder. A folder named like a category labels its files.
 
-    Symbolic links are followed, each folder is visited once, and hidden files are left out. Files
-    with a suffix that is not in `mvaema.micrographs.microscope.SUFFIXES` are counted in `ignored`.
+    Hidden files are left out. Files with a suffix that is not in
+    `mvaema.micrographs.microscope.SUFFIXES` are counted in `ignored`.
+
+    Symbolic links are followed where they lead out of the folder, or to what is hidden in it. A
+    link to what the folder holds anyway is a problem with the reason `LINK`: the file is read at
+    its own place, and the folder that the link is in labels nothing. Hard links are names of equal
+    rank, like copies.
 
     Raises:
         NotADirectoryError: `root` is not a folder.
@@ -231,35 +131,67 @@ class FolderSource:
             if isinstance(found, Problem):
                 yield found
             else:
-                yield _file_entry(found, self.labelling.from_path(found.relative_to(self.root)))
+                path, siblings = found
+                fields = self.labelling.from_path(path.relative_to(self.root))
+                yield _file_entry(path, fields, siblings)
 
-    def _walk(self) -> Iterator[Path | Problem]:
-        visited = set()
+    def _walk(self) -> Iterator[tuple[Path, set[str]] | Problem]:
+        """Each file with the names in its folder."""
+        visited: dict[tuple[int, int], Path] = {}
         folders = [self.root]
         while folders:
             folder = folders.pop()
             try:
                 info = folder.stat()
-                if (info.st_dev, info.st_ino) in visited:  # reached before, through a link
+                first = visited.setdefault((info.st_dev, info.st_ino), folder)
+                if first is not folder:
+                    yield _link(folder, first)
                     continue
-                visited.add((info.st_dev, info.st_ino))
-                names = sorted(path.name for path in folder.iterdir())
+                with os.scandir(folder) as scanned:
+                    found = sorted(scanned, key=lambda entry: entry.name)
             except OSError as error:
                 yield replace(_os_problem(folder, error), hides_more=True)
                 continue
-            below = []
-            for name in names:
-                path = folder / name
-                if name.startswith("."):
+            below, siblings = [], {entry.name for entry in found}
+            for entry in found:
+                path = folder / entry.name
+                if entry.name.startswith("."):
                     continue
-                # Unlike Path.is_dir, this is False, not an error, where permission is missing.
-                if os.path.isdir(path):  # noqa: PTH112
-                    below.append(path)
-                elif name.lower().endswith(SUFFIXES):
-                    yield path
-                else:
+                is_folder = _is_folder(entry)
+                if not is_folder and not entry.name.lower().endswith(SUFFIXES):
                     self.ignored[path.suffix.lower()] += 1
+                elif entry.is_symlink() and (target := self._met(path, is_folder)) is not None:
+                    yield _link(path, target)
+                elif is_folder:
+                    below.append(path)
+                else:
+                    yield path, siblings
             folders += reversed(below)
+
+    def _met(self, path: Path, is_folder: bool) -> Path | None:
+        """Where a link leads, if the walk comes there without it."""
+        # Unlike Path.exists, this is False, not an error, where permission is missing.
+        if not os.path.exists(path):  # noqa: PTH110
+            return None
+        target = path.resolve()
+        root = self.root.resolve()
+        if not target.is_relative_to(root):
+            return None
+        hidden = any(part.startswith(".") for part in target.relative_to(root).parts)
+        known = is_folder or target.name.lower().endswith(SUFFIXES)
+        return target if known and not hidden else None
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to where permission is missing
+        return False
+
+
+def _link(path: Path, target: Path) -> Problem:
+    message = f"is a link to {printable(target)}, which is read there; it labels nothing."
+    return Problem(printable(path), LINK, message)
 
 
 class TableSource:
@@ -267,8 +199,9 @@ class TableSource:
 
     Args:
         table: its columns are `path` (or `file_name`), relative to the table's folder, and any of
-            `category`, `group`, `pixel_size_nm` (of the stored file), `scale_bar`, `source` and
-            `licence`. Their values enter the dataset unchanged; paths do not enter it.
+            `category`, `group`, `pixel_size_nm` (of the stored file), `scale_bar`, `source`,
+            `licence`, `technique`, `accelerating_voltage_kv`, `working_distance_mm` and
+            `detector`. Their values enter the dataset unchanged; paths do not enter it.
         columns: name in `COLUMNS` -> the table's name for that column.
         ignore: columns of the table to leave out.
 
@@ -277,7 +210,10 @@ class TableSource:
         ValueError: a column of the table is unknown, or there is no column of paths.
     """
 
-    COLUMNS = ("path", "category", "group", "pixel_size_nm", "scale_bar", "source", "licence")
+    COLUMNS = (
+        *("path", "category", "group", "pixel_size_nm", "scale_bar", "source", "licence"),
+        *INSTRUMENT_COLUMNS,
+    )
 
     def __init__(
         self,

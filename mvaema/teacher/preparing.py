@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema.files import write_bytes
-from mvaema.micrographs.build import ReadMicrograph, ReadOptions, read_entry
+from mvaema.micrographs.reading import ReadMicrograph, ReadOptions, read_entry
 from mvaema.micrographs.sources import DatasetSource, Entry, FolderSource, Problem, TableSource
 from mvaema.teacher.journal import Journal, JournalError, PreparedImage
 

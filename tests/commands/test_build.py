@@ -36,11 +36,15 @@ def test_the_result_is_told_in_numbers_and_names_the_private_table(tmp_path, cap
     assert "1 files were ignored: 1 .docx." in printed
     assert str(tmp_path / "out.private" / "train.csv") in printed
     assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "3 rows; 0 files read, 4 unchanged." in printed
+    assert "1 of these have not changed" in printed and "--retry_failed" in printed
+    assert main([*command, "--retry_failed"]) == 0
     assert "3 rows; 1 files read, 4 unchanged." in capsys.readouterr().out
 
 
 def test_columns_that_are_left_out_are_named(tmp_path, capsys):
-    image = Image.new("L", (20, 20), 7)
+    image = Image.linear_gradient("L")
     write_shards([{"image": image, "image_id": "a", "licence": "MIT"}], tmp_path / "in")
     assert main(["dataset", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
     assert "Columns left out: image_id" in capsys.readouterr().out

@@ -1,9 +1,13 @@
 """From sources to prepared images: duplicates, shards, unreadable files, scales."""
 
+import dataclasses
 import shutil
 
+from PIL import Image
 from support.teacher_helpers import make_images
 
+from mvaema.micrographs.schema import INSTRUMENT_COLUMNS
+from mvaema.micrographs.shards import write_shards
 from mvaema.teacher.journal import Journal
 from mvaema.teacher.preparing import Preparation, Preparer, open_source, shard_of
 
@@ -47,3 +51,18 @@ def test_info_bar_and_scale(tmp_path):
     assert (image.width, image.height) == (60, 30)
     assert image.pixel_size_nm == 4.0
     assert image.category == "Tips" and image.caption == "An electron micrograph of a tip."
+
+
+def test_a_dataset_with_settings_is_prepared_and_they_stay_in_it(tmp_path):
+    """What is sent, and the dataset of the answers, which may be pushed, have none of them."""
+    settings = {"technique": "SEM", "accelerating_voltage_kv": 5.0}
+    settings |= {"working_distance_mm": 4.0, "detector": "SE2"}
+    image = Image.linear_gradient("L")
+    row = {"image": image, "image_id": "a", "pixel_size_nm": 2.0, "category": "Tips", **settings}
+    write_shards([row], tmp_path / "data")
+    source = open_source(str(tmp_path / "data"))
+    assert set(settings) <= set(next(iter(source)).fields)
+    with Journal(tmp_path / "out" / "journal.sqlite", {}) as journal:
+        [prepared] = Preparer(journal, Preparation())(source)
+    assert (prepared.pixel_size_nm, prepared.category) == (2.0, "Tips")
+    assert not set(INSTRUMENT_COLUMNS) & set(dataclasses.asdict(prepared))
