@@ -44,6 +44,7 @@ class Fault:
     times: int = 1
     match: str = ""
     headers: dict = field(default_factory=dict)
+    body: bytes = b""  # of the kind `raw`
 
 
 def error(status: int, code: str, message: str = "no", **headers) -> web.Response:
@@ -123,6 +124,10 @@ class FakeTeacher:
     def fail(self, kind: str, times: int = 1, match: str = "", **headers):
         self.faults.append(Fault(kind, times, match, headers))
 
+    def send(self, body: bytes, match: str = ""):
+        """Answer the next request like that, with status 200."""
+        self.faults.append(Fault("raw", match=match, body=body))
+
     # --- Chat Completions
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
@@ -201,6 +206,8 @@ class FakeTeacher:
                 )
             case "malformed":
                 return web.Response(text='{"choices": [{"message"', content_type="application/json")
+            case "raw":
+                return web.Response(body=fault.body, content_type="application/json")
             case "no choices":
                 good["choices"] = []
             case "error inside":

@@ -54,6 +54,29 @@ def test_export_reads_what_a_killed_run_left_unread(server, tmp_path):
     assert len(server.exchanges) == QUESTIONS
 
 
+def test_whatever_a_server_sends_is_journalled_and_exported(server, tmp_path):
+    """One answer with half a surrogate pair, absurd usage, a model that is no text, and so on."""
+    images, output = make_images(tmp_path / "images", 1), tmp_path / "out"
+    good = '{"choices": [{"message": {"content": "<answer>A%s</answer>"}, "finish_reason": %s}]%s}'
+    sent = [
+        good % (r"\ud835", '"stop"', ""),
+        good % ("", '"stop"', ', "usage": {"prompt_tokens": 1e25, "completion_tokens": 5}'),
+        good % ("", '"stop"', f', "usage": {{"prompt_tokens": {10**25}, "completion_tokens": 5}}'),
+        good % ("", r'"\ud835"', r', "model": "\udc00"'),
+        good % ("", "[]", ', "model": {"deep": [[[[]]]]}, "usage": [NaN, -Infinity]'),
+        good % (r"\u0000", "1e999", ', "model": 7'),
+    ]
+    for body in sent:
+        server.send(body.encode())
+    assert ask_command(arguments(images, output, server.url)) == 0
+    raws = {bytes(row["raw"]) for row in replies(output)}
+    assert {body.encode() for body in sent} <= raws and len(raws) == QUESTIONS
+    [row] = load(output / "dataset", tmp_path)
+    assert [qa["outcome"] for qa in row["qa"]] == ["ok"] * QUESTIONS
+    answers = sorted(qa["answer"] for qa in row["qa"] if not qa["answer"].startswith("Answer"))
+    assert answers == ["A", "A", "A", "A", "A\0", "A\ufffd"]
+
+
 def test_failed_export_leaves_the_last_one(server, tmp_path):
     images, output = make_images(tmp_path / "images", 2), tmp_path / "out"
     ask_command(arguments(images, output, server.url))
