@@ -52,7 +52,7 @@ CREATE INDEX IF NOT EXISTS waiting_of_an_image ON batch_questions (image_id);
 # A completion, or a batch that may bring some.
 HAS_ANSWERS = """
 SELECT EXISTS (SELECT 1 FROM replies WHERE outcome IS NULL OR outcome != 'error')
-    OR EXISTS (SELECT 1 FROM batches WHERE state != 'done')
+    OR EXISTS (SELECT 1 FROM batches WHERE state NOT IN ('collected', 'done'))
 """
 
 # The attempt that counts for each question: the last `ok`, else the last settled one, else the
@@ -99,7 +99,7 @@ class Batch:
     """A row of `batches`: one input file of the Batch API and what became of it."""
 
     name: str
-    state: str  # written (on this disk), uploaded, submitted or done
+    state: str  # written (on this disk), uploaded, submitted, collected or done
     worst_cost: float  # US dollars
     file_id: str | None = None  # the provider's id of the input file
     batch_id: str | None = None  # the provider's id of the batch
@@ -204,10 +204,13 @@ class Journal(DurableDatabase):
 
         self.commit(write, irreplaceable=True)
 
-    def has(self, reply: Reply) -> bool:
-        """Whether this attempt at the question is recorded."""
-        known = "SELECT 1 FROM replies WHERE fingerprint = ? AND attempt = ?"
-        return bool(self.query(known, [reply.fingerprint, reply.attempt]))
+    def attempts_at(self, fingerprint: str) -> list[sqlite3.Row]:
+        """(attempt, batch, status, problem, raw) of the attempts at a question, in order."""
+        return self.query(
+            "SELECT attempt, batch, status, problem, raw FROM replies WHERE fingerprint = ? "
+            "ORDER BY attempt",
+            [fingerprint],
+        )
 
     def judge_rest(self) -> int:
         """Judge the replies of a process that died before it came to them.
@@ -288,7 +291,14 @@ class Journal(DurableDatabase):
 
     def open_batches(self) -> list[Batch]:
         """The batches whose replies are not in the journal yet, in the order they were written."""
-        rows = self.query("SELECT * FROM batches WHERE state != 'done' ORDER BY rowid")
+        return self._batches("state NOT IN ('collected', 'done')")
+
+    def collected_batches(self) -> list[Batch]:
+        """The batches that are over, but whose files were not deleted yet."""
+        return self._batches("state = 'collected'")
+
+    def _batches(self, where: str) -> list[Batch]:
+        rows = self.query(f"SELECT * FROM batches WHERE {where} ORDER BY rowid")
         return [Batch(**dict(row)) for row in rows]
 
     def begin_batch(self, batch: Batch, questions: Iterable[Question]):
@@ -314,9 +324,10 @@ class Journal(DurableDatabase):
             )
 
     def end_batch(self, batch: Batch):
-        """All replies of a batch are recorded; its other questions are to be asked again."""
+        """All replies of a batch are recorded; its other questions are to be asked again. Its
+        files are still to be deleted."""
         with self.transaction() as db:
-            db.execute("UPDATE batches SET state = 'done' WHERE name = ?", [batch.name])
+            db.execute("UPDATE batches SET state = 'collected' WHERE name = ?", [batch.name])
             db.execute("DELETE FROM batch_questions WHERE batch = ?", [batch.name])
 
     def batch_questions(self, batch: Batch) -> list[sqlite3.Row]:

@@ -53,7 +53,7 @@ def merge(target: Path, folders: list[Path]) -> int:
 def _copy(part: Journal, merged: Journal) -> int:
     snapshot = part.snapshot()
     try:
-        if snapshot.execute("SELECT 1 FROM batches WHERE state != 'done'").fetchone():
+        if part.open_batches():
             raise JournalError(
                 f"{part.path}: a batch is still open. Rerun its command with --batch until the "
                 "batch is collected, then merge."

@@ -177,7 +177,9 @@ class TeacherRun:
                 on_progress = self._progress(bar, accounts)
                 shared = (endpoint, journal, plan, accounts)
                 if args.batch:
-                    BatchAsker(*shared, self._batch_limits(), on_progress).run(questions)
+                    BatchAsker(
+                        *shared, self._batch_limits(), on_progress, give_up=args.give_up_batches
+                    ).run(questions)
                 else:
                     asker = Asker(*shared, self._limits(), args.timeout, on_progress)
                     asyncio.run(_interruptible(asker, questions()))

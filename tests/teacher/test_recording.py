@@ -22,4 +22,4 @@ def test_any_failure_to_record_reaches_whoever_waits(tmp_path):
 
     with Journal(tmp_path / "journal.sqlite", {}) as journal:
         asyncio.run(record(journal))
-        assert journal.has(good)
+        assert journal.attempts_at(good.fingerprint)
