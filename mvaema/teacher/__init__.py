@@ -21,6 +21,7 @@ In the order in which data passes through:
     accounts.py    what a run has done and spent
     merging.py     from the journals of many shards to one
     flags.py       answers worth a second look
+    languages.py   whether an answer is in the language of its question
     export.py      from the journal to a micrograph dataset, and to a hub
     card.py        the dataset's card
 """

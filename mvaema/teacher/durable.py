@@ -37,7 +37,7 @@ class DurableDatabase:
     """
 
     def __init__(self, path: Path, tables: str, *, read_only: bool = False):
-        self.path = path
+        self.path, self.read_only = path, read_only
         self.folder = path.parent
         self._ballast = path.with_suffix(".ballast")
         self._lock = None

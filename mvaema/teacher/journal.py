@@ -3,7 +3,9 @@
 What is special about it:
 - a reply is committed before anything reads it, so a process that dies at any moment loses at
   most the requests in flight;
-- nothing is deleted or overwritten: a question that is asked again has two attempts;
+- no reply is deleted or overwritten: a question that is asked again has two attempts;
+- images follow their sources: labels are those of the last pass over them, and an image that no
+  source is any more is marked, with all its replies kept;
 - sources are known by hashes only; no file name of the lab is in it.
 """
 
@@ -25,7 +27,9 @@ CREATE TABLE IF NOT EXISTS images (
     image_id TEXT PRIMARY KEY, file TEXT NOT NULL, sha256 TEXT NOT NULL,
     width INTEGER NOT NULL, height INTEGER NOT NULL,
     category TEXT, caption TEXT, pixel_size_nm REAL, scale_bar TEXT, "group" TEXT,
-    source TEXT, licence TEXT);
+    source TEXT, licence TEXT, labelled_by TEXT);
+-- Images that no source was in the last complete pass.
+CREATE TABLE IF NOT EXISTS absent (image_id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS replies (
     id INTEGER PRIMARY KEY,
     fingerprint TEXT NOT NULL, image_id TEXT NOT NULL, question_id TEXT NOT NULL,
@@ -92,6 +96,14 @@ class PreparedImage:
     group: str | None = None
     source: str | None = None
     licence: str | None = None
+    labelled_by: str | None = None  # the source (see `sources`) that stated all of the above
+
+
+# What a source says about its image, and may say differently later.
+LABELS = (
+    *("category", "caption", "pixel_size_nm", "scale_bar", "group", "source", "licence"),
+    "labelled_by",
+)
 
 
 @dataclass(frozen=True)
@@ -116,6 +128,15 @@ def journals(folder: Path) -> list[Path]:
     return sorted(folder.glob("journal-*-of-*.sqlite"))
 
 
+def differences(recorded: dict, configuration: dict) -> list[str]:
+    """Where two configurations differ, as text. A setting that only one has was added since."""
+    return [
+        f"{name}: {recorded[name]!r} there, {configuration[name]!r} now"
+        for name in sorted(recorded.keys() & configuration.keys())
+        if recorded[name] != configuration[name]
+    ]
+
+
 class Journal(DurableDatabase):
     """What was asked and what came back.
 
@@ -138,6 +159,15 @@ class Journal(DurableDatabase):
             self.close()
             raise
 
+    def _create(self, tables: str):
+        super()._create(tables)
+        if "labelled_by" not in [
+            row["name"] for row in self._db.execute("PRAGMA table_info(images)")
+        ]:
+            self._db.execute(
+                "ALTER TABLE images ADD COLUMN labelled_by TEXT"
+            )  # by an earlier version
+
     def _check(self, configuration: dict | None):
         try:
             recorded = self.configuration
@@ -145,20 +175,18 @@ class Journal(DurableDatabase):
             raise JournalError(f"{self.path} is not a journal of the teacher ({error}).") from error
         if configuration is None or recorded == configuration:
             return
-        if recorded is not None and self.query(HAS_ANSWERS)[0][0]:
-            names = [
-                f"{name}: {recorded.get(name)!r} there, {configuration.get(name)!r} now"
-                for name in sorted({*recorded, *configuration})
-                if recorded.get(name) != configuration.get(name)
-            ]
+        names = differences(recorded or {}, configuration)
+        if names and self.query(HAS_ANSWERS)[0][0]:
             raise JournalError(
                 f"{self.path} holds answers of another configuration ({'; '.join(names)}). Use "
                 "the same settings to resume, or another --output_dir."
             )
-        # Nothing was answered under the old configuration (a wrong model name, say): start over.
+        if self.read_only:
+            return
         with self.transaction() as db:
-            db.execute("DELETE FROM images")
-            db.execute("DELETE FROM sources")
+            if names:  # nothing was answered under these (a wrong model name, say): start over
+                for table in ("images", "sources", "absent"):
+                    db.execute(f"DELETE FROM {table}")
             db.execute(
                 "INSERT OR REPLACE INTO meta VALUES ('configuration', ?)",
                 [json.dumps(configuration)],
@@ -212,6 +240,10 @@ class Journal(DurableDatabase):
             [fingerprint],
         )
 
+    def has_unjudged(self) -> bool:
+        """Whether a process died before it came to judge what it recorded."""
+        return bool(self.query("SELECT 1 FROM replies WHERE outcome IS NULL LIMIT 1"))
+
     def judge_rest(self) -> int:
         """Judge the replies of a process that died before it came to them.
 
@@ -254,16 +286,20 @@ class Journal(DurableDatabase):
         rows = self.query("SELECT * FROM sources WHERE source = ?", [source])
         return rows[0] if rows else None
 
-    def add_source(self, source: str, image: PreparedImage | None):
-        """Record what a source turned out to be. An image that is there already stays as it is.
+    def add_source(self, source: str, image_id: str | None, image: PreparedImage | None = None):
+        """Record what a source turned out to be.
+
+        Args:
+            source: see `sources`.
+            image_id: of its image; None when it belongs to another shard.
+            image: the image, where its labels are to be those of this source.
 
         Raises:
             JournalError: the disk is full.
         """
 
         def write(db: sqlite3.Connection):
-            values = [source, image and image.image_id]
-            db.execute("INSERT OR REPLACE INTO sources VALUES (?, ?)", values)
+            db.execute("INSERT OR REPLACE INTO sources VALUES (?, ?)", [source, image_id])
             if image is not None:
                 add_images(db, [image])
 
@@ -280,7 +316,19 @@ class Journal(DurableDatabase):
         million ids are too many to hold in memory."""
         with self._mutex:
             done = self._db.execute("INSERT OR IGNORE INTO seen VALUES (?)", [image_id])
-            return done.rowcount == 1
+        if done.rowcount and self.query("SELECT 1 FROM absent WHERE image_id = ?", [image_id]):
+            with self.transaction() as db:
+                db.execute("DELETE FROM absent WHERE image_id = ?", [image_id])
+        return done.rowcount == 1
+
+    def end_pass(self):
+        """This pass met all sources: mark the images that it did not meet."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM absent")
+            db.execute(
+                "INSERT INTO absent SELECT image_id FROM images "
+                "WHERE image_id NOT IN (SELECT image_id FROM seen)"
+            )
 
     def image(self, image_id: str) -> PreparedImage:
         """A prepared image by its id."""
@@ -345,21 +393,36 @@ class Journal(DurableDatabase):
 
 
 def add_images(db: sqlite3.Connection, images: Iterable[PreparedImage]):
-    """Insert images that are not there yet."""
+    """Insert images; those that are there keep their file, and get these labels."""
     names = list(PreparedImage.__dataclass_fields__)
     columns = ", ".join(f'"{name}"' for name in names)
     marks = ", ".join(f":{name}" for name in names)
+    labels = ", ".join(f'"{name}" = excluded."{name}"' for name in LABELS)
     db.executemany(
-        f"INSERT OR IGNORE INTO images ({columns}) VALUES ({marks})",
+        f"INSERT INTO images ({columns}) VALUES ({marks}) "
+        f"ON CONFLICT (image_id) DO UPDATE SET {labels}",
         (vars(image) for image in images),
     )
 
 
+def absent_images(connection: sqlite3.Connection) -> set[str]:
+    """Ids of the images with replies that no source was in the last complete pass."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'absent'").fetchone():
+        return set()  # by an earlier version, which did not know
+    return {
+        row[0]
+        for row in connection.execute(
+            "SELECT image_id FROM absent WHERE image_id IN (SELECT image_id FROM replies)"
+        )
+    }
+
+
 def rows_in_order(connection: sqlite3.Connection) -> Iterator[tuple[PreparedImage, list]]:
-    """Each image with the replies that count, one image in memory at a time."""
+    """Each image with all its replies, attempt by attempt, one image in memory at a time."""
     for row in connection.execute("SELECT * FROM images ORDER BY image_id"):
         image = PreparedImage(**dict(row))
         replies = connection.execute(
-            COUNTING_ATTEMPTS.format(columns="*", where="image_id = ?"), [image.image_id]
+            "SELECT * FROM replies WHERE image_id = ? ORDER BY question_id, attempt",
+            [image.image_id],
         ).fetchall()
         yield image, replies
