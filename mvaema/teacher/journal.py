@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvaema.teacher.durable import DurableDatabase, JournalError
+from mvaema.teacher.durable import DurableDatabase, JournalError, commits_made
 from mvaema.teacher.replies import VERDICT_COLUMNS, Reply, Verdict
 
 TABLES = """
@@ -124,8 +124,28 @@ def journal_name(shard: int, shards: int) -> str:
 
 
 def journals(folder: Path) -> list[Path]:
-    """The journals in an output folder, by shard."""
-    return sorted(folder.glob("journal-*-of-*.sqlite"))
+    """The journals in an output folder, by shard: also those that were there and are gone."""
+    found = set(folder.glob("journal-*-of-*.sqlite"))
+    locks = [path.with_suffix(".sqlite") for path in folder.glob("journal-*-of-*.lock")]
+    return sorted(found | {path for path in locks if commits_made(path)})
+
+
+def check_not_emptied(path: Path):
+    """A folder of images and answers whose journals are all gone must not be begun again.
+
+    Raises:
+        JournalError: the folder of `path` holds prepared images or a dataset, and no journal.
+    """
+    folder = path.parent
+    if any(path.exists() and path.stat().st_size for path in (path, *journals(folder))):
+        return
+    found = [next(folder.glob(name), None) for name in ("images/[0-9a-f][0-9a-f]/*", "dataset/*")]
+    for path in filter(None, found):
+        raise JournalError(
+            f"{folder} holds {path.relative_to(folder)} of an earlier run, but no journal. Put the "
+            "journal back, or all answers are asked and paid for again. To begin afresh, use "
+            "another --output_dir."
+        )
 
 
 def differences(recorded: dict, configuration: dict) -> list[str]:
@@ -147,11 +167,13 @@ class Journal(DurableDatabase):
         read_only: open without lock and ballast, to read while another process writes.
 
     Raises:
-        JournalError: the folder cannot be written, another run is using it, or it holds the
-            journal of another configuration.
+        JournalError: the folder cannot be written, another run is using it, it holds the journal of
+            another configuration, or its journal was deleted or is not complete.
     """
 
     def __init__(self, path: Path, configuration: dict | None = None, *, read_only: bool = False):
+        if not read_only:
+            check_not_emptied(path)
         super().__init__(path, TABLES, read_only=read_only)
         try:
             self._check(configuration)
