@@ -294,8 +294,10 @@ class BatchAsker:
         )
 
     def _set_aside(self, batch: Batch, refused: Refused, what: str):
-        """The results of a batch cannot be had: give it up if the user said so. Otherwise leave
-        it alone in this run if it is gone, and stop for any other reason."""
+        """The results of a batch cannot be had. If they are gone, give it up where the user said
+        so, and leave it alone in this run otherwise. Stop for any other reason, such as the key."""
+        if not refused.gone:
+            raise refused
         if self._give_up & {batch.name, batch.batch_id}:
             asked_again = list(self._results(batch).record_lost())
             self._end(batch, self._charge(asked_again))
@@ -303,7 +305,7 @@ class BatchAsker:
                 f"Batch {batch.batch_id} is given up: {len(asked_again):,} of its questions are "
                 "asked again."
             )
-        elif refused.gone:
+        else:
             count = len(self.journal.batch_questions(batch))
             self._gone[batch.name] = (
                 f"The provider does not have the {what} any more ({batch.batch_id}, {count:,} "
@@ -312,8 +314,6 @@ class BatchAsker:
                 f"--give_up_batches {batch.batch_id} asks what it did not answer again, which is "
                 "paid for again."
             )
-        else:
-            raise refused
 
     def _end(self, batch: Batch, cost: float):
         self.accounts.budget.settle(batch.worst_cost, cost)

@@ -22,6 +22,9 @@ from mvaema.teacher.replies import clean, judge
 Result = TypeVar("Result")
 
 ATTEMPTS = 8
+# No connection, or a response that cannot be used. The client raises the last two where a page of a
+# list is none.
+FAILURES = (openai.APIError, httpx2.HTTPError, ValueError, AttributeError, TypeError)
 
 
 class BatchStopped(RuntimeError):
@@ -33,7 +36,7 @@ class Refused(BatchStopped):
 
     def __init__(self, reason: str, status: int):
         super().__init__(reason)
-        self.gone = status in (404, 410)
+        self.gone = status in (404, 405, 410)
 
 
 class UnusableResponse(ValueError):
@@ -70,14 +73,24 @@ class BatchApi:
         self._client.close()
 
     def upload(self, path: Path) -> str:
-        """Upload an input file. Returns its id."""
+        """Upload an input file, unless a process that died has done so. Returns its id."""
 
         def call() -> str:
+            for uploaded in self._files():
+                if getattr(uploaded, "filename", None) == path.name:
+                    return _stated(uploaded, "id")
             with path.open("rb") as file:
                 created = self._client.files.create(file=(path.name, file), purpose="batch")
             return _stated(created, "id")
 
         return self._repeat(call)
+
+    def _files(self) -> list:
+        """The input files at the provider; none where it does not list them."""
+        try:
+            return list(self._client.files.list(purpose="batch"))
+        except openai.APIStatusError:
+            return []
 
     def submit(self, file_id: str, name: str) -> str:
         """Submit an input file, unless a process that died has done so. Returns the batch's id."""
@@ -137,7 +150,7 @@ class BatchApi:
             return None
         except openai.APIStatusError as error:
             return judge(error.status_code, self._body(error), None).detail
-        except (openai.APIError, httpx2.HTTPError, ValueError) as error:
+        except FAILURES as error:
             return str(error).rstrip(".")
         return None
 
@@ -158,7 +171,7 @@ class BatchApi:
                     reason = verdict.stop or f"{verdict.detail}."
                     raise Refused(reason, error.status_code) from None
                 failure = verdict.detail
-            except (openai.APIError, httpx2.HTTPError, ValueError) as error:
+            except FAILURES as error:
                 failure = str(error).rstrip(".")
             if attempt < ATTEMPTS:
                 self.sleep(backoff(attempt))

@@ -193,6 +193,8 @@ class Rows:
         outdated = set()
         for row in replies:
             name, verdict = row["question_id"], judge(row["status"], row["raw"], row["problem"])
+            if name not in ranked:
+                continue
             if self._plan is None or row["fingerprint"] == self._plan.fingerprint(image, name):
                 settled = bool(row["settled"] or verdict.settled)
                 ranked[name][verdict.outcome == "ok", settled, row["attempt"]] = verdict

@@ -154,7 +154,12 @@ class Preparer:
         if read_prepared(self.journal.folder, image) is not None:
             return True
         fresh = self._prepare(self._entry)
-        return fresh is not None and fresh.image_id == image.image_id
+        if fresh is None or fresh.image_id == image.image_id:
+            return fresh is not None
+        self.journal.add_source(source_key(self._entry), fresh.image_id, fresh)
+        message = "has other pixels than before. The next run asks about these"
+        self._problem(self._entry.name, "changed", message)
+        return False
 
     def _image(self, entry: Entry) -> PreparedImage | None:
         """The image of an entry, with the labels of the first entry that has its pixels."""

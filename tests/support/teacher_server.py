@@ -83,12 +83,13 @@ class FakeTeacher:
         self.in_flight = self.most_in_flight = 0
         self.capacity = None  # requests at a time before 429
         self.files: dict[str, bytes] = {}
+        self.uploads: list[dict] = []
         self.batches: dict[str, dict] = {}
         self._batch_numbers = itertools.count()
         self.batch_fault = None  # called with a batch dict before it completes
         self.headers: list[dict] = []
-        # A step of the Batch API (upload, create, created, retrieve, content, output, errors,
-        # delete) that never ends, or is refused with a status and a code.
+        # A step of the Batch API (list, upload, uploaded, batches, create, created, retrieve,
+        # content, output, errors, delete) that never ends, or is refused with a status and a code.
         self.hang_at = self.refuse_at = None
         self.refusal = 401, "invalid_api_key"
         # How often the connection is dropped at a step, or a web page comes instead of JSON.
@@ -129,6 +130,7 @@ class FakeTeacher:
         app = web.Application(client_max_size=ALLOWED_BYTES)
         app.router.add_post("/v1/chat/completions", self.chat)
         app.router.add_post("/v1/files", self.upload)
+        app.router.add_get("/v1/files", self.list_files)
         app.router.add_get("/v1/files/{id}/content", self.content)
         app.router.add_delete("/v1/files/{id}", self.delete)
         app.router.add_post("/v1/batches", self.create_batch)
@@ -277,7 +279,7 @@ class FakeTeacher:
         form = await request.post()
         file_id = f"file-{len(self.files)}"
         self.files[file_id] = form["file"].file.read()
-        return web.json_response(
+        self.uploads.append(
             {
                 "id": file_id,
                 "object": "file",
@@ -288,6 +290,13 @@ class FakeTeacher:
                 "status": "processed",
             }
         )
+        await self.step("uploaded", request)
+        return web.json_response(self.uploads[-1])
+
+    async def list_files(self, request: web.Request) -> web.Response:
+        await self.step("list", request)
+        data = [] if request.query.get("after") else self.uploads
+        return web.json_response({"object": "list", "data": data, "has_more": False})
 
     async def content(self, request: web.Request) -> web.StreamResponse:
         await self.step("content", request)
@@ -327,6 +336,7 @@ class FakeTeacher:
         return web.json_response(batch)
 
     async def list_batches(self, request: web.Request) -> web.Response:
+        await self.step("batches", request)
         data = [] if request.query.get("after") else list(self.batches.values())
         return web.json_response({"object": "list", "data": data, "has_more": False})
 

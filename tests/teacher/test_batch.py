@@ -237,6 +237,23 @@ def test_refused_batch_is_withdrawn(moment, status, server, images, output):
     answered_once(output)
 
 
+def test_server_that_lists_no_files(server, images, output):
+    server.refuse_at, server.refusal = "list", (404, "not_found")
+    assert ask_in_batches(images, output, server.url).stopped is None
+    answered_once(output)
+
+
+def test_another_key_gives_up_nothing(server, images, output):
+    server.refuse_at = "retrieve"
+    for give_up in ([], ["batch-0"]):
+        stopped = ask_in_batches(images, output, server.url, give_up_batches=give_up).stopped
+        assert "The key was not accepted" in stopped
+    server.refuse_at = None
+    assert ask_in_batches(images, output, server.url).stopped is None
+    assert len(server.batches) == 1
+    answered_once(output)
+
+
 def test_input_file_that_somebody_deleted_is_written_again(server, images, output, tmp_path):
     server.hang_at = "upload"
     batched = ("--batch", "True", "--no_export")
@@ -310,8 +327,8 @@ def test_result_file_that_is_gone(server, images, output):
     assert len(replies(output)) == ALL + 20
 
 
-DROPS = ["upload", "create", "created", "retrieve", "content", "output"]
-PAGES = ["upload", "create", "created", "retrieve"]
+DROPS = ["upload", "uploaded", "create", "created", "retrieve", "content", "output"]
+PAGES = ["list", "upload", "uploaded", "batches", "create", "created", "retrieve"]
 
 
 @pytest.mark.parametrize(
@@ -369,12 +386,14 @@ def test_too_many_enqueued_tokens_means_waiting(server, images, output):
     answered_once(output)
 
 
-@pytest.mark.parametrize("moment", ["upload", "create", "created", "output", "errors", "delete"])
+@pytest.mark.parametrize(
+    "moment", ["upload", "uploaded", "create", "created", "output", "errors", "delete"]
+)
 def test_no_batch_is_submitted_twice_wherever_the_process_dies(
     moment, server, images, output, tmp_path
 ):
-    """Killed while it uploads, submits (before and after the provider has), fetches the first and
-    the second file of results, cleans up."""
+    """Killed while it uploads and submits (before and after the provider has), fetches the first
+    and the second file of results, cleans up."""
     server.batch_fault = lambda batch, results: (results[: ALL // 2], results[ALL // 2 :])
     server.hang_at = moment
     batched = ("--batch", "True", "--batch_poll", "0.01", "--no_export")
