@@ -109,8 +109,12 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Wait until no other process exports this folder."""
     if not journals(folder):
         raise JournalError(f"{folder} holds no journal of the teacher. Check --output_dir.")
-    with (folder / "dataset.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+    with (folder / "dataset.lock").open("w") as lock:  # held until the file is closed
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tqdm.write(f"{folder}: waiting for another export of this folder.")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

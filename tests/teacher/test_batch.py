@@ -237,6 +237,17 @@ def test_refused_batch_is_withdrawn(moment, status, server, images, output):
     answered_once(output)
 
 
+def test_run_without_replies_says_why_and_writes_no_dataset(server, images, output, capsys):
+    server.refuse_at = "retrieve"
+    args = arguments(images, output, server.url, batch=True, batch_poll=0.01)
+    assert ask_command(args) == 1
+    printed = capsys.readouterr()
+    assert "The key was not accepted" in printed.err
+    assert "30 questions are in open batches" in printed.out
+    assert "No dataset was written: there are no replies yet" in printed.out
+    assert not (output / "dataset").exists()
+
+
 def test_server_that_lists_no_files(server, images, output):
     server.refuse_at, server.refusal = "list", (404, "not_found")
     assert ask_in_batches(images, output, server.url).stopped is None

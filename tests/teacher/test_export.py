@@ -185,6 +185,21 @@ def test_several_exports_of_one_folder_at_once(server, tmp_path):
     assert {path.name for path in output.glob("dataset*")} == {"dataset", "dataset.lock"}
 
 
+def test_answer_in_another_language_is_flagged(server, tmp_path):
+    images, output = make_images(tmp_path / "images", 1), tmp_path / "out"
+    answers = [
+        "<answer>图像显示了细长的纳米线。</answer>",
+        "<answer>Das Bild ist nicht scharf.</answer>",
+    ]
+    for answer in answers:
+        choice = {"message": {"content": answer}, "finish_reason": "stop"}
+        server.send(json.dumps({"choices": [choice]}).encode())
+    ask_command(arguments(images, output, server.url))
+    [row] = load(output / "dataset", tmp_path)
+    flagged = {qa["answer"] for qa in row["qa"] if "other_language" in qa["flags"]}
+    assert {f"<answer>{text}</answer>" for text in flagged} == set(answers)
+
+
 # --- the images as they are now
 
 
