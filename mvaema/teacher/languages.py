@@ -19,7 +19,7 @@ FUNCTION_WORDS = {
     "de": "der das und ist nicht mit von den ein eine einer eines dem zu auf für sind wird werden "
     "auch keine kein sich oder bei durch aus sichtbar zeigt wie nur zwischen",
     "fr": "le la les une est et dans pour avec sur sont pas qui que du aux ce cette ces par elle "
-    "il leur sans de des image montre visibles",
+    "il leur sans de des montre visibles",
     "es": "el la los las una es con por son que del un su sus esta este pero entre muy más se "
     "muestra imagen en y de",
     "it": "il lo gli una è di che con sono del della dei delle nel nella si più anche le tra "
@@ -39,7 +39,7 @@ FUNCTION_WORDS = {
     "id": "yang dan dengan untuk dari pada ini tidak adalah di ke gambar",
 }
 FUNCTION_WORDS = {name: frozenset(words.split()) for name, words in FUNCTION_WORDS.items()}
-FEWEST_WORDS = 3  # function words of the other language
+FEWEST_WORDS = 3  # different function words of the other language
 
 SCRIPTS = {
     *("LATIN", "CYRILLIC", "GREEK", "CJK", "HIRAGANA", "KATAKANA", "HANGUL", "ARABIC", "HEBREW"),
@@ -74,8 +74,9 @@ def _other_words(question: str, answer: str) -> bool:
 
 
 def _function_words(text: str) -> dict[str, int]:
-    words = re.findall(r"[^\W\d_]+", text.lower())
-    return {name: sum(word in known for word in words) for name, known in FUNCTION_WORDS.items()}
+    """How many different function words of each language are in a text."""
+    words = set(re.findall(r"[^\W\d_]+", text.lower()))
+    return {name: len(words & known) for name, known in FUNCTION_WORDS.items()}
 
 
 def _scripts(text: str) -> Counter[str]:
