@@ -176,12 +176,12 @@ def test_journal_of_an_earlier_version(server, tmp_path):
 
 
 def test_several_exports_of_one_folder_at_once(server, tmp_path):
-    images, output = make_images(tmp_path / "images", 20), tmp_path / "out"
+    images, output = make_images(tmp_path / "images", 5), tmp_path / "out"
     ask(images, output, server.url)
     with ThreadPoolExecutor(4) as pool:
         summaries = list(pool.map(lambda _: export(output)[1], range(8)))
-    assert [summary.images for summary in summaries] == [20] * 8
-    assert len(load(output / "dataset", tmp_path)) == 20
+    assert [summary.images for summary in summaries] == [5] * 8
+    assert len(load(output / "dataset", tmp_path)) == 5
     assert {path.name for path in output.glob("dataset*")} == {"dataset", "dataset.lock"}
 
 

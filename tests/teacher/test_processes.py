@@ -86,7 +86,14 @@ def test_killed_at_twenty_random_moments(tmp_path):
     print(f"{repeats} answers of 500 were in flight at one of 20 kills and asked for again")
 
 
-@pytest.mark.parametrize("loss", ["deleted", "emptied", "without its log", "all deleted"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "without its log",
+        *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("deleted", "emptied")),
+        pytest.param("all deleted", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_run_whose_journal_was_damaged_pays_nothing_again(loss, tmp_path):
     """It is refused, nothing is sent, and the dataset stays; put back, it is resumed."""
     images, output = make_images(tmp_path / "images", 4), tmp_path / "out"
