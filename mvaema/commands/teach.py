@@ -48,7 +48,9 @@ def ask_command(args: AskArguments) -> int:
         return 130  # the shell's convention
     if stopped is not None:
         print(f"Stopped: {stopped} {RESUME}", file=sys.stderr)
-    if args.export:
+    if args.export and not result.outcomes and (result.in_batches or stopped):
+        print("No dataset was written: there are no replies yet.")
+    elif args.export:
         export_and_push(run.folder, run.price, args)
     return 0 if stopped is None else 1
 

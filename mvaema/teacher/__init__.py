@@ -13,6 +13,7 @@ In the order in which data passes through:
     asking.py      one request per question, many at a time
     batch.py       the same questions through a Batch API
     batch_api.py   the provider's side of a batch
+    batch_files.py from the result files of a batch to replies
     recording.py   many replies to one commit
     durable.py     a SQLite file that survives a kill and a full disk
     journal.py     every reply, raw
@@ -20,6 +21,7 @@ In the order in which data passes through:
     accounts.py    what a run has done and spent
     merging.py     from the journals of many shards to one
     flags.py       answers worth a second look
+    languages.py   whether an answer is in the language of its question
     export.py      from the journal to a micrograph dataset, and to a hub
     card.py        the dataset's card
 """

@@ -155,6 +155,13 @@ class AskArguments(ExportArguments):
     batch_megabytes: float = field(
         default=BatchLimits.max_bytes / 1e6, metadata={"help": "Size of one batch file, at most."}
     )
+    give_up_batches: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "With --batch: batches that the provider no longer has. What they did not "
+            "answer is asked again, and paid for again if they ran."
+        },
+    )
     dry_run: bool = field(
         default=False,
         metadata={"help": "Estimate requests, tokens and cost; send nothing, write nothing."},
@@ -184,5 +191,7 @@ class AskArguments(ExportArguments):
         if not found or int(found[1]) >= int(found[2]):
             raise ValueError(f"--shard must be i/n with 0 <= i < n, as in 3/100, not {self.shard}.")
         self.part, self.parts = int(found[1]), int(found[2])
+        if self.give_up_batches and not self.batch:
+            raise ValueError("--give_up_batches needs --batch, which asks the provider first.")
         if self.push_to_hub and not self.export:
             raise ValueError("--push_to_hub needs the dataset: do not pass --no_export.")

@@ -5,37 +5,37 @@ What is special about it:
   whose response was lost is looked up by its input file before it is repeated: no batch is paid
   for twice, wherever the process dies;
 - the output file and the error file are fetched in every terminal state (completed, expired,
-  cancelled, failed). Results are matched by `custom_id`, and what has no result is asked again;
+  cancelled, failed), and what has no result is asked again;
+- a batch that the provider refuses is withdrawn, since nothing was paid for it. One that the
+  provider no longer has may have been paid for: the user decides whether to ask again (`give_up`);
 - input files hold micrographs: they are deleted here and at the provider once the replies are in
-  the journal.
+  the journal. A deletion that fails is tried again by the next run, and said.
 
-A batch is `written` (file on this disk), `uploaded`, `submitted`, `done`.
+A batch is `written` (file on this disk), `uploaded`, `submitted`, `collected` (it is over), `done`
+(its files are deleted).
 """
 
 import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from openai.types import Batch as ProviderBatch
 from tqdm import tqdm
 
 from mvaema.teacher.accounts import Accounts, Tally
-from mvaema.teacher.batch_api import BatchApi, BatchStopped
+from mvaema.teacher.batch_api import BatchApi, BatchStopped, Refused, RemoteBatch
+from mvaema.teacher.batch_files import BatchResults, custom_id
 from mvaema.teacher.endpoint import Endpoint
 from mvaema.teacher.journal import Batch, Journal, Question
 from mvaema.teacher.prompt import request_body
 from mvaema.teacher.questions import Plan
-from mvaema.teacher.replies import Reply
+from mvaema.teacher.replies import Reply, Verdict
 
 MAX_OPEN = 20  # batches at the provider at a time
 TERMINAL = ("completed", "failed", "expired", "cancelled")
-# Codes in an error file for requests that were never carried out.
-NOT_ASKED = ("batch_expired", "batch_cancelled")
-RECORD_CHUNK = 500
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class BatchAsker:
         limits: size of the input files, and how often to look at batches.
         on_progress: called with a number of questions whenever that many are done with.
         sleep: waits so many seconds.
+        give_up: batches, by the provider's id or by ours, whose questions are asked again where the
+            provider no longer has the batch or its results.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class BatchAsker:
         limits: BatchLimits,
         on_progress: Callable[[int], None] = lambda count: None,
         sleep: Callable[[float], None] = time.sleep,
+        give_up: Iterable[str] = (),
     ):
         self.endpoint, self.journal, self.plan, self.accounts = endpoint, journal, plan, accounts
         self.limits, self.on_progress, self.sleep = limits, on_progress, sleep
@@ -83,6 +86,9 @@ class BatchAsker:
         self._max_open = MAX_OPEN
         self._passes = 0  # over the questions; the first one counts what is answered already
         self._stop: str | None = None  # found in a reply, heeded once its batch is recorded
+        self._give_up = frozenset(give_up)
+        self._gone: dict[str, str] = {}  # batches by name -> what to tell about them
+        self._left: list[str] = []  # input files that could not be deleted
 
     def run(self, questions: Callable[[], Iterator[list[Question]]]) -> Tally:
         """Ask until nothing is missing or the run is stopped (`Tally.stopped`).
@@ -94,8 +100,13 @@ class BatchAsker:
             JournalError, sqlite3.Error: the journal cannot be written.
         """
         self._discard_orphans()
+        self._clean_up()
+        known = {name for b in self.journal.open_batches() for name in (b.name, b.batch_id)}
+        for name in sorted(self._give_up - known):
+            tqdm.write(f"--give_up_batches {name}: no open batch has this name.")
         for batch in self.journal.open_batches():
             self.accounts.budget.hold(batch.worst_cost)
+        stopped = None
         try:
             self._collect(until_below=1)
             before = self.tally.completions
@@ -106,10 +117,16 @@ class BatchAsker:
                         "console."
                     )
                 before = self.tally.completions
-        except BatchStopped as stopped:
-            self.tally.stopped = str(stopped)
+        except BatchStopped as error:
+            stopped = str(error)
         finally:
+            if self._left:
+                self._clean_up()
             self._api.close()
+        for left in self._left:
+            tqdm.write(left)
+        reasons = [*([stopped] if stopped else []), *self._gone.values()]
+        self.tally.stopped = " ".join(reasons) or None
         return self.tally
 
     def _round(self, questions: Iterator[list[Question]]) -> bool:
@@ -123,7 +140,7 @@ class BatchAsker:
             if following is not question:
                 wrote = True
                 self._collect(until_below=self._max_open)
-            elif self.journal.open_batches():  # their end may free some of the budget
+            elif self._open():  # their end may free some of the budget
                 self._collect(until_below=1)
             else:
                 raise BatchStopped(self.accounts.budget.exhausted())
@@ -169,7 +186,7 @@ class BatchAsker:
 
     def _line(self, question: Question) -> bytes:
         request = {
-            "custom_id": f"{question.fingerprint}-{question.attempt}",
+            "custom_id": custom_id(question),
             "method": "POST",
             "url": "/v1/chat/completions",
             "body": request_body(
@@ -182,130 +199,163 @@ class BatchAsker:
         return self.folder / f"{name}.jsonl"
 
     def _discard_orphans(self):
-        """Remove input files that were not complete when their process died."""
+        """Remove files that a process left when it died: input files that were not complete, and
+        result files of batches that are over."""
         known = {batch.name for batch in self.journal.open_batches()}
-        for file in self.folder.glob("mvaema-*.jsonl"):
+        for file in self.folder.glob("mvaema-*"):
             if file.name.partition(".")[0] not in known:
                 file.unlink()
 
     # --- submitting and collecting
 
+    def _open(self) -> list[Batch]:
+        """The open batches, but for those that the provider no longer has."""
+        return [b for b in self.journal.open_batches() if b.name not in self._gone]
+
     def _collect(self, until_below: int):
         """Submit what is written, then wait until fewer than so many batches are open."""
         while True:
             submitted = 0
-            for batch in self.journal.open_batches():
+            for batch in self._open():
                 if batch.state != "submitted" and submitted < self._max_open:
                     batch = self._submit(batch)
                 submitted += batch.state == "submitted"
-            for batch in self.journal.open_batches():
+            for batch in self._open():
                 if batch.state == "submitted":
                     self._look_at(batch)
-            if len(self.journal.open_batches()) < until_below:
+            if len(self._open()) < until_below:
                 return
             self.sleep(self.limits.poll)
 
     def _submit(self, batch: Batch) -> Batch:
-        if batch.state == "written":
-            file_id = self._api.upload(self._input_file(batch.name))
-            batch = replace(batch, state="uploaded", file_id=file_id)
-            self.journal.update_batch(batch)
-        batch_id = self._api.submit(batch.file_id, batch.name)
+        try:
+            if batch.state == "written":
+                file_id = self._api.upload(self._input_file(batch.name))
+                batch = replace(batch, state="uploaded", file_id=file_id)
+                self.journal.update_batch(batch)
+            batch_id = self._api.submit(batch.file_id, batch.name)
+        except Refused as refused:
+            raise self._withdrawn(batch, str(refused)) from None
+        except FileNotFoundError as error:
+            raise self._withdrawn(batch, f"{error.filename} is gone.") from None
         batch = replace(batch, state="submitted", batch_id=batch_id)
         self.journal.update_batch(batch)
         return batch
 
+    def _withdrawn(self, refused: Batch, reason: str) -> BatchStopped:
+        """End a batch that was not accepted, and those that wait behind it. Returns the error."""
+        waiting = [b for b in self._open() if b.state == "written" and b.name != refused.name]
+        count = 0
+        for batch in (refused, *waiting):
+            count += len(self.journal.batch_questions(batch))
+            self._end(batch, 0.0)
+        return BatchStopped(
+            f"A batch was not submitted: {reason} It is withdrawn, and nothing is paid for it: its "
+            f"{count:,} questions are asked again by the next run, with or without --batch."
+        )
+
     def _look_at(self, batch: Batch):
         """Where a batch has ended: fetch its replies, pay for them, and clean up."""
-        remote = self._api.retrieve(batch.batch_id)
+        try:
+            remote = self._api.retrieve(batch.batch_id)
+        except Refused as refused:
+            self._set_aside(batch, refused, "batch")
+            return
         if remote.status != batch.status:
             self.journal.update_batch(replace(batch, status=remote.status))
         if remote.status not in TERMINAL:
             return
-        cost = 0.0
-        for file_id in (remote.output_file_id, remote.error_file_id):
-            if file_id:
+        cost, refused = 0.0, None
+        for file_id in remote.result_files:
+            try:
                 cost += self._fetch(batch, file_id)
-        self.accounts.budget.settle(batch.worst_cost, cost)
-        self.journal.end_batch(batch)
-        self._api.delete(batch.file_id)
-        for file in self.folder.glob(f"{batch.name}*"):
-            file.unlink()
+            except Refused as error:
+                refused = error
+        if refused is not None:
+            self.accounts.budget.hold(0.0)  # what is reserved stays so, for the rest
+            self.accounts.budget.settle(0.0, cost)
+            self._set_aside(batch, refused, "result file of a batch")
+            return
+        self._end(batch, cost)
         if self._stop is not None:
             raise BatchStopped(self._stop)
         if remote.status == "failed":
-            self._failed(remote)
+            self._failed(batch, remote)
 
-    def _failed(self, remote: ProviderBatch):
-        errors = (remote.errors and remote.errors.data) or []
-        others = sum(batch.state == "submitted" for batch in self.journal.open_batches())
-        if any(error.code == "token_limit_exceeded" for error in errors) and others:
+    def _failed(self, batch: Batch, remote: RemoteBatch):
+        others = sum(batch.state == "submitted" for batch in self._open())
+        if any(code == "token_limit_exceeded" for code, _ in remote.errors) and others:
             self._max_open = others  # as many as the account may have enqueued
             return
-        text = "; ".join(f"{e.code}: {e.message}" for e in errors) or "no reason given"
-        raise BatchStopped(f"Batch {remote.id} failed ({self.endpoint.redact(text)}).")
+        text = "; ".join(f"{code}: {message}" for code, message in remote.errors)
+        raise BatchStopped(
+            f"Batch {batch.batch_id} failed ({self.endpoint.redact(text) or 'no reason given'}). "
+            "Its questions are asked again by the next run."
+        )
+
+    def _set_aside(self, batch: Batch, refused: Refused, what: str):
+        """The results of a batch cannot be had. If they are gone, give it up where the user said
+        so, and leave it alone in this run otherwise. Stop for any other reason, such as the key."""
+        if not refused.gone:
+            raise refused
+        if self._give_up & {batch.name, batch.batch_id}:
+            asked_again = list(self._results(batch).record_lost())
+            self._end(batch, self._charge(asked_again))
+            tqdm.write(
+                f"Batch {batch.batch_id} is given up: {len(asked_again):,} of its questions are "
+                "asked again."
+            )
+        else:
+            count = len(self.journal.batch_questions(batch))
+            self._gone[batch.name] = (
+                f"The provider does not have the {what} any more ({batch.batch_id}, {count:,} "
+                "questions, answers that were paid for if it ran). Check --endpoint and the key: "
+                "with those of another account no batch is found. If it is lost, "
+                f"--give_up_batches {batch.batch_id} asks what it did not answer again, which is "
+                "paid for again."
+            )
+
+    def _end(self, batch: Batch, cost: float):
+        self.accounts.budget.settle(batch.worst_cost, cost)
+        self.journal.end_batch(batch)
+        self._clean_up()
+
+    def _clean_up(self):
+        """Delete the input files of batches that are over, here and at the provider."""
+        self._left = []
+        for batch in self.journal.collected_batches():
+            failure = self._api.delete(batch.file_id) if batch.file_id else None
+            for file in self.folder.glob(f"{batch.name}*"):
+                file.unlink()
+            if failure is None:
+                self.journal.update_batch(replace(batch, state="done"))
+            else:
+                self._left.append(
+                    f"The provider could not delete the input file {batch.file_id}, which holds "
+                    f"micrographs ({failure}). The next run with --batch tries again."
+                )
 
     # --- replies
 
+    def _results(self, batch: Batch) -> BatchResults:
+        unreadable = self.folder / "unreadable-results.jsonl"
+        return BatchResults(self.journal, self.endpoint, batch, unreadable)
+
     def _fetch(self, batch: Batch, file_id: str) -> float:
         """Bring a result file to this disk, then into the journal. Returns its cost."""
-        path = self.folder / f"{batch.name}.{file_id}.result"
+        path = self.folder / f"{batch.name}.result"
         self._api.download(file_id, path)
-        rows = self.journal.batch_questions(batch)
-        asked = {f"{row['fingerprint']}-{row['attempt']}": row for row in rows}
-        cost, chunk = 0.0, []
-        with path.open("rb") as lines:
-            for line in lines:
-                reply = self._reply(line, asked, batch.name)
-                if reply is not None:
-                    chunk.append(reply)
-                if len(chunk) == RECORD_CHUNK:
-                    cost += self._record(chunk)
-                    chunk = []
-        return cost + self._record(chunk)
+        return self._charge(self._results(batch).record(path))
 
-    def _reply(self, line: bytes, asked: dict, batch: str) -> Reply | None:
-        """The reply in a line of a result file; None where there is none."""
-        if not line.strip():
-            return None
-        try:
-            result = json.loads(self.endpoint.redact(line))
-            question = asked[result["custom_id"]]
-            response, error = result.get("response") or {}, result.get("error") or {}
-        except (ValueError, TypeError, KeyError, AttributeError) as problem:
-            kept = self.folder / "unreadable-results.jsonl"
-            with kept.open("ab") as file:
-                file.write(line)
-            tqdm.write(f"batch {batch}: unreadable result ({problem!r}), kept in {kept}")
-            return None
-        if not response and error.get("code") in NOT_ASKED:
-            return None
-        return Reply(
-            fingerprint=question["fingerprint"],
-            image_id=question["image_id"],
-            question_id=question["question_id"],
-            attempt=question["attempt"],
-            asked_at=time.time(),
-            latency_s=None,
-            status=response.get("status_code"),
-            request_id=response.get("request_id"),
-            batch=batch,
-            problem=None if response else str(error.get("code") or "no response"),
-            raw=json.dumps(response["body"]).encode() if "body" in response else None,
-        )
-
-    def _record(self, replies: list[Reply]) -> float:
-        """Record replies, judge them, and return their cost. Those that a process recorded before
-        it died are not recorded again."""
-        self.journal.record([reply for reply in replies if not self.journal.has(reply)])
-        verdicts = [(reply, reply.judge()) for reply in replies]
-        self.journal.record([], verdicts)
+    def _charge(self, results: Iterable[tuple[Reply, Verdict, bool]]) -> float:
+        """Charge and count replies as they are recorded. Returns their cost."""
         cost = 0.0
-        for reply, verdict in verdicts:
+        for reply, verdict, first in results:
             longest = self.accounts.meter.longest_cost()
             cost += self.accounts.charge(reply, verdict, longest) or 0.0
-            self.tally.count(verdict)
             self._stop = self._stop or verdict.stop
-            if verdict.settled:
+            if first:
+                self.tally.count(verdict)
+            if first and verdict.settled:
                 self.on_progress(1 if self._passes else 0)
         return cost

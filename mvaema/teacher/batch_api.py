@@ -1,30 +1,55 @@
 """The provider's side of a batch: `/files` and `/batches`, as OpenAI defines them.
 
-Every call is repeated while the server is down or busy. A call that cannot succeed raises
-`BatchStopped`, with the reason.
+Every call is repeated while the server is down or busy, drops the connection, or says something
+that cannot be read. A call that cannot succeed raises `BatchStopped`, with the reason; where the
+server refused it, and would refuse it again, `Refused`.
 """
 
-import contextlib
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import httpx2
 import openai
-from openai.types import Batch as ProviderBatch
 
 from mvaema.teacher.endpoint import Endpoint
 from mvaema.teacher.limits import backoff
-from mvaema.teacher.replies import judge
+from mvaema.teacher.replies import clean, judge
 
 Result = TypeVar("Result")
 
 ATTEMPTS = 8
+# No connection, or a response that cannot be used. The client raises the last two where a page of a
+# list is none.
+FAILURES = (openai.APIError, httpx2.HTTPError, ValueError, AttributeError, TypeError)
 
 
 class BatchStopped(RuntimeError):
     """The run cannot continue; the message says why and what to do, as sentences."""
+
+
+class Refused(BatchStopped):
+    """The server understood a call and refuses it. `gone`: what was asked for is not there."""
+
+    def __init__(self, reason: str, status: int):
+        super().__init__(reason)
+        self.gone = status in (404, 405, 410)
+
+
+class UnusableResponse(ValueError):
+    """A response with status 200 that lacks what it is for."""
+
+
+@dataclass(frozen=True)
+class RemoteBatch:
+    """A batch as the provider describes it: its state, result files, and errors (code, message)."""
+
+    status: str
+    result_files: list[str] = field(default_factory=list)
+    errors: list[tuple[str, str]] = field(default_factory=list)
 
 
 class BatchApi:
@@ -48,33 +73,59 @@ class BatchApi:
         self._client.close()
 
     def upload(self, path: Path) -> str:
-        """Upload an input file. Returns its id."""
+        """Upload an input file, unless a process that died has done so. Returns its id."""
 
         def call() -> str:
+            for uploaded in self._files():
+                if getattr(uploaded, "filename", None) == path.name:
+                    return _stated(uploaded, "id")
             with path.open("rb") as file:
-                return self._client.files.create(file=(path.name, file), purpose="batch").id
+                created = self._client.files.create(file=(path.name, file), purpose="batch")
+            return _stated(created, "id")
 
         return self._repeat(call)
+
+    def _files(self) -> list:
+        """The input files at the provider; none where it does not list them."""
+        try:
+            return list(self._client.files.list(purpose="batch"))
+        except openai.APIStatusError:
+            return []
 
     def submit(self, file_id: str, name: str) -> str:
         """Submit an input file, unless a process that died has done so. Returns the batch's id."""
 
         def call() -> str:
             for batch in self._client.batches.list():
-                if batch.input_file_id == file_id:
-                    return batch.id
-            return self._client.batches.create(
+                if getattr(batch, "input_file_id", None) == file_id:
+                    return _stated(batch, "id")
+            created = self._client.batches.create(
                 input_file_id=file_id,
                 endpoint="/v1/chat/completions",
                 completion_window="24h",
                 metadata={"name": name},
-            ).id
+            )
+            return _stated(created, "id")
 
         return self._repeat(call)
 
-    def retrieve(self, batch_id: str) -> ProviderBatch:
+    def retrieve(self, batch_id: str) -> RemoteBatch:
         """The batch as it is now."""
-        return self._repeat(lambda: self._client.batches.retrieve(batch_id))
+
+        def call() -> RemoteBatch:
+            batch = self._client.batches.retrieve(batch_id)
+            files = [getattr(batch, name, None) for name in ("output_file_id", "error_file_id")]
+            errors = getattr(getattr(batch, "errors", None), "data", None)
+            return RemoteBatch(
+                _stated(batch, "status"),
+                [file for file in files if isinstance(file, str) and file],
+                [
+                    tuple(clean(getattr(error, name, None)) or "?" for name in ("code", "message"))
+                    for error in (errors if isinstance(errors, list) else [])
+                ],
+            )
+
+        return self._repeat(call)
 
     def download(self, file_id: str, path: Path):
         """Write a result file to `path`, on the disk when this returns."""
@@ -91,24 +142,36 @@ class BatchApi:
 
         self._repeat(call)
 
-    def delete(self, file_id: str):
-        """Delete a file. When that fails, the provider keeps it until it expires."""
-        with contextlib.suppress(openai.APIError):
+    def delete(self, file_id: str) -> str | None:
+        """Delete a file, if it is there. Tries once; returns why it may still be there."""
+        try:
             self._client.files.delete(file_id)
+        except openai.NotFoundError:
+            return None
+        except openai.APIStatusError as error:
+            return judge(error.status_code, self._body(error), None).detail
+        except FAILURES as error:
+            return str(error).rstrip(".")
+        return None
+
+    def _body(self, error: openai.APIStatusError) -> bytes:
+        """What a refusal says, without the key."""
+        try:
+            return self.endpoint.redact(error.response.read())
+        except (httpx2.HTTPError, httpx2.StreamError):
+            return b""
 
     def _repeat(self, call: Callable[[], Result]) -> Result:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return call()
             except openai.APIStatusError as error:
-                body = self.endpoint.redact(error.response.content)
-                verdict = judge(error.status_code, body, None)
-                if verdict.stop:
-                    raise BatchStopped(verdict.stop) from None
-                if verdict.settled:
-                    raise BatchStopped(f"{verdict.detail}.") from None
+                verdict = judge(error.status_code, self._body(error), None)
+                if verdict.stop or verdict.settled:
+                    reason = verdict.stop or f"{verdict.detail}."
+                    raise Refused(reason, error.status_code) from None
                 failure = verdict.detail
-            except openai.APIConnectionError as error:
+            except FAILURES as error:
                 failure = str(error).rstrip(".")
             if attempt < ATTEMPTS:
                 self.sleep(backoff(attempt))
@@ -116,3 +179,10 @@ class BatchApi:
             f"The server failed {ATTEMPTS} times, the last time: {failure}. Submitted batches "
             "continue at the provider."
         )
+
+
+def _stated(response, name: str) -> str:
+    value = getattr(response, name, None)
+    if not isinstance(value, str) or not value:
+        raise UnusableResponse(f"a response of the Batch API states no {name}")
+    return value

@@ -15,7 +15,13 @@ HUB_LICENCES = {"cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "mit", "
 
 @dataclass
 class Summary:
-    """What an export holds: for the card, and for the console."""
+    """What an export holds: for the card, and for the console.
+
+    Attributes:
+        absent: images that were left out, since the last run did not meet them.
+        outdated: questions that were left out, since they were asked under other labels.
+        damaged: images that were left out, since their prepared file is missing or damaged.
+    """
 
     images: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -28,10 +34,30 @@ class Summary:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float | None = None
+    absent: int = 0
+    outdated: int = 0
+    damaged: int = 0
 
     def __str__(self) -> str:
         outcomes = ", ".join(f"{self.outcomes[name]:,} {name}" for name in OUTCOMES)
-        return f"{self.images:,} micrographs, {self.outcomes.total():,} questions: {outcomes}"
+        lines = [f"{self.images:,} micrographs, {self.outcomes.total():,} questions: {outcomes}"]
+        if self.absent:
+            lines.append(
+                f"Left out: {self.absent:,} micrographs that are no longer among --images. Their "
+                "answers stay in the journal and count again when they are back."
+            )
+        if self.outdated:
+            lines.append(
+                f"Left out: {self.outdated:,} answers that were given under another category or "
+                "scale than their micrograph has now. They stay in the journal."
+            )
+        if self.damaged:
+            lines.append(
+                f"Left out: {self.damaged:,} micrographs whose prepared image is missing or "
+                "damaged. Delete damaged ones and rerun the command that asks: it prepares them "
+                "again and asks nothing twice."
+            )
+        return "\n".join(lines)
 
 
 CARD = """---

@@ -1,31 +1,52 @@
 """The journal to a micrograph dataset and, only when asked, to a hub.
 
 What is special about it:
-- it reads a snapshot, so it can run at any time while answers still arrive;
+- it reads a snapshot, so it can run at any time while answers still arrive, and several exports of
+  a folder take turns;
+- replies are judged anew, whatever an earlier version made of them, and no single reply or image
+  stops an export;
+- rows are the images as the last run met them: an image that was removed, and an answer that was
+  given under other labels, stay in the journal and out of the dataset, and are counted;
 - every outcome is exported, with what is needed to choose: outcome, flags, reasoning apart from
   the answer, teacher model, prompt version. Training takes `ok`;
 - the folder `dataset` is replaced only when the new one is complete on the disk.
 """
 
+import fcntl
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from tqdm import tqdm
 
 from mvaema.hub import private_repository
 from mvaema.micrographs.shards import write_shards
 from mvaema.teacher.card import Summary, dataset_card
 from mvaema.teacher.flags import Flagger, is_loop
-from mvaema.teacher.journal import Journal, JournalError, PreparedImage, journals, rows_in_order
+from mvaema.teacher.journal import (
+    Journal,
+    JournalError,
+    PreparedImage,
+    absent_images,
+    differences,
+    journals,
+    rows_in_order,
+)
+from mvaema.teacher.languages import in_other_language
 from mvaema.teacher.money import Price, spent
+from mvaema.teacher.preparing import read_prepared
+from mvaema.teacher.prompt import Prompt
+from mvaema.teacher.questions import Plan
 from mvaema.teacher.replies import Verdict, judge
 
 UNKNOWN = "unknown"
+# Damaged images that are named; the others are counted.
+NAMED_IMAGES = 20
 
-# Begins a new pass over the images and the replies that count for them.
+# Begins a new pass over the images and all their replies.
 Answered = Callable[[], Iterator[tuple[PreparedImage, list]]]
 
 
@@ -40,32 +61,36 @@ def export(folder: Path, price: Price | None = None) -> tuple[Path, Summary]:
         the dataset's folder and what it holds.
 
     Raises:
-        JournalError: there is no journal, no reply in it, or journals of different
+        JournalError: there is no journal, no row to write, or journals of different
             configurations.
-        OSError: an image is missing, or the disk is full or read-only. An earlier dataset stays.
+        OSError: the disk is full or read-only. An earlier dataset stays.
     """
-    for path in journals(folder):
-        # What a killed run did not come to judge. One that is running does so itself.
-        with suppress(JournalError), Journal(path) as journal:
-            journal.judge_rest()
-    partial = folder / "dataset.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    with ExitStack() as stack:
+    with _one_at_a_time(folder), ExitStack() as stack:
         opened, configuration = _open(folder, stack)
         snapshots = [journal.snapshot() for journal in opened]
         for snapshot in snapshots:
             stack.callback(snapshot.close)
+        absent = [absent_images(snapshot) for snapshot in snapshots]
 
         def answered() -> Iterator[tuple[PreparedImage, list]]:
-            for snapshot in snapshots:
-                yield from rows_in_order(snapshot)
+            for snapshot, gone in zip(snapshots, absent, strict=True):
+                for image, replies in rows_in_order(snapshot):
+                    if image.image_id not in gone:
+                        yield image, replies
 
+        partial = folder / "dataset.partial"
+        shutil.rmtree(partial, ignore_errors=True)
         try:
             rows = Rows(folder, configuration, answered)
+            rows.summary.absent = sum(map(len, absent))
             write_shards(iter(rows), partial)
             summary = rows.summary
             if not summary.images:
-                raise JournalError(f"{folder}: the journal has no replies yet, nothing to export.")
+                waiting = sum(journal.count_in_batches() for journal in opened)
+                raise JournalError(
+                    f"{folder}: nothing to export. {waiting:,} questions are in open batches, "
+                    f"which --batch collects. {summary}"
+                )
             costs = [spent(j, price, configuration["max_tokens"]) for j in opened]
             summary.cost = None if None in costs else sum(costs)
             when = [
@@ -76,23 +101,39 @@ def export(folder: Path, price: Price | None = None) -> tuple[Path, Summary]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-    return _replace(folder / "dataset", partial), summary
+        return _replace(folder / "dataset", partial), summary
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process exports this folder."""
+    if not journals(folder):
+        raise JournalError(f"{folder} holds no journal of the teacher. Check --output_dir.")
+    with (folder / "dataset.lock").open("w") as lock:  # held until the file is closed
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tqdm.write(f"{folder}: waiting for another export of this folder.")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _open(folder: Path, stack: ExitStack) -> tuple[list[Journal], dict]:
     """The journals of a folder, open until the stack closes, and their configuration."""
     paths = journals(folder)
     opened = [stack.enter_context(Journal(path, read_only=True)) for path in paths]
-    configurations = [journal.configuration for journal in opened]
-    if not opened or configurations[0] is None:
-        raise JournalError(f"{folder} holds no journal of the teacher. Check --output_dir.")
-    for path, other in zip(paths, configurations, strict=True):
-        if other != configurations[0]:
+    for path, journal in zip(paths, opened, strict=True):
+        if journal.configuration is None:
+            raise JournalError(f"{path} is not a journal of the teacher. Check --output_dir.")
+        if differences(opened[0].configuration, journal.configuration):
             raise JournalError(
                 f"{path.name} and {paths[0].name} have different configurations. Keep them in "
                 "different folders."
             )
-    return opened, configurations[0]
+        if journal.has_unjudged():  # what a killed run left; one that is running does it itself
+            with suppress(JournalError), Journal(path) as writable:
+                writable.judge_rest()
+    return opened, opened[0].configuration
 
 
 def _replace(target: Path, new: Path) -> Path:
@@ -118,47 +159,78 @@ class Rows:
         self.folder, self.configuration, self.answered = folder, configuration, answered
         self.summary = Summary()
         self._flagger = Flagger()
+        self._plan = None  # of an earlier version, which did not keep the wording of the prompt
+        questions = configuration["questions"]
+        if "prompt_parts" in configuration:
+            self._plan = Plan(
+                model=configuration["teacher_model"],
+                parameters=configuration["parameters"],
+                prompt=Prompt(
+                    configuration["prompt_version"], configuration["prompt_parts"], questions
+                ),
+                question_ids=tuple(questions),
+            )
 
     def __iter__(self) -> Iterator[dict]:
-        for _, replies in self.answered():
-            for row in replies:
-                if row["outcome"] == "ok":
-                    self._flagger.add(row["question_id"], _judge(row).answer)
+        for image, replies in self.answered():
+            for question_id, verdict in self._counting(image, replies)[0]:
+                if verdict.outcome == "ok":
+                    self._flagger.add(question_id, verdict.answer)
         self._flagger.finish()
         for image, replies in self.answered():
-            if replies:
-                yield self._row(image, replies)
+            verdicts, outdated = self._counting(image, replies)
+            answers = [self._answer(*pair) for pair in verdicts]
+            self.summary.outdated += outdated
+            data = read_prepared(self.folder, image) if answers else None
+            if data is not None:
+                self._count(image, verdicts, answers)
+                yield self._row(image, data, answers)
+            elif answers:
+                self._damaged(image)
 
-    def _row(self, image: PreparedImage, replies: list) -> dict:
-        order = {name: i for i, name in enumerate(self.configuration["questions"])}
-        replies.sort(key=lambda row: order.get(row["question_id"], len(order)))
-        self.summary.images += 1
-        self.summary.categories[image.category or UNKNOWN] += 1
-        self.summary.licences[image.licence or UNKNOWN] += 1
-        self.summary.sources[image.source or UNKNOWN] += 1
+    def _counting(
+        self, image: PreparedImage, replies: list
+    ) -> tuple[list[tuple[str, Verdict]], int]:
+        """The verdict that counts for each question: the last `ok`, else the last settled one,
+        else the last. Also the number of questions that were answered under other labels."""
+        ranked: dict[str, dict] = {name: {} for name in self.configuration["questions"]}
+        outdated = set()
+        for row in replies:
+            name, verdict = row["question_id"], judge(row["status"], row["raw"], row["problem"])
+            if name not in ranked:
+                continue
+            if self._plan is None or row["fingerprint"] == self._plan.fingerprint(image, name):
+                settled = bool(row["settled"] or verdict.settled)
+                ranked[name][verdict.outcome == "ok", settled, row["attempt"]] = verdict
+            elif verdict.is_completion:
+                outdated.add(name)
+        best = [(name, found[max(found)]) for name, found in ranked.items() if found]
+        return best, len(outdated)
+
+    def _row(self, image: PreparedImage, data: bytes, answers: list[dict]) -> dict:
         return {
-            "image": {"bytes": (self.folder / image.file).read_bytes()},
+            "image": {"bytes": data},
             "image_id": image.image_id,
             "category": image.category,
             "caption": image.caption,
             "pixel_size_nm": image.pixel_size_nm,
             "scale_bar": image.scale_bar,
             "group": image.group,
-            "qa": [self._answer(row) for row in replies],
+            "qa": answers,
             "source": image.source,
             "licence": image.licence,
         }
 
-    def _answer(self, row) -> dict:
-        verdict, question_id = _judge(row), row["question_id"]
+    def _answer(self, question_id: str, verdict: Verdict) -> dict:
+        question = self.configuration["questions"][question_id]
         flags = self._flagger.next(question_id) if verdict.outcome == "ok" else []
         if verdict.answer is not None:
             flags += ["repetition"] if is_loop(verdict.answer) else []
             flags += [] if verdict.marked else ["unmarked"]
-        self._count(question_id, verdict, flags)
+            flags += ["other_language"] if in_other_language(question, verdict.answer) else []
         return {
             "question_id": question_id,
-            "question": self.configuration["questions"][question_id],
+            "question": question,
             "answer": verdict.answer,
             "outcome": verdict.outcome,
             "reasoning": verdict.reasoning,
@@ -167,19 +239,25 @@ class Rows:
             "prompt_version": self.configuration["prompt_version"],
         }
 
-    def _count(self, question_id: str, verdict: Verdict, flags: list[str]):
+    def _count(self, image: PreparedImage, verdicts: list[tuple[str, Verdict]], answers: list):
         summary = self.summary
-        summary.outcomes[verdict.outcome] += 1
-        summary.by_question.setdefault(question_id, Counter())[verdict.outcome] += 1
-        summary.flags.update(flags)
-        summary.prompt_tokens += verdict.prompt_tokens or 0
-        summary.completion_tokens += verdict.completion_tokens or 0
-        if verdict.returned_model:
-            summary.models[verdict.returned_model] += 1
+        summary.images += 1
+        summary.categories[image.category or UNKNOWN] += 1
+        summary.licences[image.licence or UNKNOWN] += 1
+        summary.sources[image.source or UNKNOWN] += 1
+        for (question_id, verdict), answer in zip(verdicts, answers, strict=True):
+            summary.outcomes[verdict.outcome] += 1
+            summary.by_question.setdefault(question_id, Counter())[verdict.outcome] += 1
+            summary.flags.update(answer["flags"])
+            summary.prompt_tokens += verdict.prompt_tokens or 0
+            summary.completion_tokens += verdict.completion_tokens or 0
+            if verdict.returned_model:
+                summary.models[verdict.returned_model] += 1
 
-
-def _judge(row) -> Verdict:
-    return judge(row["status"], row["raw"], row["problem"])
+    def _damaged(self, image: PreparedImage):
+        self.summary.damaged += 1
+        if self.summary.damaged <= NAMED_IMAGES:
+            tqdm.write(f"{self.folder / image.file}: missing or damaged, its row is left out.")
 
 
 def push(dataset: Path, repo_id: str, *, public: bool = False) -> str:

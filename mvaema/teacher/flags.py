@@ -1,9 +1,10 @@
 """Answers worth a second look: flagged, never deleted.
 
 What is special about it:
-- `unmarked` and `repetition` need one text. `length_outlier`, `exact_duplicate` and
-  `near_duplicate` need all answers to a question, and are computed per question: "No labels are
-  visible." may be the right answer to one many times over, and suspicious for another;
+- `unmarked`, `repetition` and `other_language` (`mvaema.teacher.languages`) need one text.
+  `length_outlier`, `exact_duplicate` and `near_duplicate` need all answers to a question, and are
+  computed per question: "No labels are visible." may be the right answer to one many times over,
+  and suspicious for another;
 - near duplicates are found by MinHash and banding (Broder 1997; Leskovec, Rajaraman and Ullman,
   Mining of Massive Datasets, ch. 3) in arrays of fixed width: about 270 bytes per answer, so a
   million answers to a question fit in memory.

@@ -3,7 +3,9 @@
 What is special about it:
 - a reply is committed before anything reads it, so a process that dies at any moment loses at
   most the requests in flight;
-- nothing is deleted or overwritten: a question that is asked again has two attempts;
+- no reply is deleted or overwritten: a question that is asked again has two attempts;
+- images follow their sources: labels are those of the last pass over them, and an image that no
+  source is any more is marked, with all its replies kept;
 - sources are known by hashes only; no file name of the lab is in it.
 """
 
@@ -13,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvaema.teacher.durable import DurableDatabase, JournalError
+from mvaema.teacher.durable import DurableDatabase, JournalError, commits_made
 from mvaema.teacher.replies import VERDICT_COLUMNS, Reply, Verdict
 
 TABLES = """
@@ -25,7 +27,9 @@ CREATE TABLE IF NOT EXISTS images (
     image_id TEXT PRIMARY KEY, file TEXT NOT NULL, sha256 TEXT NOT NULL,
     width INTEGER NOT NULL, height INTEGER NOT NULL,
     category TEXT, caption TEXT, pixel_size_nm REAL, scale_bar TEXT, "group" TEXT,
-    source TEXT, licence TEXT);
+    source TEXT, licence TEXT, labelled_by TEXT);
+-- Images that no source was in the last complete pass.
+CREATE TABLE IF NOT EXISTS absent (image_id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS replies (
     id INTEGER PRIMARY KEY,
     fingerprint TEXT NOT NULL, image_id TEXT NOT NULL, question_id TEXT NOT NULL,
@@ -52,7 +56,7 @@ CREATE INDEX IF NOT EXISTS waiting_of_an_image ON batch_questions (image_id);
 # A completion, or a batch that may bring some.
 HAS_ANSWERS = """
 SELECT EXISTS (SELECT 1 FROM replies WHERE outcome IS NULL OR outcome != 'error')
-    OR EXISTS (SELECT 1 FROM batches WHERE state != 'done')
+    OR EXISTS (SELECT 1 FROM batches WHERE state NOT IN ('collected', 'done'))
 """
 
 # The attempt that counts for each question: the last `ok`, else the last settled one, else the
@@ -92,6 +96,14 @@ class PreparedImage:
     group: str | None = None
     source: str | None = None
     licence: str | None = None
+    labelled_by: str | None = None  # the source (see `sources`) that stated all of the above
+
+
+# What a source says about its image, and may say differently later.
+LABELS = (
+    *("category", "caption", "pixel_size_nm", "scale_bar", "group", "source", "licence"),
+    "labelled_by",
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ class Batch:
     """A row of `batches`: one input file of the Batch API and what became of it."""
 
     name: str
-    state: str  # written (on this disk), uploaded, submitted or done
+    state: str  # written (on this disk), uploaded, submitted, collected or done
     worst_cost: float  # US dollars
     file_id: str | None = None  # the provider's id of the input file
     batch_id: str | None = None  # the provider's id of the batch
@@ -112,8 +124,37 @@ def journal_name(shard: int, shards: int) -> str:
 
 
 def journals(folder: Path) -> list[Path]:
-    """The journals in an output folder, by shard."""
-    return sorted(folder.glob("journal-*-of-*.sqlite"))
+    """The journals in an output folder, by shard: also those that were there and are gone."""
+    found = set(folder.glob("journal-*-of-*.sqlite"))
+    locks = [path.with_suffix(".sqlite") for path in folder.glob("journal-*-of-*.lock")]
+    return sorted(found | {path for path in locks if commits_made(path)})
+
+
+def check_not_emptied(path: Path):
+    """A folder of images and answers whose journals are all gone must not be begun again.
+
+    Raises:
+        JournalError: the folder of `path` holds prepared images or a dataset, and no journal.
+    """
+    folder = path.parent
+    if any(path.exists() and path.stat().st_size for path in (path, *journals(folder))):
+        return
+    found = [next(folder.glob(name), None) for name in ("images/[0-9a-f][0-9a-f]/*", "dataset/*")]
+    for path in filter(None, found):
+        raise JournalError(
+            f"{folder} holds {path.relative_to(folder)} of an earlier run, but no journal. Put the "
+            "journal back, or all answers are asked and paid for again. To begin afresh, use "
+            "another --output_dir."
+        )
+
+
+def differences(recorded: dict, configuration: dict) -> list[str]:
+    """Where two configurations differ, as text. A setting that only one has was added since."""
+    return [
+        f"{name}: {recorded[name]!r} there, {configuration[name]!r} now"
+        for name in sorted(recorded.keys() & configuration.keys())
+        if recorded[name] != configuration[name]
+    ]
 
 
 class Journal(DurableDatabase):
@@ -126,17 +167,28 @@ class Journal(DurableDatabase):
         read_only: open without lock and ballast, to read while another process writes.
 
     Raises:
-        JournalError: the folder cannot be written, another run is using it, or it holds the
-            journal of another configuration.
+        JournalError: the folder cannot be written, another run is using it, it holds the journal of
+            another configuration, or its journal was deleted or is not complete.
     """
 
     def __init__(self, path: Path, configuration: dict | None = None, *, read_only: bool = False):
+        if not read_only:
+            check_not_emptied(path)
         super().__init__(path, TABLES, read_only=read_only)
         try:
             self._check(configuration)
         except JournalError:
             self.close()
             raise
+
+    def _create(self, tables: str):
+        super()._create(tables)
+        if "labelled_by" not in [
+            row["name"] for row in self._db.execute("PRAGMA table_info(images)")
+        ]:
+            self._db.execute(
+                "ALTER TABLE images ADD COLUMN labelled_by TEXT"
+            )  # by an earlier version
 
     def _check(self, configuration: dict | None):
         try:
@@ -145,20 +197,18 @@ class Journal(DurableDatabase):
             raise JournalError(f"{self.path} is not a journal of the teacher ({error}).") from error
         if configuration is None or recorded == configuration:
             return
-        if recorded is not None and self.query(HAS_ANSWERS)[0][0]:
-            names = [
-                f"{name}: {recorded.get(name)!r} there, {configuration.get(name)!r} now"
-                for name in sorted({*recorded, *configuration})
-                if recorded.get(name) != configuration.get(name)
-            ]
+        names = differences(recorded or {}, configuration)
+        if names and self.query(HAS_ANSWERS)[0][0]:
             raise JournalError(
                 f"{self.path} holds answers of another configuration ({'; '.join(names)}). Use "
                 "the same settings to resume, or another --output_dir."
             )
-        # Nothing was answered under the old configuration (a wrong model name, say): start over.
+        if self.read_only:
+            return
         with self.transaction() as db:
-            db.execute("DELETE FROM images")
-            db.execute("DELETE FROM sources")
+            if names:  # nothing was answered under these (a wrong model name, say): start over
+                for table in ("images", "sources", "absent"):
+                    db.execute(f"DELETE FROM {table}")
             db.execute(
                 "INSERT OR REPLACE INTO meta VALUES ('configuration', ?)",
                 [json.dumps(configuration)],
@@ -204,10 +254,17 @@ class Journal(DurableDatabase):
 
         self.commit(write, irreplaceable=True)
 
-    def has(self, reply: Reply) -> bool:
-        """Whether this attempt at the question is recorded."""
-        known = "SELECT 1 FROM replies WHERE fingerprint = ? AND attempt = ?"
-        return bool(self.query(known, [reply.fingerprint, reply.attempt]))
+    def attempts_at(self, fingerprint: str) -> list[sqlite3.Row]:
+        """(attempt, batch, status, problem, raw) of the attempts at a question, in order."""
+        return self.query(
+            "SELECT attempt, batch, status, problem, raw FROM replies WHERE fingerprint = ? "
+            "ORDER BY attempt",
+            [fingerprint],
+        )
+
+    def has_unjudged(self) -> bool:
+        """Whether a process died before it came to judge what it recorded."""
+        return bool(self.query("SELECT 1 FROM replies WHERE outcome IS NULL LIMIT 1"))
 
     def judge_rest(self) -> int:
         """Judge the replies of a process that died before it came to them.
@@ -251,16 +308,20 @@ class Journal(DurableDatabase):
         rows = self.query("SELECT * FROM sources WHERE source = ?", [source])
         return rows[0] if rows else None
 
-    def add_source(self, source: str, image: PreparedImage | None):
-        """Record what a source turned out to be. An image that is there already stays as it is.
+    def add_source(self, source: str, image_id: str | None, image: PreparedImage | None = None):
+        """Record what a source turned out to be.
+
+        Args:
+            source: see `sources`.
+            image_id: of its image; None when it belongs to another shard.
+            image: the image, where its labels are to be those of this source.
 
         Raises:
             JournalError: the disk is full.
         """
 
         def write(db: sqlite3.Connection):
-            values = [source, image and image.image_id]
-            db.execute("INSERT OR REPLACE INTO sources VALUES (?, ?)", values)
+            db.execute("INSERT OR REPLACE INTO sources VALUES (?, ?)", [source, image_id])
             if image is not None:
                 add_images(db, [image])
 
@@ -277,7 +338,19 @@ class Journal(DurableDatabase):
         million ids are too many to hold in memory."""
         with self._mutex:
             done = self._db.execute("INSERT OR IGNORE INTO seen VALUES (?)", [image_id])
-            return done.rowcount == 1
+        if done.rowcount and self.query("SELECT 1 FROM absent WHERE image_id = ?", [image_id]):
+            with self.transaction() as db:
+                db.execute("DELETE FROM absent WHERE image_id = ?", [image_id])
+        return done.rowcount == 1
+
+    def end_pass(self):
+        """This pass met all sources: mark the images that it did not meet."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM absent")
+            db.execute(
+                "INSERT INTO absent SELECT image_id FROM images "
+                "WHERE image_id NOT IN (SELECT image_id FROM seen)"
+            )
 
     def image(self, image_id: str) -> PreparedImage:
         """A prepared image by its id."""
@@ -288,7 +361,14 @@ class Journal(DurableDatabase):
 
     def open_batches(self) -> list[Batch]:
         """The batches whose replies are not in the journal yet, in the order they were written."""
-        rows = self.query("SELECT * FROM batches WHERE state != 'done' ORDER BY rowid")
+        return self._batches("state NOT IN ('collected', 'done')")
+
+    def collected_batches(self) -> list[Batch]:
+        """The batches that are over, but whose files were not deleted yet."""
+        return self._batches("state = 'collected'")
+
+    def _batches(self, where: str) -> list[Batch]:
+        rows = self.query(f"SELECT * FROM batches WHERE {where} ORDER BY rowid")
         return [Batch(**dict(row)) for row in rows]
 
     def begin_batch(self, batch: Batch, questions: Iterable[Question]):
@@ -314,9 +394,10 @@ class Journal(DurableDatabase):
             )
 
     def end_batch(self, batch: Batch):
-        """All replies of a batch are recorded; its other questions are to be asked again."""
+        """All replies of a batch are recorded; its other questions are to be asked again. Its
+        files are still to be deleted."""
         with self.transaction() as db:
-            db.execute("UPDATE batches SET state = 'done' WHERE name = ?", [batch.name])
+            db.execute("UPDATE batches SET state = 'collected' WHERE name = ?", [batch.name])
             db.execute("DELETE FROM batch_questions WHERE batch = ?", [batch.name])
 
     def batch_questions(self, batch: Batch) -> list[sqlite3.Row]:
@@ -334,21 +415,36 @@ class Journal(DurableDatabase):
 
 
 def add_images(db: sqlite3.Connection, images: Iterable[PreparedImage]):
-    """Insert images that are not there yet."""
+    """Insert images; those that are there keep their file, and get these labels."""
     names = list(PreparedImage.__dataclass_fields__)
     columns = ", ".join(f'"{name}"' for name in names)
     marks = ", ".join(f":{name}" for name in names)
+    labels = ", ".join(f'"{name}" = excluded."{name}"' for name in LABELS)
     db.executemany(
-        f"INSERT OR IGNORE INTO images ({columns}) VALUES ({marks})",
+        f"INSERT INTO images ({columns}) VALUES ({marks}) "
+        f"ON CONFLICT (image_id) DO UPDATE SET {labels}",
         (vars(image) for image in images),
     )
 
 
+def absent_images(connection: sqlite3.Connection) -> set[str]:
+    """Ids of the images with replies that no source was in the last complete pass."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'absent'").fetchone():
+        return set()  # by an earlier version, which did not know
+    return {
+        row[0]
+        for row in connection.execute(
+            "SELECT image_id FROM absent WHERE image_id IN (SELECT image_id FROM replies)"
+        )
+    }
+
+
 def rows_in_order(connection: sqlite3.Connection) -> Iterator[tuple[PreparedImage, list]]:
-    """Each image with the replies that count, one image in memory at a time."""
+    """Each image with all its replies, attempt by attempt, one image in memory at a time."""
     for row in connection.execute("SELECT * FROM images ORDER BY image_id"):
         image = PreparedImage(**dict(row))
         replies = connection.execute(
-            COUNTING_ATTEMPTS.format(columns="*", where="image_id = ?"), [image.image_id]
+            "SELECT * FROM replies WHERE image_id = ? ORDER BY question_id, attempt",
+            [image.image_id],
         ).fetchall()
         yield image, replies

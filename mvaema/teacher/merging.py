@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,6 +12,7 @@ from mvaema.teacher.journal import (
     Journal,
     JournalError,
     PreparedImage,
+    absent_images,
     add_images,
     journal_name,
     journals,
@@ -22,15 +25,16 @@ CHUNK = 1000
 def merge(target: Path, folders: list[Path]) -> int:
     """Copy the images and all attempts of other output folders into one.
 
-    What is there already stays, so a merge can be repeated: after an interruption, or when the
-    shards have more replies. Two attempts at the same question are both kept.
+    No reply is lost or copied twice, so a merge can be repeated: after an interruption, or when the
+    shards have more replies. Two attempts at the same question are both kept. Labels are those of
+    the last folder that has the image; an image is absent where it is absent in all folders.
 
     Returns:
         the number of replies copied.
 
     Raises:
         JournalError: a folder has no journal, one of another configuration, or an open batch.
-        OSError: an image is missing or the disk is full.
+        OSError: the disk is full.
     """
     found = []
     for folder in folders:
@@ -42,36 +46,51 @@ def merge(target: Path, folders: list[Path]) -> int:
         found += paths
     with Journal(found[0], read_only=True) as first:
         configuration = first.configuration
-    copied = 0
+    absent, copied = set(), 0
+    for path in found:
+        with Journal(path, configuration, read_only=True) as part, closing(part.snapshot()) as now:
+            absent |= absent_images(now)
     with Journal(target / journal_name(0, 1), configuration) as merged:
         for path in tqdm(found, unit=" journals"):
             with Journal(path, configuration, read_only=True) as part:
-                copied += _copy(part, merged)
+                copied += _copy(part, merged, absent)
+        with merged.transaction() as db:
+            db.executemany("INSERT OR IGNORE INTO absent VALUES (?)", [[name] for name in absent])
     return copied
 
 
-def _copy(part: Journal, merged: Journal) -> int:
-    snapshot = part.snapshot()
-    try:
-        if snapshot.execute("SELECT 1 FROM batches WHERE state != 'done'").fetchone():
+def _copy(part: Journal, merged: Journal, absent: set[str]) -> int:
+    """Copy one journal, and take what is there from the images that are absent in some part."""
+    with closing(part.snapshot()) as snapshot:
+        if part.open_batches():
             raise JournalError(
                 f"{part.path}: a batch is still open. Rerun its command with --batch until the "
                 "batch is collected, then merge."
             )
+        absent_here = absent_images(snapshot)
         images = snapshot.execute("SELECT * FROM images")
         while rows := images.fetchmany(CHUNK):
             prepared = [PreparedImage(**dict(row)) for row in rows]
+            absent -= {image.image_id for image in prepared} - absent_here
             for image in prepared:
                 _link(part.folder / image.file, merged.folder / image.file)
             with merged.transaction() as db:
-                add_images(db, prepared)
+                _add(db, prepared, absent_here)
         sources = snapshot.execute("SELECT * FROM sources WHERE image_id IS NOT NULL")
         while rows := sources.fetchmany(CHUNK):
             with merged.transaction() as db:
                 db.executemany("INSERT OR IGNORE INTO sources VALUES (?, ?)", map(tuple, rows))
         return _copy_replies(snapshot, merged)
-    finally:
-        snapshot.close()
+
+
+def _add(db: sqlite3.Connection, images: list[PreparedImage], absent: set[str]):
+    """Add images. The labels of those that are absent in their part are no news."""
+    for image in images:
+        known = db.execute("SELECT 1 FROM images WHERE image_id = ?", [image.image_id]).fetchone()
+        if image.image_id not in absent or not known:
+            add_images(db, [image])
+        if image.image_id not in absent:
+            db.execute("DELETE FROM absent WHERE image_id = ?", [image.image_id])
 
 
 def _copy_replies(snapshot, merged: Journal) -> int:
@@ -96,18 +115,15 @@ def _copy_replies(snapshot, merged: Journal) -> int:
 
 
 def _link(source: Path, target: Path):
-    """Hard-link a file, or copy it where the disk has no links."""
-    if target.exists():
+    """Hard-link a file, or copy it where the disk has no links. One that is missing is left out:
+    the export counts it, and the next run prepares it again."""
+    if target.exists() or not source.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{source}: the prepared image is gone. Restore it, then merge again."
-        ) from None
     except OSError:
         shutil.copyfile(source, temporary)
     temporary.replace(target)

@@ -191,7 +191,7 @@ class Meter:
 
 def may_be_charged(status: int | None, problem: str | None) -> bool:
     """Whether an attempt may have cost something although its usage was not stated."""
-    return problem in ("timeout", "dropped") or (status is not None and 200 <= status < 300)
+    return problem in ("timeout", "dropped", "lost") or (status is not None and 200 <= status < 300)
 
 
 def spent(journal, price: Price | None, max_tokens: int) -> float | None:

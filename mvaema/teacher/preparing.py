@@ -4,7 +4,8 @@ What is special about it:
 - the image is re-encoded from pixels alone: no EXIF, TIFF tag, comment or file name goes with it;
 - files are stored under the hash of their pixels, and the journal knows sources by hashes only;
 - a source that was prepared before is not read again, so a rerun over a million images starts at
-  once.
+  once. What it says about its image (category, scale, group) counts as it is now;
+- a prepared file that is missing or damaged is prepared again, and never sent as it is.
 """
 
 import hashlib
@@ -121,9 +122,16 @@ class Preparer:
         self.problems: Counter[str] = Counter()
         self.duplicates = 0
 
-    def __call__(self, entries: Iterable[Entry | Problem]) -> Iterator[PreparedImage | None]:
+    def __call__(
+        self, entries: Iterable[Entry | Problem], complete: bool = False
+    ) -> Iterator[PreparedImage | None]:
         """One item per entry: its image, or None where it is unreadable, belongs to another shard,
         or equals an earlier image.
+
+        Args:
+            entries: of the source.
+            complete: these are all entries that there are, so that an image that is not among them
+                is there no more.
 
         Raises:
             JournalError: an image cannot be written.
@@ -131,39 +139,85 @@ class Preparer:
         self.journal.forget_seen()
         for entry in entries:
             if isinstance(entry, Problem):
+                complete = complete and not entry.hides_more
                 self._problem(entry.name, entry.reason, entry.message)
                 yield None
-                continue
-            image_id = self._image_id(entry)
-            if image_id is None:
-                yield None
-            elif self.journal.first_sight(image_id):
-                yield self.journal.image(image_id)
             else:
-                self.duplicates += 1
-                yield None
+                self._entry = entry
+                yield self._image(entry)
+        if complete:
+            self.journal.end_pass()
 
-    def _image_id(self, entry: Entry) -> str | None:
+    def is_intact(self, image: PreparedImage) -> bool:
+        """Whether the file of the image that was yielded last can be sent. A damaged one is
+        prepared again; where that fails, it is a problem."""
+        if read_prepared(self.journal.folder, image) is not None:
+            return True
+        fresh = self._prepare(self._entry)
+        if fresh is None or fresh.image_id == image.image_id:
+            return fresh is not None
+        self.journal.add_source(source_key(self._entry), fresh.image_id, fresh)
+        message = "has other pixels than before. The next run asks about these"
+        self._problem(self._entry.name, "changed", message)
+        return False
+
+    def _image(self, entry: Entry) -> PreparedImage | None:
+        """The image of an entry, with the labels of the first entry that has its pixels."""
         source = source_key(entry)
         known = self.journal.known_source(source)
-        if known is not None:
-            return known["image_id"]
-        if self.shards > 1:
-            try:
-                content = entry.content
-                data = content.read_bytes() if isinstance(content, Path) else content()
-            except OSError as error:
-                return self._problem(entry.name, "unreadable", str(error))
-            if shard_of(data, self.shards) != self.shard:
-                self.journal.add_source(source, None)
-                return None
+        if known is not None and known["image_id"] is None:
+            return None
+        if known is None and not self._in_shard(entry):
+            return None
+        image = self._stored(known["image_id"]) if known is not None else None
+        fresh = self._prepare(entry) if image is None else None
+        image = image or fresh
+        if image is None:
+            return None
+        if not self.journal.first_sight(image.image_id):
+            self.duplicates += 1
+            if known is None:
+                self.journal.add_source(source, image.image_id)
+            return None
+        if image.labelled_by != source:
+            fresh = image = self._prepare(entry)  # since the pixel size may be in the file only
+        if fresh is None:
+            return image
+        self.journal.add_source(source, fresh.image_id, fresh)
+        return self.journal.image(fresh.image_id)
+
+    def _stored(self, image_id: str) -> PreparedImage | None:
+        """A prepared image; None where its file is missing or empty."""
+        image = self.journal.image(image_id)
+        try:
+            return image if (self.journal.folder / image.file).stat().st_size else None
+        except OSError:
+            return None
+
+    def _in_shard(self, entry: Entry) -> bool:
+        """Whether a new entry is in this shard. One that is not is recorded as such."""
+        if self.shards == 1:
+            return True
+        try:
+            content = entry.content
+            data = content.read_bytes() if isinstance(content, Path) else content()
+        except OSError as error:
+            self._problem(entry.name, "unreadable", str(error))
+            return False
+        if shard_of(data, self.shards) == self.shard:
+            return True
+        self.journal.add_source(source_key(entry), None)
+        return False
+
+    def _prepare(self, entry: Entry) -> PreparedImage | None:
+        """Read an entry and store its file, unless it is there. None where it is unreadable."""
         reading = self.preparation.read(entry)
         if not isinstance(reading, ReadMicrograph):
-            return self._problem(entry.name, *reading)
-        self.journal.add_source(source, self._store(reading, entry))
-        return reading.image_id
+            self._problem(entry.name, *reading)
+            return None
+        return self._store(reading, entry)
 
-    def _problem(self, name: str, reason: str, message: str) -> None:
+    def _problem(self, name: str, reason: str, message: str):
         self.problems[reason] += 1
         tqdm.write(f"skipped ({reason}): {message if name in message else f'{name}: {message}'}")
 
@@ -174,7 +228,8 @@ class Preparer:
         try:
             path = self.journal.folder / file
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, data)  # before the journal knows it
+            if not path.is_file() or path.read_bytes() != data:
+                write_bytes(path, data)  # before the journal knows it
         except OSError as error:
             raise JournalError(
                 f"{self.journal.folder / file}: cannot be written ({error.strerror}). All replies "
@@ -195,7 +250,22 @@ class Preparer:
             group=entry.fields.get("group", reading.image_id),
             source=entry.fields.get("source"),
             licence=entry.fields.get("licence"),
+            labelled_by=source_key(entry),
         )
+
+
+def read_prepared(folder: Path, image: PreparedImage) -> bytes | None:
+    """The bytes of a prepared file in an output folder; None where it is missing or damaged."""
+    try:
+        data = (folder / image.file).read_bytes()
+        if hashlib.sha256(data).hexdigest() == image.sha256:
+            return data
+        # Prepared again by another version of the encoder.
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.load()
+            return data if picture.size == (image.width, image.height) else None
+    except Exception:  # Pillow's decoders raise what they like
+        return None
 
 
 def source_key(entry: Entry) -> str:

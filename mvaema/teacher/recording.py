@@ -5,9 +5,8 @@ the next one, so that the journal does not slow the run down.
 """
 
 import asyncio
-import sqlite3
 
-from mvaema.teacher.journal import Journal, JournalError
+from mvaema.teacher.journal import Journal
 from mvaema.teacher.replies import Reply, Verdict
 
 
@@ -62,7 +61,7 @@ class Recorder:
             failure = None
             try:
                 await asyncio.to_thread(self.journal.record, [r for r, _ in replies], verdicts)
-            except (JournalError, sqlite3.Error) as error:
+            except Exception as error:  # whoever waits must hear of it, whatever it is
                 failure = error
             for _, future in replies:
                 if future.done():  # its coroutine was cancelled

@@ -5,6 +5,7 @@ What is special about it:
   applied to replies that were paid for long ago;
 - a reply that is not a completion (an error page with status 200, no choices) is an error, never
   an answer;
+- no field is trusted: whatever its type or value, the verdict can be stored and exported;
 - reasoning is kept apart from the answer.
 
 Three fields of a [`Verdict`] decide what happens to a question. `settled`: it is not asked again
@@ -54,6 +55,28 @@ REFUSALS = [
 ]
 REFUSAL_LENGTH = 600  # characters; a longer text that begins like a refusal usually answers
 
+# Tags in which models write reasoning by themselves: DeepSeek, Qwen and others; Kimi.
+THOUGHTS = (
+    r"(?:<(?:think|thinking|thought|reasoning)>|◁think▷)",
+    r"(?:</(?:think|thinking|thought|reasoning)>|◁/think▷)",
+)
+# What encloses an answer, the first that is found: the tags that the prompt asks for, GLM's box,
+# and the last channel of gpt-oss.
+ENCLOSURES = (
+    (r"<\s*(?:final[_ ]?)?answer\s*>", r"<\s*/\s*(?:final[_ ]?)?answer\s*>"),
+    (r"<\|begin_of_box\|>", r"<\|end_of_box\|>"),
+    (r"<\|channel\|>final<\|message\|>", r"<\|(?:end|return)\|>"),
+)
+MOST_OPENINGS = 20  # looked at, from the end; a text of nothing but tags must not take long
+HEADING = re.compile(r"^[ \t#*]*(?:final )?answer[ \t*]*:[ \t*]*", re.IGNORECASE | re.MULTILINE)
+# Tokens of chat templates, which a server may fail to remove, with the names that follow some.
+SPECIAL_TOKEN = re.compile(r"<\|(?:start|channel)\|>\w+|<\|\w{1,40}\|>")
+# Types of the parts of a message that are no answer.
+REASONING_PARTS = {"reasoning", "reasoning_content", "reasoning_text", "thinking", "thought"}
+
+# Above this, a number of tokens is a mistake of the server.
+MOST_TOKENS = 10**9
+
 # Fields of a verdict that the journal keeps beside the raw reply.
 VERDICT_COLUMNS = (
     "outcome",
@@ -71,7 +94,8 @@ class Reply:
     """What one attempt at a question brought back, as it came.
 
     `status` and `raw` are the HTTP status and body. Without a response both are None, and
-    `problem` says what happened (`timeout`, `dropped`, `unreachable`).
+    `problem` says what happened: `timeout`, `dropped`, `unreachable`, `lost` (given up with its
+    batch), or a code of the Batch API.
     """
 
     fingerprint: str  # of the question
@@ -103,7 +127,8 @@ class Verdict:
         detail: for errors, what was wrong.
         answer, reasoning: the two parts of a completion; None when it has none.
         marked: the answer was in the tags that the prompt asks for.
-        prompt_tokens, cached_tokens, completion_tokens: usage as the server stated it.
+        prompt_tokens, cached_tokens, completion_tokens: usage as the server stated it; all None
+            where it left one out or stated what cannot be.
     """
 
     outcome: str
@@ -149,15 +174,24 @@ def judge(status: int | None, raw: bytes | None, problem: str | None) -> Verdict
         # After a timeout the answer may have been produced and charged, and asking again does not
         # help a slow server: that is left to `--retry error`. The others delivered nothing.
         return Verdict("error", settled=problem == "timeout", detail=problem)
-    body = _parse(raw)
+    body = parse_json(raw)
     if 200 <= status < 300:
         return _judge_completion(body)
     return _judge_error(status, body, raw or b"")
 
 
-def _parse(raw: bytes | None):
+def parse_json(raw: bytes | None):
+    """What a server's JSON says; None where it is none.
+
+    A byte that is no UTF-8, or a number of thousands of digits, does not spoil the rest.
+    """
+
+    def integer(digits: str) -> int | float:
+        return int(digits) if len(digits) < 20 else float(digits)
+
+    text = (raw or b"").decode("utf-8-sig", "replace")
     try:
-        return json.loads(raw or b"")
+        return json.loads(text, parse_int=integer)
     except (ValueError, RecursionError):
         return None
 
@@ -178,17 +212,15 @@ def _judge_completion(body) -> Verdict:
     if not isinstance(message, dict):
         return not_a_completion("its choice has no message")
 
-    reasoning, answer, marked = split_answer(_text(message.get("content")))
-    apart = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
-    usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
-    details = usage.get("prompt_tokens_details")
-    finish = choice.get("finish_reason")
-    refusal = _text(message.get("refusal"))
+    texts, thoughts, refusals = _message_parts(message)
+    reasoning, answer, marked = split_answer(texts)
+    finish = clean(choice.get("finish_reason"))
+    prompt, cached, completion = _usage(body.get("usage"))
     if finish == "content_filter":
         outcome = "filtered"
-    elif refusal or is_refusal(answer):
+    elif refusals or is_refusal(answer):
         outcome = "refused"
-        answer = answer or refusal
+        answer = answer or refusals
     elif finish == "length":
         outcome = "truncated"
     else:
@@ -197,13 +229,13 @@ def _judge_completion(body) -> Verdict:
         outcome,
         settled=True,
         answer=answer or None,
-        reasoning="\n\n".join(part for part in (apart, reasoning) if part) or None,
+        reasoning="\n\n".join(part for part in (thoughts, reasoning) if part) or None,
         marked=marked,
-        finish_reason=finish if isinstance(finish, str) else None,
-        returned_model=body.get("model") if isinstance(body.get("model"), str) else None,
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        cached_tokens=_count(details.get("cached_tokens")) if isinstance(details, dict) else None,
-        completion_tokens=_count(usage.get("completion_tokens")),
+        finish_reason=finish,
+        returned_model=clean(body.get("model")),
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        completion_tokens=completion,
     )
 
 
@@ -211,7 +243,7 @@ def _judge_error(status: int, body, raw: bytes) -> Verdict:
     """The verdict on a response whose status is that of an error."""
     error = body.get("error") if isinstance(body, dict) else None
     error = error if isinstance(error, dict) else {}
-    codes = {str(error.get("code")), str(error.get("type"))}
+    codes = {clean(error.get("code")), clean(error.get("type"))}
     text = _message(body) or raw[:300].decode(errors="replace")
     detail = f"status {status}: {text}"
 
@@ -240,28 +272,38 @@ def _judge_error(status: int, body, raw: bytes) -> Verdict:
 def split_answer(content: str) -> tuple[str, str, bool]:
     """A completion's text as (reasoning, answer, marked).
 
-    The answer is what `<answer>` and `</answer>` enclose: the last pair, and up to the end of the
-    text where `</answer>` is missing. Without tags it is what follows a line that begins with
-    "Answer:" or "Final answer:". Without either the whole text is the answer, and `marked` is
-    False. `<think>` blocks, which some models write by themselves, are reasoning.
+    The answer is what `<answer>` and `</answer>` enclose: the last pair with something in it, and
+    up to the end of the text where `</answer>` is missing. Without tags it is what a model's own
+    marks enclose, or what follows a line that begins with "Answer:" or "Final answer:". Without
+    any of these the whole text is the answer, and `marked` is False. Blocks like `<think>`, which
+    some models write by themselves, are reasoning, and special tokens of a chat template are
+    neither.
     """
-    thoughts = re.findall(r"<think>(.*?)(?:</think>|\Z)", content, re.DOTALL)
-    rest = re.sub(r"<think>.*?(?:</think>|\Z)", "", content, flags=re.DOTALL)
-    if "</think>" in rest:  # the template opened the block in the prompt
-        thought, _, rest = rest.rpartition("</think>")
-        thoughts.append(thought)
-    before, tag, after = rest.rpartition("<answer>")
-    if tag:
-        answer = after.partition("</answer>")[0]
-    else:
-        heading = re.search(
-            r"^[ \t#*]*(?:final )?answer[ \t*]*:[ \t*]*", rest, re.IGNORECASE | re.MULTILINE
-        )
-        before, answer = (rest[: heading.start()], rest[heading.end() :]) if heading else ("", rest)
-        tag = heading
-    thoughts.append(before)
-    reasoning = "\n\n".join(thought.strip() for thought in thoughts if thought.strip())
-    return reasoning, answer.strip(), bool(tag)
+    begin, end = THOUGHTS
+    block = re.compile(rf"{begin}(.*?)(?:{end}|\Z)", re.DOTALL | re.IGNORECASE)
+    thoughts, rest = block.findall(content), block.sub("", content)
+    closings = list(re.finditer(end, rest, re.IGNORECASE))
+    if closings:  # the template opened the block in the prompt
+        thoughts.append(rest[: closings[-1].start()])
+        rest = rest[closings[-1].end() :]
+    before, answer, marked = _enclosed(rest)
+    thoughts = [SPECIAL_TOKEN.sub("", thought).strip() for thought in [*thoughts, before]]
+    answer = SPECIAL_TOKEN.sub("", answer).strip()
+    return "\n\n".join(thought for thought in thoughts if thought), answer, marked
+
+
+def _enclosed(text: str) -> tuple[str, str, bool]:
+    """(what is before the answer, the answer, whether something marks it)."""
+    for begin, end in ENCLOSURES:
+        openings = list(re.finditer(begin, text, re.IGNORECASE))[-MOST_OPENINGS:]
+        for opening in reversed(openings):
+            answer = re.split(end, text[opening.end() :], maxsplit=1, flags=re.IGNORECASE)[0]
+            if answer.strip() or opening is openings[0]:
+                return text[: opening.start()], answer, True
+    heading = HEADING.search(text)
+    if heading:
+        return text[: heading.start()], text[heading.end() :], True
+    return "", text, False
 
 
 def is_refusal(text: str) -> bool:
@@ -270,19 +312,64 @@ def is_refusal(text: str) -> bool:
     return len(text) <= REFUSAL_LENGTH and any(pattern.search(text) for pattern in REFUSALS)
 
 
+def clean(value) -> str | None:
+    """A string that can be stored, printed and exported; None for anything else.
+
+    JSON can hold halves of surrogate pairs, which UTF-8 cannot.
+    """
+    if not isinstance(value, str):
+        return None
+    if value.isascii():
+        return value
+    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _message_parts(message: dict) -> tuple[str, str, str]:
+    """The text, the reasoning and the refusal in a message; some servers send lists of parts."""
+    content = message.get("content")
+    apart = (_text(message.get(name)) for name in ("reasoning_content", "reasoning", "thinking"))
+    texts, thoughts, refusals = [], [next(filter(None, apart), "")], [_text(message.get("refusal"))]
+    for part in content if isinstance(content, list) else [content]:
+        fields = part if isinstance(part, dict) else {}
+        kind = clean(fields.get("type"))
+        if kind in REASONING_PARTS or fields.get("thought") is True:
+            thoughts += [_text(fields.get(n)) for n in ("text", "thinking", "reasoning", "summary")]
+        elif kind == "refusal":
+            refusals.append(_text(fields.get("refusal")))
+        else:
+            texts.append(_text(part))
+    return "".join(texts), "\n\n".join(filter(None, thoughts)), "".join(refusals)
+
+
 def _text(value) -> str:
-    """Message content as a string; some servers send a list of parts."""
-    if isinstance(value, list):
-        parts = [part.get("text") for part in value if isinstance(part, dict)]
-        return "".join(part for part in parts if isinstance(part, str))
-    return value if isinstance(value, str) else ""
+    """The text of a string, of a part, or of a list of both."""
+    parts = value if isinstance(value, list) else [value]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    return "".join(clean(text) or "" for text in texts)
 
 
 def _message(body) -> str | None:
+    """The message of an error, fit for one line of a terminal."""
     error = body.get("error", body) if isinstance(body, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    return message[:300].rstrip(". ") if isinstance(message, str) else None
+    message = clean(error.get("message") if isinstance(error, dict) else error)
+    if message is None:
+        return None
+    return re.sub(r"[^\S ]|[\x00-\x1f\x7f-\x9f]", " ", message[:300]).rstrip(". ")
+
+
+def _usage(usage) -> tuple[int, int | None, int] | tuple[None, None, None]:
+    """(prompt, cached, completion) tokens."""
+    usage = usage if isinstance(usage, dict) else {}
+    prompt, completion = (_count(usage.get(f"{part}_tokens")) for part in ("prompt", "completion"))
+    if prompt is None or completion is None:
+        return None, None, None
+    details = usage.get("prompt_tokens_details")
+    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
+    return prompt, cached and min(cached, prompt), completion
 
 
 def _count(value) -> int | None:
-    return value if isinstance(value, int) and value >= 0 else None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= MOST_TOKENS or value != int(value):
+        return None
+    return int(value)

@@ -116,6 +116,7 @@ class TeacherRun:
             "max_tokens": self.args.max_tokens,
             "prompt_version": self.prompt.version,
             "prompt_digest": self.prompt.digest(),
+            "prompt_parts": self.prompt.parts,
             "questions": self.prompt.questions,
             "preparation": asdict(self.preparation),
         }
@@ -156,8 +157,8 @@ class TeacherRun:
         """
         args = self.args
         endpoint = Endpoint(args.endpoint, args.api_key_env, args.allow_external)
-        entries = self._count_sources()
-        entries = entries if args.pilot is None else min(entries, args.pilot)
+        total = self._count_sources()
+        entries = total if args.pilot is None else min(total, args.pilot)
         with Journal(self.path, self.configuration) as journal:
             journal.judge_rest()
             plan = self.plan(journal.last_id())
@@ -168,7 +169,8 @@ class TeacherRun:
             preparer = Preparer(journal, self.preparation, args.part, args.parts)
 
             def questions() -> Iterator[list[Question]]:
-                return plan(journal, preparer(itertools.islice(self.source, entries)))
+                images = preparer(itertools.islice(self.source, entries), entries == total)
+                return plan(journal, images, preparer.is_intact)
 
             began = time.monotonic()
             with tqdm(
@@ -177,7 +179,9 @@ class TeacherRun:
                 on_progress = self._progress(bar, accounts)
                 shared = (endpoint, journal, plan, accounts)
                 if args.batch:
-                    BatchAsker(*shared, self._batch_limits(), on_progress).run(questions)
+                    BatchAsker(
+                        *shared, self._batch_limits(), on_progress, give_up=args.give_up_batches
+                    ).run(questions)
                 else:
                     asker = Asker(*shared, self._limits(), args.timeout, on_progress)
                     asyncio.run(_interruptible(asker, questions()))

@@ -13,6 +13,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import itertools
 import json
 import re
 import threading
@@ -44,11 +45,27 @@ class Fault:
     times: int = 1
     match: str = ""
     headers: dict = field(default_factory=dict)
+    body: bytes = b""  # of the kind `raw`
 
 
 def error(status: int, code: str, message: str = "no", **headers) -> web.Response:
     body = {"error": {"message": message, "type": code, "code": code}}
     return web.json_response(body, status=status, headers=headers)
+
+
+class Refusal(web.HTTPError):
+    """An error response of the Batch API."""
+
+    def __init__(self, status: int, code: str):
+        self.status_code = status
+        body = {"error": {"message": "no", "code": code}}
+        super().__init__(text=json.dumps(body), content_type="application/json")
+
+
+class Page(web.HTTPException):
+    """What a proxy sends instead of an answer."""
+
+    status_code = 200
 
 
 class FakeTeacher:
@@ -66,12 +83,18 @@ class FakeTeacher:
         self.in_flight = self.most_in_flight = 0
         self.capacity = None  # requests at a time before 429
         self.files: dict[str, bytes] = {}
+        self.uploads: list[dict] = []
         self.batches: dict[str, dict] = {}
+        self._batch_numbers = itertools.count()
         self.batch_fault = None  # called with a batch dict before it completes
         self.headers: list[dict] = []
-        # A step of the Batch API (upload, create, created, retrieve, output, errors, delete) that
-        # never ends, or gets status 401.
+        # A step of the Batch API (list, upload, uploaded, batches, create, created, retrieve,
+        # content, output, errors, delete) that never ends, or is refused with a status and a code.
         self.hang_at = self.refuse_at = None
+        self.refusal = 401, "invalid_api_key"
+        # How often the connection is dropped at a step, or a web page comes instead of JSON.
+        self.drops: dict[str, int] = {}
+        self.pages: dict[str, int] = {}
         self.hung = threading.Event()
 
     # --- running
@@ -107,6 +130,7 @@ class FakeTeacher:
         app = web.Application(client_max_size=ALLOWED_BYTES)
         app.router.add_post("/v1/chat/completions", self.chat)
         app.router.add_post("/v1/files", self.upload)
+        app.router.add_get("/v1/files", self.list_files)
         app.router.add_get("/v1/files/{id}/content", self.content)
         app.router.add_delete("/v1/files/{id}", self.delete)
         app.router.add_post("/v1/batches", self.create_batch)
@@ -122,6 +146,10 @@ class FakeTeacher:
 
     def fail(self, kind: str, times: int = 1, match: str = "", **headers):
         self.faults.append(Fault(kind, times, match, headers))
+
+    def send(self, body: bytes, match: str = ""):
+        """Answer the next request like that, with status 200."""
+        self.faults.append(Fault("raw", match=match, body=body))
 
     # --- Chat Completions
 
@@ -201,6 +229,8 @@ class FakeTeacher:
                 )
             case "malformed":
                 return web.Response(text='{"choices": [{"message"', content_type="application/json")
+            case "raw":
+                return web.Response(body=fault.body, content_type="application/json")
             case "no choices":
                 good["choices"] = []
             case "error inside":
@@ -229,21 +259,27 @@ class FakeTeacher:
 
     # --- Files and Batches
 
-    async def step(self, name: str):
+    async def step(self, name: str, request: web.Request):
         """A moment of the Batch API at which a test may interfere."""
         if name == self.refuse_at:
-            body = {"error": {"message": "no", "code": "invalid_api_key"}}
-            raise web.HTTPUnauthorized(text=json.dumps(body), content_type="application/json")
+            raise Refusal(*self.refusal)
+        if self.drops.get(name):
+            self.drops[name] -= 1
+            request.transport.close()
+            raise ConnectionResetError
+        if self.pages.get(name):
+            self.pages[name] -= 1
+            raise Page(text="<html>Please log in</html>", content_type="text/html")
         if name == self.hang_at:
             self.hung.set()
             await asyncio.sleep(3600)
 
     async def upload(self, request: web.Request) -> web.Response:
-        await self.step("upload")
+        await self.step("upload", request)
         form = await request.post()
         file_id = f"file-{len(self.files)}"
         self.files[file_id] = form["file"].file.read()
-        return web.json_response(
+        self.uploads.append(
             {
                 "id": file_id,
                 "object": "file",
@@ -254,30 +290,40 @@ class FakeTeacher:
                 "status": "processed",
             }
         )
+        await self.step("uploaded", request)
+        return web.json_response(self.uploads[-1])
+
+    async def list_files(self, request: web.Request) -> web.Response:
+        await self.step("list", request)
+        data = [] if request.query.get("after") else self.uploads
+        return web.json_response({"object": "list", "data": data, "has_more": False})
 
     async def content(self, request: web.Request) -> web.StreamResponse:
+        await self.step("content", request)
         file_id = request.match_info["id"]
+        if file_id not in self.files:
+            raise Refusal(404, "not_found")
         content = self.files[file_id]
         response = web.StreamResponse(headers={"Content-Length": str(len(content))})
         await response.prepare(request)
         await response.write(content[:100])
         errors = [batch.get("error_file_id") for batch in self.batches.values()]
-        await self.step("errors" if file_id in errors else "output")
+        await self.step("errors" if file_id in errors else "output", request)
         await response.write(content[100:])
         return response
 
     async def delete(self, request: web.Request) -> web.Response:
-        await self.step("delete")
+        await self.step("delete", request)
         self.files[request.match_info["id"]] = b"deleted"
         return web.json_response(
             {"id": request.match_info["id"], "object": "file", "deleted": True}
         )
 
     async def create_batch(self, request: web.Request) -> web.Response:
-        await self.step("create")
+        await self.step("create", request)
         body = await request.json()
         batch = {
-            "id": f"batch-{len(self.batches)}",
+            "id": f"batch-{next(self._batch_numbers)}",
             "object": "batch",
             "endpoint": body["endpoint"],
             "completion_window": body["completion_window"],
@@ -286,15 +332,18 @@ class FakeTeacher:
             "status": "validating",
         }
         self.batches[batch["id"]] = batch
-        await self.step("created")
+        await self.step("created", request)
         return web.json_response(batch)
 
     async def list_batches(self, request: web.Request) -> web.Response:
+        await self.step("batches", request)
         data = [] if request.query.get("after") else list(self.batches.values())
         return web.json_response({"object": "list", "data": data, "has_more": False})
 
     async def get_batch(self, request: web.Request) -> web.Response:
-        await self.step("retrieve")
+        await self.step("retrieve", request)
+        if request.match_info["id"] not in self.batches:
+            raise Refusal(404, "not_found")
         batch = self.batches[request.match_info["id"]]
         if batch["status"] == "validating":
             batch["status"] = "in_progress"
@@ -325,11 +374,11 @@ class FakeTeacher:
         for name, rows in (("output_file_id", results), ("error_file_id", errors)):
             if rows:
                 batch[name] = f"file-{len(self.files)}"
-                self.files[batch[name]] = "\n".join(json.dumps(row) for row in rows).encode()
+                lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+                self.files[batch[name]] = "\n".join(lines).encode()
         for result in results:
-            self.exchanges.append(
-                Exchange(result.get("custom_id"), "", b"", time.monotonic(), None, delivered=True)
-            )
+            name = result.get("custom_id") if isinstance(result, dict) else None
+            self.exchanges.append(Exchange(name, "", b"", time.monotonic(), None, delivered=True))
 
 
 def name_of(body: dict) -> str:

@@ -8,6 +8,7 @@ from support.teacher_helpers import make_images
 
 from mvaema.micrographs.schema import INSTRUMENT_COLUMNS
 from mvaema.micrographs.shards import write_shards
+from mvaema.micrographs.sources import Problem
 from mvaema.teacher.journal import Journal
 from mvaema.teacher.preparing import Preparation, Preparer, open_source, shard_of
 
@@ -66,3 +67,41 @@ def test_a_dataset_with_settings_is_prepared_and_they_stay_in_it(tmp_path):
         [prepared] = Preparer(journal, Preparation())(source)
     assert (prepared.pixel_size_nm, prepared.category) == (2.0, "Tips")
     assert not set(INSTRUMENT_COLUMNS) & set(dataclasses.asdict(prepared))
+
+
+def test_images_are_absent_after_a_complete_pass_only(tmp_path):
+    images = make_images(tmp_path / "images", 3)
+    with Journal(tmp_path / "out" / "journal.sqlite", {}) as journal:
+
+        def absent(entries, complete):
+            list(Preparer(journal, Preparation())(entries, complete))
+            return journal.query("SELECT count(*) FROM absent")[0][0]
+
+        entries = list(open_source(str(images)))
+        unmounted = Problem("folder", "permission-denied", "no", hides_more=True)
+        assert absent(entries, True) == 0
+        assert absent(entries[:2], False) == 0
+        assert absent([*entries[:2], unmounted], True) == 0
+        assert absent([*entries[:2], Problem("file", "unreadable", "no")], True) == 1
+        assert absent(entries[1:], False) == 0, "it is back"
+        assert absent(entries[:1], True) == 2
+
+
+def test_first_of_two_files_with_the_same_pixels_labels_them(tmp_path):
+    """The order of the files decides, not the order in which they appeared."""
+    images = make_images(tmp_path / "images", 1, category="Tips")
+    [file] = (images / "Tips").iterdir()
+
+    def category():
+        with Journal(tmp_path / "out" / "journal.sqlite", {}) as journal:
+            preparer = Preparer(journal, Preparation())
+            return [image.category for image in preparer(open_source(str(images))) if image]
+
+    assert category() == ["Tips"]
+    first = images / "Nanowires" / file.name
+    first.parent.mkdir()
+    shutil.copy(file, first)
+    assert category() == ["Nanowires"]
+    assert category() == ["Nanowires"]
+    first.unlink()
+    assert category() == ["Tips"]

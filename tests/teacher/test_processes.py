@@ -87,6 +87,57 @@ def test_killed_at_twenty_random_moments(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "loss",
+    [
+        "without its log",
+        *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("deleted", "emptied")),
+        pytest.param("all deleted", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_run_whose_journal_was_damaged_pays_nothing_again(loss, tmp_path):
+    """It is refused, nothing is sent, and the dataset stays; put back, it is resumed."""
+    images, output = make_images(tmp_path / "images", 4), tmp_path / "out"
+    with FakeTeacher(delay=0.01) as server:
+        log = tmp_path / "log"
+        argv = options(images, output, server.url, *CONCURRENT)
+        assert TeacherProcess(log, [*argv, "--pilot", "1"]).end() == 0
+        run = TeacherProcess(log, argv)
+        run.wait_for(lambda: len(server.delivered()) >= 25)
+        run.signal(signal.SIGKILL)
+        assert run.end() == -signal.SIGKILL
+        files = [path for path in output.glob("journal-*") if path.suffix != ".ballast"]
+        kept = {path: path.read_bytes() for path in files}
+        [journal] = output.glob("journal-*.sqlite")
+        wal = journal.with_name(f"{journal.name}-wal")
+        assert kept[wal], "replies are in the log only"
+        match loss:
+            case "deleted":
+                journal.unlink()
+            case "emptied":
+                journal.write_bytes(b"")
+            case "without its log":
+                wal.unlink()
+            case "all deleted":
+                for path in files:
+                    path.unlink()
+        asked = len(server.exchanges)
+        again = TeacherProcess(log, argv)
+        assert again.end() == 1
+        assert "error: " in again.text() and "paid for again" in again.text()
+        assert len(server.exchanges) == asked
+        with pytest.raises(JournalError):
+            export(output)
+        assert len(load_dataset(str(output / "dataset"), cache_dir=str(tmp_path / "c"))) == 1
+        for path, content in kept.items():
+            path.write_bytes(content)
+        answered = journalled(output)
+        assert TeacherProcess(log, argv).end() == 0
+        times = Counter(server.delivered())
+        assert len(answered) > 10 and all(times[name] == 1 for name in answered)
+    assert outcomes(output) == {"ok": 40}
+
+
+@pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
 def test_interrupt_finishes_what_is_in_flight(number, tmp_path):

@@ -5,7 +5,9 @@ import random
 
 import pytest
 
-from mvaema.teacher.replies import is_refusal, judge, split_answer
+from mvaema.micrographs.schema import OUTCOMES
+from mvaema.teacher.journal import Journal
+from mvaema.teacher.replies import Reply, is_refusal, judge, split_answer
 
 
 @pytest.mark.parametrize(
@@ -18,6 +20,17 @@ from mvaema.teacher.replies import is_refusal, judge, split_answer
         ("Steps.\n\n**Final answer:** Wires.", ("Steps.", "Wires.", True)),
         ("Just wires.", ("", "Just wires.", False)),
         ("<think>never ends", ("never ends", "", False)),
+        ("I see. <Answer>A</ANSWER>", ("I see.", "A", True)),
+        ("I see. < answer >A</ answer >", ("I see.", "A", True)),
+        ("r <answer>A</answer> is in <answer></answer> tags", ("r", "A", True)),
+        ("I see.<|begin_of_box|>A<|end_of_box|>", ("I see.", "A", True)),
+        ("<answer><|begin_of_box|>A<|end_of_box|></answer>", ("", "A", True)),
+        ("◁think▷hm◁/think▷A<|im_end|>", ("hm", "A", False)),
+        ("<Thinking>hm</Thinking>A", ("hm", "A", False)),
+        (
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>A",
+            ("hm", "A", True),
+        ),
         ("", ("", "", False)),
     ],
 )
@@ -92,13 +105,113 @@ def test_what_is_no_completion_is_an_error(raw):
     assert verdict.outcome == "error" and verdict.settled and verdict.answer is None
 
 
-def test_odd_values_do_not_break_reading():
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "reasoning", "text": "hm"},
+        {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+        {"text": "hm", "thought": True},
+    ],
+)
+def test_parts_of_reasoning_are_not_in_the_answer(part):
+    verdict = judge(200, completion({"content": [part, {"type": "text", "text": "A"}]}), None)
+    assert (verdict.outcome, verdict.answer, verdict.reasoning) == ("ok", "A", "hm")
+
+
+def test_part_that_refuses():
+    content = [{"type": "refusal", "refusal": "No."}]
+    verdict = judge(200, completion({"content": content}), None)
+    assert (verdict.outcome, verdict.answer) == ("refused", "No.")
+
+
+def test_characters_that_cannot_be_stored_are_replaced():
+    """Halves of surrogate pairs in an answer, a name, a reason and an error."""
+    body = completion({"content": "a\ud835b 𝐱"}, "stop\udc00", model="m\ud835")
+    verdict = judge(200, body, None)
+    assert (verdict.answer, verdict.returned_model) == ("a\ufffdb 𝐱", "m\ufffd")
+    assert verdict.finish_reason == "stop\ufffd"
+    verdict = judge(400, json.dumps({"error": {"message": "no\ud835\x1b[2J\n"}}).encode(), None)
+    assert verdict.detail == "status 400: no\ufffd [2J"
+    verdict = judge(200, completion({"content": "AB"}).replace(b"AB", b"A\xff"), None)
+    assert (verdict.outcome, verdict.answer) == ("ok", "A\ufffd")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion_tokens", "expected"),
+    [
+        ("100", "7", (100, 40, 7)),
+        ("100.0", "7", (100, 40, 7)),
+        ("30", "7", (30, 30, 7)),  # more from the cache than there were
+        ("1e25", "7", None),
+        ("1" + "0" * 25, "7", None),
+        ("9" * 5000, "7", None),
+        ("Infinity", "7", None),
+        ("NaN", "7", None),
+        ("-1", "7", None),
+        ("0.5", "7", None),
+        ("true", "7", None),
+        ('"100"', "7", None),
+        ("100", "null", None),
+        ("null", "7", None),
+    ],
+)
+def test_usage_is_what_can_be_or_unstated(prompt, completion_tokens, expected):
+    raw = completion({"content": "a"}).decode()[:-1] + (
+        f', "usage": {{"prompt_tokens": {prompt}, "completion_tokens": {completion_tokens}, '
+        '"prompt_tokens_details": {"cached_tokens": 40}}}'
+    )
+    verdict = judge(200, raw.encode(), None)
+    assert (verdict.outcome, verdict.answer, verdict.usage) == ("ok", "a", expected)
+    if expected is None:
+        stated = verdict.prompt_tokens, verdict.cached_tokens, verdict.completion_tokens
+        assert stated == (None, None, None)
+
+
+def garbage(rng: random.Random, depth: int = 0):
+    """Any JSON value, and what only Python's JSON knows, in any shape."""
+    simple = [None, True, False, 0, -1, 3, 1.5, 1e25, 10**30, float("inf"), float("nan"), ""]
+    simple += ["x", "\ud835", "\udc00\ud835", "\x00", "<answer>", "</answer>", "<think>", "é" * 9]
+    if depth == 4 or rng.random() < 0.4:
+        return rng.choice(simple)
+    items = [garbage(rng, depth + 1) for _ in range(rng.randrange(4))]
+    if rng.random() < 0.5:
+        return items
+    keys = ["text", "type", "thinking", "code", "message", "error", "content", "\ud835"]
+    return {rng.choice(keys): item for item in items}
+
+
+def test_garbage_in_any_field_is_judged_stored_and_printable(tmp_path):
+    """A good completion, or an error, in which some fields hold anything at all."""
     rng = random.Random(0)
-    values = [None, 1, -1, "x", [], {}, [None], True, {"text": 3}, [{"text": None}]]
-    for _ in range(2000):
-        pick = lambda: rng.choice(values)  # noqa: E731
-        message = {"content": pick(), "refusal": pick(), "reasoning": pick()}
-        usage = {"prompt_tokens": pick(), "completion_tokens": pick()}
-        usage["prompt_tokens_details"] = pick()
-        body = completion(message, pick(), usage=rng.choice([usage, pick()]), model=pick())
-        judge(rng.choice([200, 400, 429, 500]), body, None)
+
+    def some(value):
+        return garbage(rng) if rng.random() < 0.3 else value
+
+    replies = []
+    for i in range(3000):
+        message = {"content": some("<answer>A</answer>"), "refusal": some(None)}
+        message |= {"reasoning": some("r"), "reasoning_content": some(None)}
+        usage = {"prompt_tokens": some(9), "completion_tokens": some(3)}
+        usage["prompt_tokens_details"] = some({"cached_tokens": some(1)})
+        choice = some({"message": some(message), "finish_reason": some("stop")})
+        error = some({"message": some("no"), "code": some("server_error"), "type": some("x")})
+        body = {"choices": some([choice]), "usage": some(usage), "model": some("m")}
+        if rng.random() < 0.3:
+            body["error"] = error
+        raw = json.dumps(some(body)).encode()
+        if rng.random() < 0.1:
+            raw = raw[: rng.randrange(len(raw))] + bytes(rng.choices(range(256), k=3))
+        status = rng.choice([200, 200, 400, 429, 500])
+        replies.append(Reply(f"f{i}", "image", "basics", 1, 1.0, 0.1, status=status, raw=raw))
+    verdicts = [reply.judge() for reply in replies]
+    assert {verdict.outcome for verdict in verdicts} == {*OUTCOMES} - {"filtered", "truncated"}
+    texts = [value for verdict in verdicts for value in vars(verdict).values()]
+    "".join(text for text in texts if isinstance(text, str)).encode()
+    with Journal(tmp_path / "journal.sqlite", {}) as journal:
+        journal.record(replies)
+        assert journal.judge_rest() == len(replies)
+        stored = journal.query("SELECT raw, outcome, prompt_tokens FROM replies ORDER BY id")
+        assert [row["raw"] for row in stored] == [reply.raw for reply in replies]
+        expected = [(verdict.outcome, verdict.prompt_tokens) for verdict in verdicts]
+        assert [tuple(row)[1:] for row in stored] == expected
