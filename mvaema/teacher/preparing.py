@@ -21,7 +21,14 @@ from tqdm import tqdm
 from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema.files import write_bytes
 from mvaema.micrographs.reading import ReadMicrograph, ReadOptions, read_entry
-from mvaema.micrographs.sources import DatasetSource, Entry, FolderSource, Problem, TableSource
+from mvaema.micrographs.sources import (
+    LINK,
+    DatasetSource,
+    Entry,
+    FolderSource,
+    Problem,
+    TableSource,
+)
 from mvaema.teacher.journal import Journal, JournalError, PreparedImage
 
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -140,7 +147,8 @@ class Preparer:
         for entry in entries:
             if isinstance(entry, Problem):
                 complete = complete and not entry.hides_more
-                self._problem(entry.name, entry.reason, entry.message)
+                if entry.reason != LINK:
+                    self._problem(entry.name, entry.reason, entry.message)
                 yield None
             else:
                 self._entry = entry

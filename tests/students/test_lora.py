@@ -166,8 +166,7 @@ def test_soft_prompts_are_trained_and_a_prefix_that_fits_nowhere_is_refused(base
     )
     with pytest.warns(FutureWarning, match="past_key_values"):
         prefix(**batch).loss.backward()
-    (trained,) = [p for p in prefix.parameters() if p.requires_grad]
-    assert trained.grad.abs().max() > 0
+    assert prefix.prompt_encoder.default.embedding.weight.grad.abs().max() > 0
 
 
 def test_a_wrapped_student_answers_and_classifies_as_the_merged_one(tuned, adapters, images):
@@ -309,6 +308,8 @@ def test_a_base_that_has_gone_is_named(adapters, base, tmp_path):
 
 
 def test_the_code_in_a_folder_is_not_run(base):
+    # Of a name of its own: transformers knows a folder's classes once they were trusted.
+    base = base.rename(base.with_name("untrusted"))
     code = base / "modeling_mvaema.py"
     code.write_text("raise RuntimeError('this was run')\n")
     load_student(base)

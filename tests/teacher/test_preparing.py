@@ -105,3 +105,13 @@ def test_first_of_two_files_with_the_same_pixels_labels_them(tmp_path):
     assert category() == ["Nanowires"]
     first.unlink()
     assert category() == ["Tips"]
+
+
+def test_a_link_to_an_image_that_is_read_anyway_is_no_problem(tmp_path):
+    images = make_images(tmp_path / "images", 1)
+    [file] = (p for p in images.rglob("*") if p.is_file())
+    (images / "link.png").symlink_to(file)
+    with Journal(tmp_path / "out" / "journal.sqlite", {}) as journal:
+        preparer = Preparer(journal, Preparation())
+        assert sum(image is not None for image in preparer(open_source(str(images)))) == 1
+    assert not preparer.problems
