@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import re
+import ssl
 import threading
 import time
 from dataclasses import dataclass, field
@@ -57,10 +58,18 @@ class FakeTeacher:
     Args:
         delay: seconds an answer takes.
         keep_bodies: keep the requests' bodies (in `exchanges`) and headers.
+        ssl_context: speak HTTPS.
     """
 
-    def __init__(self, delay: float = 0.0, keep_bodies: bool = True, host: str = "127.0.0.1"):
+    def __init__(
+        self,
+        delay: float = 0.0,
+        keep_bodies: bool = True,
+        host: str = "127.0.0.1",
+        ssl_context: ssl.SSLContext | None = None,
+    ):
         self.delay, self.keep_bodies, self.host = delay, keep_bodies, host
+        self.ssl_context = ssl_context
         self.exchanges: list[Exchange] = []
         self.faults: list[Fault] = []
         self.in_flight = self.most_in_flight = 0
@@ -95,8 +104,9 @@ class FakeTeacher:
             self._end = asyncio.Event()
             runner = web.AppRunner(self.app(), handler_cancellation=True, shutdown_timeout=0.1)
             await runner.setup()
-            await web.TCPSite(runner, self.host, 0).start()
-            self.url = f"http://{self.host}:{runner.addresses[0][1]}/v1"
+            await web.TCPSite(runner, self.host, 0, ssl_context=self.ssl_context).start()
+            scheme = "https" if self.ssl_context else "http"
+            self.url = f"{scheme}://{self.host}:{runner.addresses[0][1]}/v1"
             started.set()
             await self._end.wait()
             await runner.cleanup()
@@ -104,8 +114,15 @@ class FakeTeacher:
         self._loop.run_until_complete(main())
 
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=ALLOWED_BYTES)
+        @web.middleware
+        async def keep_headers(request: web.Request, handler):
+            if self.keep_bodies:
+                self.headers.append(dict(request.headers))
+            return await handler(request)
+
+        app = web.Application(client_max_size=ALLOWED_BYTES, middlewares=[keep_headers])
         app.router.add_post("/v1/chat/completions", self.chat)
+        app.router.add_get("/v1/models", self.models)
         app.router.add_post("/v1/files", self.upload)
         app.router.add_get("/v1/files/{id}/content", self.content)
         app.router.add_delete("/v1/files/{id}", self.delete)
@@ -127,8 +144,6 @@ class FakeTeacher:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
-        if self.keep_bodies:
-            self.headers.append(dict(request.headers))
         body = json.loads(raw)
         text = body["messages"][0]["content"][1]["text"]
         fault = next((f for f in self.faults if f.times and f.match in text), None)
@@ -226,6 +241,9 @@ class FakeTeacher:
             case _:
                 raise ValueError(fault.kind)
         return web.json_response(good)
+
+    async def models(self, request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "teacher"}]})
 
     # --- Files and Batches
 
