@@ -162,7 +162,7 @@ class TeacherRun:
             journal.judge_rest()
             plan = self.plan(journal.last_id())
             accounts = Accounts(
-                Meter(self.price, args.max_tokens, args.batch, Measured.of(journal)),
+                self._meter(journal, plan),
                 Budget(args.max_cost, spent(journal, self.price, args.max_tokens) or 0.0),
             )
             preparer = Preparer(journal, self.preparation, args.part, args.parts)
@@ -190,6 +190,11 @@ class TeacherRun:
                 preparer.problems,
                 preparer.duplicates,
             )
+
+    def _meter(self, journal: Journal, plan: Plan) -> Meter:
+        args = self.args
+        measured = Measured.of(journal)
+        return Meter(self.price, args.max_tokens, args.batch, measured, plan.longest(journal))
 
     def _limits(self) -> Limits:
         args = self.args

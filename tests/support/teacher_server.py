@@ -74,6 +74,8 @@ class FakeTeacher:
         self.faults: list[Fault] = []
         self.in_flight = self.most_in_flight = 0
         self.capacity = None  # requests at a time before 429
+        # From a request's body to prompt tokens, or None for no usage; 1,000 by default.
+        self.count_tokens = None
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict] = {}
         self.batch_fault = None  # called with a batch dict before it completes
@@ -168,7 +170,7 @@ class FakeTeacher:
             else:
                 if self.delay:
                     await asyncio.sleep(self.delay)
-                response = web.json_response(completion(body))
+                response = web.json_response(self.completion(body))
             if not response.prepared:
                 response.headers["x-request-id"] = f"req-{len(self.exchanges)}"
                 await response.prepare(request)
@@ -178,8 +180,15 @@ class FakeTeacher:
         finally:
             self.in_flight -= 1
 
-    async def fault(self, fault: Fault, request: web.Request, body: dict) -> web.StreamResponse:
+    def completion(self, body: dict) -> dict:
         good = completion(body)
+        if self.count_tokens is not None:
+            tokens = self.count_tokens(body)
+            good["usage"] = tokens and {"prompt_tokens": tokens, "completion_tokens": 100}
+        return good
+
+    async def fault(self, fault: Fault, request: web.Request, body: dict) -> web.StreamResponse:
+        good = self.completion(body)
         choice, message = good["choices"][0], good["choices"][0]["message"]
         match fault.kind:
             case "429":
@@ -188,6 +197,8 @@ class FakeTeacher:
                 return web.Response(status=int(fault.kind), text="oops", headers=fault.headers)
             case "400":
                 return error(400, "invalid_request_error", "the image is no good")
+            case "413":  # by a proxy in front of the server
+                return web.Response(status=413, text="<html>too large", content_type="text/html")
             case "unsupported":
                 return error(400, "unsupported_parameter", "'max_tokens' is not supported")
             case "401":
@@ -330,7 +341,7 @@ class FakeTeacher:
                 "response": {
                     "status_code": 200,
                     "request_id": f"req-{i}",
-                    "body": completion(line["body"]),
+                    "body": self.completion(line["body"]),
                 },
                 "error": None,
             }

@@ -16,7 +16,24 @@ from mvaema.teacher.limits import Limits, retry_after
         ({"retry-after": "-3"}, 0),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "inf"}, None),
+        ({"retry-after": "nan"}, None),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        # The server's clock, whatever ours says: "-0000" is a UTC date without a time zone.
+        (
+            {
+                "retry-after": "Wed, 21 Oct 2015 07:28:00 GMT",
+                "date": "Wed, 21 Oct 2015 07:26:30 GMT",
+            },
+            90,
+        ),
+        (
+            {
+                "retry-after": "Fri, 21 Oct 2044 07:28:00 -0000",
+                "date": "Fri, 21 Oct 2044 07:26:30 -0000",
+            },
+            90,
+        ),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT", "date": "yesterday"}, 0),
     ],
 )
 def test_retry_after(headers, seconds):
