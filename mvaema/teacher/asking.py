@@ -171,7 +171,7 @@ class Asker:
         """Ask a question once, and see to it that it is asked again if need be."""
         reply, verdict, granted, wait = await self._attempt(turn.question)
         failed = not (verdict.settled or verdict.stop or verdict.throttled)
-        if failed and self._patience.blame(turn, reply.status):
+        if failed and self._patience.blame(turn, reply):
             verdict = replace(verdict, settled=True)
         self._recorder.note(reply, verdict)
         if verdict.stop:

@@ -4,7 +4,7 @@ What is special about it:
 - an outage is waited out, up to an hour, by sending one request at a time, and told about;
 - errors of single requests, however many in a row, are recorded and the run goes on. It ends where
   so many different images are refused that the form of the request must be wrong;
-- a question is at fault only if the server answered others meanwhile, or says so (status 500).
+- a question is at fault only if the server answered others between its failures.
 """
 
 from collections.abc import Callable
@@ -41,8 +41,9 @@ class Turn:
 
     question: Question
     throttled: int = 0  # attempts that were answered 429
-    failures: int = 0  # attempts that failed in passing
-    blamed: int = 0  # failures that were not the server's
+    failures: int = 0  # attempts that failed in a way that may pass
+    blamed: int = 0  # failures for which the question may be at fault
+    suspect: bool = False  # others were answered since its first failure
     completions: int = 0  # of the run, at the last failure
 
 
@@ -96,7 +97,7 @@ class Patience:
                 f"{self._foreign} replies in a row were not completions, the last one: "
                 f"{verdict.detail}. Check the endpoint. {RETRY}"
             )
-        if reply.status not in (None, 500):
+        if reply.status is not None and reply.status < 500:
             self._answered()
         self._refused.add(question.image_id)
         if len(self._refused) < (MAX_REFUSED if self.completions else MAX_REFUSED_AT_FIRST):
@@ -130,11 +131,12 @@ class Patience:
         if self._throttled_since is None:
             self._throttled_since = self.clock()
         seconds = backoff(turn.throttled) if asked is None else asked
-        self._check_asked(max(seconds, self.clock() - self._throttled_since), verdict)
+        self._check_asked(seconds, verdict, waited=self.clock() - self._throttled_since)
         return seconds
 
     def failed(self, turn: Turn, granted: float, asked: float | None, verdict: Verdict) -> float:
-        """An attempt failed in a way that may pass. Returns as `throttled`, which see.
+        """An attempt failed in a way that may pass, and its question is not at fault yet. Returns
+        and raises as `throttled`.
 
         Args:
             granted: when the attempt was sent. Failures of attempts that were on their way when a
@@ -143,7 +145,8 @@ class Patience:
         now = self.clock()
         if self._failing_since is None:
             self._failing_since = now
-        self._failures += 1
+        if not turn.suspect or verdict.detail == "unreachable":
+            self._failures += 1
         self._suspects.add(turn.question.image_id)
         if asked is not None:
             self._check_asked(asked, verdict)
@@ -168,17 +171,17 @@ class Patience:
         self._resumed_at = now + seconds
         return seconds
 
-    def blame(self, turn: Turn, status: int | None) -> bool:
+    def blame(self, turn: Turn, reply: Reply) -> bool:
         """Whether the question of a failed attempt is at fault by now, and not the server."""
-        others_answered = self.completions > turn.completions
+        turn.suspect |= turn.failures > 0 and self.completions > turn.completions
         turn.completions = self.completions
         turn.failures += 1
-        turn.blamed += turn.failures == 1 or others_answered or status == 500
+        turn.blamed += reply.problem != "unreachable" and (turn.suspect or turn.failures == 1)
         return turn.blamed >= MAX_FAILURES
 
-    def _check_asked(self, seconds: float, verdict: Verdict):
+    def _check_asked(self, seconds: float, verdict: Verdict, waited: float = 0.0):
         """Refuse too long a pause that the server asks for, and tell about a long one."""
-        if seconds > PATIENCE:
+        if max(seconds, waited) > PATIENCE:
             raise TimeoutError(
                 f"The server asks to wait longer than {_duration(PATIENCE)} ({verdict.detail}), so "
                 "try again later."

@@ -13,6 +13,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import io
 import json
 import re
 import ssl
@@ -21,6 +22,7 @@ import time
 from dataclasses import dataclass, field
 
 from aiohttp import web
+from PIL import Image
 
 ALLOWED_BYTES = 256 * 2**20
 
@@ -73,6 +75,7 @@ class FakeTeacher:
         self.exchanges: list[Exchange] = []
         self.faults: list[Fault] = []
         self.in_flight = self.most_in_flight = 0
+        self.faulty_image = None  # from an image's (width, height) to a kind of fault, or None
         self.capacity = None  # requests at a time before 429
         # From a request's body to prompt tokens, or None for no usage; 1,000 by default.
         self.count_tokens = None
@@ -106,14 +109,39 @@ class FakeTeacher:
             self._end = asyncio.Event()
             runner = web.AppRunner(self.app(), handler_cancellation=True, shutdown_timeout=0.1)
             await runner.setup()
-            await web.TCPSite(runner, self.host, 0, ssl_context=self.ssl_context).start()
+            self._runner = runner
+            await self._listen(0)
             scheme = "https" if self.ssl_context else "http"
-            self.url = f"{scheme}://{self.host}:{runner.addresses[0][1]}/v1"
+            self.port = runner.addresses[0][1]
+            self.url = f"{scheme}://{self.host}:{self.port}/v1"
             started.set()
             await self._end.wait()
             await runner.cleanup()
 
         self._loop.run_until_complete(main())
+
+    async def _listen(self, port: int):
+        site = web.TCPSite(
+            self._runner, self.host, port, ssl_context=self.ssl_context, reuse_address=True
+        )
+        await site.start()
+        self._site = site
+
+    def stop_listening(self):
+        """Refuse new connections and end those that are open, as a server that was stopped."""
+
+        async def stop():
+            await self._site.stop()
+            for connection in list(self._runner.server.connections):
+                connection.force_close()
+                if connection.transport is not None:
+                    connection.transport.abort()
+
+        asyncio.run_coroutine_threadsafe(stop(), self._loop).result(10)
+
+    def listen_again(self):
+        """Be there again, at the same address."""
+        asyncio.run_coroutine_threadsafe(self._listen(self.port), self._loop).result(10)
 
     def app(self) -> web.Application:
         @web.middleware
@@ -151,6 +179,8 @@ class FakeTeacher:
         fault = next((f for f in self.faults if f.times and f.match in text), None)
         if fault:
             fault.times -= 1
+        elif self.faulty_image and (kind := self.faulty_image(size_of(body))):
+            fault = Fault(kind)
         exchange = Exchange(
             question=name_of(body),
             text=text,
@@ -370,6 +400,11 @@ def image_of(body: dict) -> bytes:
     """The image of a request, as the server received it."""
     url = body["messages"][0]["content"][0]["image_url"]["url"]
     return base64.b64decode(url.partition(",")[2])
+
+
+def size_of(body: dict) -> tuple[int, int]:
+    """(width, height) of the image of a request, in pixels."""
+    return Image.open(io.BytesIO(image_of(body))).size
 
 
 def completion(body: dict) -> dict:
