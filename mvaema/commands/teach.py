@@ -81,9 +81,9 @@ def report(run: TeacherRun, result: RunResult) -> None:
             "them."
         )
     if args.pilot is not None and tally.questions:
-        questions = run.count_images() * len(run.question_ids)
-        days = result.seconds / tally.questions * questions / 86400
-        print(f"All micrographs at this pace: {days:.2f} days.\n{estimate(run)}")
+        rest = estimate(run, len(run.source))
+        days = result.seconds / tally.questions * rest.requests / 86400
+        print(f"All micrographs. {rest}\n  at this pace  {days:.2f} days")
     failed = result.outcomes.get("error", 0)
     if failed:
         last = f" (the last one: {tally.last_error})" if tally.last_error else ""

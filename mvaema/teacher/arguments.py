@@ -157,7 +157,10 @@ class AskArguments(ExportArguments):
     )
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Estimate requests, tokens and cost; send nothing, write nothing."},
+        metadata={
+            "help": "Count the requests that a run would send now, with tokens and cost; send nothing, "
+            "write nothing."
+        },
     )
     pilot: int | None = field(
         default=None,

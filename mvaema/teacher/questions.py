@@ -1,6 +1,6 @@
 """Which questions are still to be asked: all of them, less those that the journal settles."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from mvaema.teacher.journal import Journal, PreparedImage, Question
@@ -56,11 +56,7 @@ class Plan:
 
     def pending(self, journal: Journal, image: PreparedImage) -> list[Question]:
         """The questions about an image that are not settled, or are to be retried, and that are in
-        no open batch.
-
-        Raises:
-            FileNotFoundError: the prepared image is gone.
-        """
+        no open batch."""
         attempts = journal.attempts(image.image_id)
         in_batches = journal.in_batches(image.image_id)
         questions = []
@@ -73,18 +69,13 @@ class Plan:
             settled = [row for row in earlier if row["settled"]]
             if name in in_batches or (settled and not self._again(settled)):
                 continue
-            file = journal.folder / image.file
-            if not file.is_file():
-                raise FileNotFoundError(
-                    f"{file}: the prepared image is gone. Restore it, or use another --output_dir."
-                )
             questions.append(
                 Question(
                     fingerprint=name,
                     image_id=image.image_id,
                     question_id=question_id,
                     text=text,
-                    file=file,
+                    file=journal.folder / image.file,
                     size=(image.width, image.height),
                     attempt=max((row["attempt"] for row in earlier), default=0) + 1,
                 )
@@ -100,9 +91,14 @@ class Plan:
         )
 
     def __call__(
-        self, journal: Journal, images: Iterable[PreparedImage | None]
+        self,
+        journal: Journal,
+        images: Iterable[PreparedImage | None],
+        is_intact: Callable[[PreparedImage], bool] = lambda image: True,
     ) -> Iterator[list[Question]]:
         """The pending questions, image by image, so that a server's prefix cache serves the ten
-        questions of an image. An empty list for an image without any."""
+        questions of an image. An empty list for an image without any, or whose file is not intact.
+        """
         for image in images:
-            yield self.pending(journal, image) if image is not None else []
+            questions = self.pending(journal, image) if image is not None else []
+            yield questions if questions and is_intact(image) else []

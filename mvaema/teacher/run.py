@@ -1,11 +1,13 @@
 """One run of the teacher: from checked arguments to answers in the journal."""
 
 import asyncio
+import contextlib
 import itertools
 import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -131,21 +133,28 @@ class TeacherRun:
             retry_until=retry_until,
         )
 
-    def count_images(self) -> float:
-        """Images of this run: all, or the share of one shard.
+    def count_entries(self) -> int:
+        """Entries of the source that this run goes through: all, or those of a pilot.
 
         Raises:
             ValueError: there are none.
         """
-        return self._count_sources() / self.args.parts
-
-    def _count_sources(self) -> int:
         total = len(self.source)
         if not total:
             raise ValueError(
                 f"--images {self.args.images}: no file there has the name of a micrograph."
             )
-        return total
+        return total if self.args.pilot is None else min(total, self.args.pilot)
+
+    def open(self, journal: Journal) -> tuple[Plan, Accounts]:
+        """What is asked and what it costs, given what the journal holds."""
+        args = self.args
+        journal.judge_rest()
+        plan = self.plan(journal.last_id())
+        measured = Measured.of(journal)
+        meter = Meter(self.price, args.max_tokens, args.batch, measured, plan.longest(journal))
+        already = spent(journal, self.price, args.max_tokens) or 0.0
+        return plan, Accounts(meter, Budget(args.max_cost, already))
 
     def ask(self) -> RunResult:
         """Ask what is missing. Everything that comes back is in the journal.
@@ -156,19 +165,14 @@ class TeacherRun:
         """
         args = self.args
         endpoint = Endpoint(args.endpoint, args.api_key_env, args.allow_external)
-        entries = self._count_sources()
-        entries = entries if args.pilot is None else min(entries, args.pilot)
+        entries = self.count_entries()
         with Journal(self.path, self.configuration) as journal:
-            journal.judge_rest()
-            plan = self.plan(journal.last_id())
-            accounts = Accounts(
-                self._meter(journal, plan),
-                Budget(args.max_cost, spent(journal, self.price, args.max_tokens) or 0.0),
-            )
+            plan, accounts = self.open(journal)
             preparer = Preparer(journal, self.preparation, args.part, args.parts)
 
             def questions() -> Iterator[list[Question]]:
-                return plan(journal, preparer(itertools.islice(self.source, entries)))
+                images = preparer(itertools.islice(self.source, entries))
+                return plan(journal, images, lambda image: _is_there(journal.folder / image.file))
 
             began = time.monotonic()
             with tqdm(
@@ -177,7 +181,9 @@ class TeacherRun:
                 on_progress = self._progress(bar, accounts)
                 shared = (endpoint, journal, plan, accounts)
                 if args.batch:
-                    BatchAsker(*shared, self._batch_limits(), on_progress).run(questions)
+                    asker = BatchAsker(*shared, self._batch_limits(), on_progress)
+                    with _stopped_by_signals():
+                        asker.run(questions)
                 else:
                     asker = Asker(*shared, self._limits(), args.timeout, on_progress)
                     asyncio.run(_interruptible(asker, questions()))
@@ -190,11 +196,6 @@ class TeacherRun:
                 preparer.problems,
                 preparer.duplicates,
             )
-
-    def _meter(self, journal: Journal, plan: Plan) -> Meter:
-        args = self.args
-        measured = Measured.of(journal)
-        return Meter(self.price, args.max_tokens, args.batch, measured, plan.longest(journal))
 
     def _limits(self) -> Limits:
         args = self.args
@@ -222,22 +223,53 @@ class TeacherRun:
         return on_progress
 
 
+def _is_there(file: Path) -> bool:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file}: the prepared image is gone. Restore it, or use another --output_dir."
+        )
+    return True
+
+
+def _stopping_signals() -> list[signal.Signals]:
+    """The signals that end a run in good order. One that this process was started to ignore
+    (`nohup`) stays ignored."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    known = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Let every signal that ends a run do so as Ctrl-C does: by a KeyboardInterrupt."""
+    before = {number: signal.getsignal(number) for number in _stopping_signals()}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 async def _interruptible(asker: Asker, questions: Iterator[list[Question]]):
-    """Run the asker. The first Ctrl-C (or SIGTERM) finishes the requests in flight, the second
-    does not wait for them."""
+    """Run the asker. The first Ctrl-C (or SIGTERM, or SIGHUP) finishes the requests in flight, the
+    second does not wait for them."""
     loop = asyncio.get_running_loop()
 
     def interrupt():
-        if asker.tally.stopped is None:
-            tqdm.write("Stopping: waiting for the requests in flight. Ctrl-C again: do not wait.")
-            asker.stop(INTERRUPTED)
-        else:
+        if asker.tally.stopped is not None:
             asker.abort()
+            return
+        asker.stop(INTERRUPTED)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            tqdm.write("Stopping: waiting for the requests in flight. Ctrl-C again: do not wait.")
 
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, interrupt)
+    numbers = _stopping_signals()
+    for number in numbers:
+        loop.add_signal_handler(number, interrupt)
     try:
         await asker.run(questions)
     finally:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(name)
+        for number in numbers:
+            loop.remove_signal_handler(number)
