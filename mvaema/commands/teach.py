@@ -18,6 +18,7 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
+from mvaema.hub import require_token
 from mvaema.micrographs.schema import OUTCOMES
 from mvaema.teacher.arguments import AskArguments, ExportArguments, MergeArguments
 from mvaema.teacher.endpoint import EndpointError
@@ -40,6 +41,7 @@ def ask_command(args: AskArguments) -> int:
     if args.dry_run:
         print(f"{estimate(run)}\nNothing was sent.")
         return 0
+    check_upload(args)
     result = run.ask()
     report(run, result)
     stopped = result.tally.stopped
@@ -92,6 +94,7 @@ def report(run: TeacherRun, result: RunResult) -> None:
 
 def export_command(args: ExportArguments) -> int:
     """Write the dataset of an output folder, while a run continues or after it."""
+    check_upload(args)
     folder = Path(args.output_dir)
     paths = journals(folder)
     if not paths:
@@ -104,9 +107,20 @@ def export_command(args: ExportArguments) -> int:
 
 def merge_command(args: MergeArguments) -> int:
     """Merge the output folders of a job array into one, and write its dataset."""
+    check_upload(args)
     copied = merge(Path(args.output_dir), [Path(part) for part in args.parts])
     print(f"{copied:,} replies copied.")
     return export_command(args)
+
+
+def check_upload(args: ExportArguments) -> None:
+    """Fail before long work that would only fail at its end.
+
+    Raises:
+        PermissionError: a dataset is to be uploaded, and there is no token for the Hub.
+    """
+    if args.push_to_hub:
+        require_token()
 
 
 def export_and_push(folder: Path, price: Price | None, args: ExportArguments) -> None:

@@ -158,8 +158,8 @@ class AskArguments(ExportArguments):
     dry_run: bool = field(
         default=False,
         metadata={
-            "help": "Count the requests that a run would send now, with tokens and cost; send nothing, "
-            "write nothing."
+            "help": "Count the requests that a run would send now, with tokens and cost; send "
+            "nothing, write nothing."
         },
     )
     pilot: int | None = field(

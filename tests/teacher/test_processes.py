@@ -1,6 +1,7 @@
 """The teacher as a process: killed, interrupted, on a full disk."""
 
 import os
+import pty
 import random
 import re
 import signal
@@ -87,7 +88,8 @@ def test_killed_at_twenty_random_moments(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    "number",
+    [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
 )
 def test_interrupt_finishes_what_is_in_flight(number, tmp_path):
     images, output = make_images(tmp_path / "images", 4), tmp_path / "out"
@@ -103,6 +105,67 @@ def test_interrupt_finishes_what_is_in_flight(number, tmp_path):
         assert TeacherProcess(log, argv).end() == 0
         no_answer_lost_or_repeated(server, output)
     assert outcomes(output) == {"ok": 40}
+
+
+@pytest.mark.slow
+def test_closed_terminal_finishes_what_is_in_flight(tmp_path):
+    """The terminal is gone for good: nothing can be shown any more, and nothing is lost."""
+    images, output = make_images(tmp_path / "images", 4), tmp_path / "out"
+    with FakeTeacher(delay=0.4) as server:
+        argv = options(images, output, server.url, *CONCURRENT)
+        child, terminal = pty.fork()
+        if child == 0:
+            script = str(ROOT / "generate_teacher_data.py")
+            os.execve(sys.executable, [sys.executable, script, *argv], os.environ)
+        deadline = time.monotonic() + 60
+        while server.in_flight < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        os.close(terminal)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 130
+        assert 4 <= len(replies(output)) == len(server.exchanges) < 40
+        server.delay = 0.0
+        assert TeacherProcess(tmp_path / "log", argv).end() == 0
+        no_answer_lost_or_repeated(server, output)
+    assert outcomes(output) == {"ok": 40}
+
+
+@pytest.mark.slow
+def test_a_run_that_ignores_the_hangup_goes_on(tmp_path):
+    """`nohup`, whose point it is."""
+    images, output = make_images(tmp_path / "images", 2), tmp_path / "out"
+    with FakeTeacher(delay=0.1) as server:
+        script = str(ROOT / "generate_teacher_data.py")
+        argv = [sys.executable, script, *options(images, output, server.url, *CONCURRENT)]
+        run = subprocess.Popen(
+            ["nohup", *argv], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while not server.in_flight:
+            assert run.poll() is None
+            time.sleep(0.001)
+        run.send_signal(signal.SIGHUP)
+        assert run.wait(60) == 0
+    assert outcomes(output) == {"ok": 20}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_batch_run_says_how_to_resume(number, tmp_path):
+    images, output = make_images(tmp_path / "images", 1), tmp_path / "out"
+    batched = ("--batch", "True", "--batch_poll", "0.01")
+    with FakeTeacher() as server:
+        server.hang_at = "retrieve"
+        argv, log = options(images, output, server.url, *batched), tmp_path / "log"
+        run = TeacherProcess(log, argv)
+        run.wait_for(server.hung.is_set)
+        run.signal(number)
+        assert run.end() == 130
+        assert "Rerun the same command to resume" in run.text()
+        server.hang_at = None
+        assert TeacherProcess(log, argv).end() == 0
+        assert len(server.batches) == 1
+    assert outcomes(output) == {"ok": QUESTIONS}
 
 
 @pytest.mark.slow
