@@ -1,9 +1,10 @@
 """One run of the teacher: from checked arguments to answers in the journal."""
 
 import asyncio
-import contextlib
 import itertools
+import os
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -262,8 +263,10 @@ async def _interruptible(asker: Asker, questions: Iterator[list[Question]]):
             asker.abort()
             return
         asker.stop(INTERRUPTED)
-        with contextlib.suppress(OSError):  # the terminal may be gone
+        try:
             tqdm.write("Stopping: waiting for the requests in flight. Ctrl-C again: do not wait.")
+        except OSError:  # the terminal is gone, and whatever is shown would fail from now on
+            sys.stdout = sys.stderr = Path(os.devnull).open("w")
 
     numbers = _stopping_signals()
     for number in numbers:
