@@ -32,6 +32,9 @@ from mvaema.teacher.questions import Plan
 from mvaema.teacher.recording import Recorder
 from mvaema.teacher.replies import Reply, Verdict
 
+# Failures after which the server has not received the request.
+UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
+
 
 class Later:
     """Turns that wait for a time, the earliest first."""
@@ -255,8 +258,7 @@ class Asker:
         except TimeoutError:
             problem = "timeout"
         except openai.APIConnectionError as error:
-            unsent = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
-            problem = "unreachable" if isinstance(error.__cause__, unsent) else "dropped"
+            problem = "unreachable" if isinstance(error.__cause__, UNSENT) else "dropped"
         if response is not None:
             status, raw = response.status_code, self.endpoint.redact(response.content)
             request_id = self.endpoint.redact(response.headers.get("x-request-id"))

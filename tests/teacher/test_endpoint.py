@@ -1,6 +1,7 @@
 """Which endpoints and keys are accepted, and what of the environment reaches them."""
 
 import asyncio
+import contextlib
 import re
 import socket
 import ssl
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import openai
 import pytest
-from support.teacher_helpers import ask, make_images, outcomes, replies
+from support.teacher_helpers import SteppingClock, arguments, ask, make_images, outcomes, replies
 from support.teacher_server import FakeTeacher
 
 from mvaema.teacher.endpoint import Endpoint, EndpointError, is_private
+from mvaema.teacher.run import TeacherRun
 
 KEY = "sk-verysecret-0123456789abcdef"
 
@@ -109,12 +111,12 @@ def test_nothing_of_the_environment_reaches_an_endpoint(batch, server, tmp_path,
     assert not any(b"canary" in row["raw"] for row in replies(output))
 
 
-class Listener:
-    """A socket that keeps the first request line and headers of a connection, and refuses it."""
+class RefusingProxy:
+    """Keeps what it is asked, and refuses it."""
 
     def __enter__(self):
         self._socket = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self.heard = b""
         threading.Thread(target=self._listen, daemon=True).start()
         return self
@@ -123,27 +125,43 @@ class Listener:
         self._socket.close()
 
     def _listen(self):
-        connection, _ = self._socket.accept()
-        with connection:
-            while b"\r\n\r\n" not in self.heard:
-                self.heard += connection.recv(4096)
-            connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                connection, _ = self._socket.accept()
+                with connection:
+                    request = b""
+                    while b"\r\n\r\n" not in request:
+                        request += connection.recv(4096)
+                    self.heard += request
+                    connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
 
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "ALL_PROXY"])
-def test_external_endpoint_is_reached_through_the_proxy_of_the_environment(variable, monkeypatch):
+def test_external_endpoint_is_reached_through_the_proxy_of_the_environment(
+    variable, tmp_path, monkeypatch
+):
     """The way out of many labs. The proxy learns the host, and nothing of what is sent."""
     for name in ("HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setenv("TEACHER_KEY", KEY)
-    with Listener() as proxy:
-        monkeypatch.setenv(variable, f"http://{proxy.address}")
-        client = Endpoint("https://192.88.99.1/v1", "TEACHER_KEY", allow_external=True).client(5)
-        with pytest.raises(openai.APIConnectionError), client:
-            client.models.list()
+    images, output = make_images(tmp_path / "images", 1), tmp_path / "out"
+    args = arguments(
+        images,
+        output,
+        "https://192.88.99.1/v1",
+        allow_external=True,
+        api_key_env="TEACHER_KEY",
+        concurrency=1,
+    )
+    clock = SteppingClock()
+    with RefusingProxy() as proxy:
+        monkeypatch.setenv(variable, proxy.url)
+        tally = TeacherRun(args, clock=clock, sleep=clock.sleep).ask().tally
+    assert "unreachable" in tally.stopped
     assert proxy.heard.startswith(b"CONNECT 192.88.99.1:443 ")
     assert KEY.encode() not in proxy.heard and b"uthorization" not in proxy.heard
+    assert {row["problem"] for row in replies(output)} == {"unreachable"}, "so nothing is charged"
 
 
 def test_certificates_of_a_lab_are_read_from_the_environment(tmp_path, monkeypatch):

@@ -98,3 +98,42 @@ def test_a_pause_holds_up_everybody(seconds):
         return first, await asyncio.gather(*(limits.acquire(0) for _ in range(3)))
 
     assert asyncio.run(go()) == (0.0, [seconds] * 3)
+
+
+def test_a_condition_is_asked_at_the_moment_of_sending():
+    """Not before a pause, but after it, and again whenever another request is over."""
+    clock = SteppingClock()
+    limits, asked = Limits(8, clock=clock, sleep=clock.sleep), []
+
+    def admit() -> bool:
+        asked.append(clock.now)
+        return len(asked) > 1
+
+    async def go():
+        first = await limits.acquire(0)
+        limits.pause(50)
+        second = asyncio.create_task(limits.acquire(0, admit))
+        while not asked:
+            await asyncio.sleep(0)
+        clock.now = 60.0
+        assert not second.done() and limits.in_flight == 1
+        limits.release(first, 0, None)
+        return await second
+
+    assert asyncio.run(go()) == 60
+    assert asked == [50, 60]
+
+
+def test_probing_means_one_at_a_time():
+    limits = Limits(8)
+
+    async def go():
+        limits.probing = True
+        first = await limits.acquire(0)
+        second = asyncio.create_task(limits.acquire(0))
+        await asyncio.sleep(0.01)
+        assert limits.in_flight == 1
+        limits.release(first, 0, None)
+        await second
+
+    asyncio.run(go())
