@@ -112,7 +112,8 @@ class _Count:
         args = run.args
         preparer = Preparer(journal, run.preparation, args.part, args.parts, writes=False)
         entries_bar = tqdm(self._known_and_first(entries), unit=" micrographs", leave=False)
-        for questions in plan(journal, self._counted(preparer(entries_bar))):
+        images = self._counted(preparer(entries_bar))
+        for questions in plan(journal, images, lambda image: True):  # not all are written
             self._add(questions)
         self._extrapolate()
 

@@ -94,7 +94,7 @@ class Plan:
         self,
         journal: Journal,
         images: Iterable[PreparedImage | None],
-        is_intact: Callable[[PreparedImage], bool] = lambda image: True,
+        is_intact: Callable[[PreparedImage], bool],
     ) -> Iterator[list[Question]]:
         """The pending questions, image by image, so that a server's prefix cache serves the ten
         questions of an image. An empty list for an image without any, or whose file is not intact.
