@@ -1,6 +1,18 @@
 """Repositories on the Hugging Face Hub (or the hub that HF_ENDPOINT names), private by default."""
 
-from huggingface_hub import HfApi, RepoUrl
+from huggingface_hub import HfApi, RepoUrl, get_token
+
+
+def require_token() -> None:
+    """Fail before long work that would only fail at its end.
+
+    Raises:
+        PermissionError: this machine has no token for the Hub.
+    """
+    if get_token() is None:
+        raise PermissionError(
+            "uploading needs a token for the Hub: run `hf auth login`, or set HF_TOKEN."
+        )
 
 
 def private_repository(api: HfApi, repo_id: str, repo_type: str, public: bool = False) -> RepoUrl:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
+from mvaema.hub import require_token
 from mvaema.micrographs.schema import OUTCOMES
 from mvaema.teacher.arguments import AskArguments, ExportArguments, MergeArguments
 from mvaema.teacher.endpoint import EndpointError
@@ -40,6 +41,7 @@ def ask_command(args: AskArguments) -> int:
     if args.dry_run:
         print(f"{estimate(run)}\nNothing was sent.")
         return 0
+    check_upload(args)
     result = run.ask()
     report(run, result)
     stopped = result.tally.stopped
@@ -83,9 +85,9 @@ def report(run: TeacherRun, result: RunResult) -> None:
             "them."
         )
     if args.pilot is not None and tally.questions:
-        questions = run.count_images() * len(run.question_ids)
-        days = result.seconds / tally.questions * questions / 86400
-        print(f"All micrographs at this pace: {days:.2f} days.\n{estimate(run)}")
+        rest = estimate(run, len(run.source))
+        days = result.seconds / tally.questions * rest.requests / 86400
+        print(f"All micrographs. {rest}\n  at this pace  {days:.2f} days")
     failed = result.outcomes.get("error", 0)
     if failed:
         last = f" (the last one: {tally.last_error})" if tally.last_error else ""
@@ -94,6 +96,7 @@ def report(run: TeacherRun, result: RunResult) -> None:
 
 def export_command(args: ExportArguments) -> int:
     """Write the dataset of an output folder, while a run continues or after it."""
+    check_upload(args)
     folder = Path(args.output_dir)
     paths = journals(folder)
     if not paths:
@@ -106,9 +109,20 @@ def export_command(args: ExportArguments) -> int:
 
 def merge_command(args: MergeArguments) -> int:
     """Merge the output folders of a job array into one, and write its dataset."""
+    check_upload(args)
     copied = merge(Path(args.output_dir), [Path(part) for part in args.parts])
     print(f"{copied:,} replies copied.")
     return export_command(args)
+
+
+def check_upload(args: ExportArguments) -> None:
+    """Fail before long work that would only fail at its end.
+
+    Raises:
+        PermissionError: a dataset is to be uploaded, and there is no token for the Hub.
+    """
+    if args.push_to_hub:
+        require_token()
 
 
 def export_and_push(folder: Path, price: Price | None, args: ExportArguments) -> None:

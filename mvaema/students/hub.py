@@ -11,10 +11,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 
-from mvaema.hub import private_repository
+from mvaema.hub import private_repository, require_token
 from mvaema.students.card import read_run, write_card
 from mvaema.students.loading import base_of
 from mvaema.students.places import SOURCES, hub_id, refuse_places
@@ -38,18 +38,6 @@ STUDENT_FILES = (
     "model.safetensors.index.json",
     "*_mvaema.py",
 )
-
-
-def require_token() -> None:
-    """Fail before long work that would only fail at its end.
-
-    Raises:
-        PermissionError: this machine has no token for the Hub.
-    """
-    if get_token() is None:
-        raise PermissionError(
-            "uploading needs a token for the Hub: run `hf auth login`, or set HF_TOKEN."
-        )
 
 
 def push(folder: Path, repo_id: str, public: bool = False) -> str:

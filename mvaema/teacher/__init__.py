@@ -10,6 +10,7 @@ In the order in which data passes through:
     estimating.py  what the missing answers will cost
     endpoint.py    where requests may go, and the key
     limits.py      when the next request may go
+    patience.py    when failures are waited out, and when they end the run
     asking.py      one request per question, many at a time
     batch.py       the same questions through a Batch API
     batch_api.py   the provider's side of a batch

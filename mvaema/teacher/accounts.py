@@ -7,7 +7,7 @@ judged (`Reply.judge`), charged and counted (here).
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mvaema.teacher.money import Budget, Meter, may_be_charged
+from mvaema.teacher.money import Budget, Meter, Request, may_be_charged
 from mvaema.teacher.replies import Reply, Verdict
 
 
@@ -40,8 +40,20 @@ class Tally:
             self.models[verdict.returned_model] += 1
 
 
+@dataclass(eq=False)
+class Reservation:
+    """What one request in flight may cost, as far as that is known."""
+
+    request: Request
+    worst: float | None  # US dollars; None when the price is unknown
+
+
 class Accounts:
     """The tally of a run, and its money.
+
+    Nobody knows beforehand how many tokens a server counts for an image. Where there is a limit,
+    one request is therefore in flight until the first reply has shown what it costs. From then on
+    each reservation is worth the dearest that is known, also of requests that were sent before.
 
     Args:
         meter: what requests cost.
@@ -51,19 +63,66 @@ class Accounts:
     def __init__(self, meter: Meter, budget: Budget):
         self.meter, self.budget = meter, budget
         self.tally = Tally()
+        self._open: set[Reservation] = set()
+        # Attempts that may have been charged, without a word on how much: number and US dollars.
+        self._unstated, self._unstated_cost = 0, 0.0
 
-    def charge(self, reply: Reply, verdict: Verdict, unstated: float | None) -> float | None:
+    @property
+    def at_most_one(self) -> bool:
+        """Whether there is a limit, and nothing is known yet of what requests cost."""
+        return self.budget.limit is not None and not self.meter.known
+
+    def reserve(self, request: Request) -> Reservation | None:
+        """Reserve the worst case of a request. None while the limit does not permit it."""
+        worst = self.meter.worst_cost(*request)
+        if (self.at_most_one and self.budget.open) or not self.budget.reserve(worst):
+            return None
+        reservation = Reservation(request, worst)
+        self._open.add(reservation)
+        return reservation
+
+    def settle(self, reservation: Reservation, cost: float | None):
+        """A request is over: release what was reserved for it, and book what it cost."""
+        self._open.remove(reservation)
+        self.budget.settle(reservation.worst, cost)
+
+    def charge(
+        self,
+        reply: Reply,
+        verdict: Verdict,
+        unstated: float | None,
+        request: Request | None = None,
+    ) -> float | None:
         """What an attempt cost. The meter learns from it.
 
         Args:
             unstated: US dollars to assume where the attempt may have been charged, but the server
                 did not state its usage.
+            request: what the reply answers.
 
         Returns:
             US dollars: of the usage that the server stated, else `unstated`, or 0 where it refused
             or never received the request. None when the price is unknown.
         """
         if verdict.usage is not None:
-            self.meter.add(*verdict.usage)
+            if self.meter.add(*verdict.usage, request):
+                self._revalue()
             return self.meter.cost(*verdict.usage)
-        return unstated if may_be_charged(reply.status, reply.problem) else 0.0
+        if verdict.is_completion:
+            self.meter.known = True  # more than this the server does not say
+        if not may_be_charged(reply.status, reply.problem):
+            return 0.0
+        self._unstated += 1
+        self._unstated_cost += unstated or 0.0
+        return unstated
+
+    def _revalue(self):
+        """Apply what the meter has learned to what was reserved and assumed before."""
+        for reservation in self._open:
+            worst = self.meter.worst_cost(*reservation.request)
+            self.budget.revalue(reservation.worst, worst)
+            reservation.worst = worst
+        cost = self._unstated * (self.meter.longest_cost() or 0.0)
+        if cost > self._unstated_cost:
+            self.budget.spent += cost - self._unstated_cost
+            self._unstated_cost = cost

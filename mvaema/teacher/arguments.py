@@ -164,14 +164,23 @@ class AskArguments(ExportArguments):
     )
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Estimate requests, tokens and cost; send nothing, write nothing."},
+        metadata={
+            "help": "Count the requests that a run would send now, with tokens and cost; send "
+            "nothing, write nothing."
+        },
     )
     pilot: int | None = field(
         default=None,
         metadata={"help": "Ask about the first N images only and extrapolate; the answers count."},
     )
     max_cost: float | None = field(
-        default=None, metadata={"help": "US dollars that all replies together may cost."}
+        default=None,
+        metadata={
+            "help": "US dollars that all replies of this run or shard, earlier ones included, may "
+            "cost together. One request is sent alone until its reply shows what a request costs; "
+            "it may pass the limit. After that, the limit is passed only where requests cost more "
+            "than any before, and by one request in flight each at most."
+        },
     )
     export: bool = field(
         default=True, metadata={"help": "Whether to write the dataset at the end."}

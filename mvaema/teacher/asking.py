@@ -3,36 +3,59 @@
 What is special about it:
 - the openai client is transport only, and tries once: what a failure means is decided here, from
   the reply as the journal holds it;
-- memory holds the requests in flight and as many questions waiting, however large the dataset;
+- a question that failed is put aside and tried again later, so that it holds up no other;
+- memory holds the requests in flight, the questions put aside and as many questions waiting,
+  however large the dataset;
 - a run ends early in one way only, `stop`: requests in flight are finished and recorded, nothing
   new is sent, and the reason says what to do.
 """
 
 import asyncio
+import heapq
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import httpx2
 import openai
+from tqdm import tqdm
 
-from mvaema.teacher.accounts import Accounts, Tally
+from mvaema.teacher.accounts import Accounts, Reservation, Tally
 from mvaema.teacher.endpoint import Endpoint
 from mvaema.teacher.journal import Journal, Question
 from mvaema.teacher.limits import Limits, backoff, retry_after
+from mvaema.teacher.money import Request
+from mvaema.teacher.patience import CHECK_FORM, Patience, Turn
 from mvaema.teacher.prompt import request_body
 from mvaema.teacher.questions import Plan
 from mvaema.teacher.recording import Recorder
 from mvaema.teacher.replies import Reply, Verdict
 
-# After so many failures of one question: the question is at fault if others were answered
-# meanwhile, else the server is.
-MAX_FAILURES = 8
-# After so many replies in a row that are not completions, something in front of the model is
-# wrong. Before the first completion, fewer are enough.
-MAX_BAD_IN_A_ROW, MAX_BAD_AT_FIRST = 20, 5
-# Longest wait, in seconds, for a server that asks to slow down (429) or names a time.
-PATIENCE = 3600.0
+# Failures after which the server has not received the request.
+UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
+
+
+class Later:
+    """Turns that wait for a time, the earliest first."""
+
+    def __init__(self):
+        self._heap: list[tuple[float, int, Turn]] = []
+        self._number = itertools.count()  # first come, first served at one time
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def push(self, due: float, turn: Turn):
+        heapq.heappush(self._heap, (due, next(self._number), turn))
+
+    def is_due(self, now: float) -> bool:
+        return bool(self._heap) and self._heap[0][0] <= now
+
+    def pop(self) -> tuple[float, Turn]:
+        """The time and the turn of the earliest."""
+        due, _, turn = heapq.heappop(self._heap)
+        return due, turn
 
 
 class Asker:
@@ -64,9 +87,8 @@ class Asker:
         self._recorder = Recorder(journal)
         self._busy: set[asyncio.Task] = set()  # workers with a request in flight
         self._tasks: list[asyncio.Task] = []
-        self._freed = asyncio.Event()  # some of the budget
-        self._bad_in_a_row = 0
-        self._last_completion = limits.clock()
+        self._later = Later()
+        self._patience = Patience(limits.clock, tqdm.write)
 
     def stop(self, reason: str):
         """Finish the requests in flight and send nothing more. `reason` is kept in the tally."""
@@ -102,6 +124,11 @@ class Asker:
             await asyncio.wait(self._tasks)
             for failure in self._failures():
                 raise failure
+            if self.tally.stopped is None and self.tally.questions and not self.tally.completions:
+                self.tally.stopped = (
+                    f"None of {self.tally.questions:,} questions was answered, the last error: "
+                    f"{self.tally.last_error}. {CHECK_FORM}"
+                )
         finally:
             await self._recorder.close()
             await self._client.close()
@@ -117,64 +144,84 @@ class Asker:
             self.on_progress(len(self.plan.question_ids) - len(batch))
             for question in batch:
                 await queue.put(question)
-        for _ in range(self.limits.max_concurrency):
-            await queue.put(None)
+        await queue.put(None)
 
     async def _work(self, queue: asyncio.Queue):
-        while self.tally.stopped is None and (question := await queue.get()) is not None:
-            if await self._settle(question):
-                self.on_progress(1)
+        while self.tally.stopped is None and (turn := await self._next(queue)) is not None:
+            await self._take(turn)
+
+    async def _next(self, queue: asyncio.Queue) -> Turn | None:
+        """A question that has waited long enough, else a new one, else the next to have waited.
+        In an outage a new one, about another image, is more likely to show that it is over."""
+        while True:
+            if not self._patience.is_outage and self._later.is_due(self.limits.clock()):
+                return self._later.pop()[1]
+            question = await queue.get()
+            if question is None:
+                queue.put_nowait(None)  # for the other workers
+                if not self._later:
+                    return None
+                due, turn = self._later.pop()
+                await self.limits.sleep(max(0.0, due - self.limits.clock()))
+                return turn
+            if not self._patience.suspects(question.image_id):
+                return Turn(question)
+            self._later.push(self.limits.clock(), Turn(question))
 
     # --- one question
 
-    async def _settle(self, question: Question) -> bool:
-        """Ask a question until it is settled. False when the run was stopped instead."""
-        attempts = failures = completions_before = 0
-        while True:
-            worst = self.accounts.meter.worst_cost(question.text, question.size)
-            if not await self._reserve(worst):
-                return False
-            attempts += 1
-            reply, verdict, wait = await self._attempt(question, worst)
-            if not verdict.settled and not verdict.stop and not verdict.throttled:
-                if failures == 0:
-                    completions_before = self.tally.completions
-                failures += 1
-                if failures == MAX_FAILURES:
-                    verdict = self._give_up(verdict, self.tally.completions > completions_before)
-            self._recorder.note(reply, verdict)
-            if verdict.settled:
-                self._count(verdict)
-                return True
-            if verdict.stop:
-                self.stop(verdict.stop)
-            elif verdict.throttled or wait is not None:
-                self._pause(backoff(attempts) if wait is None else wait, verdict)
-            if self.tally.stopped is not None:
-                return False
-            if not verdict.throttled:
-                await self.limits.sleep(backoff(failures))
-            question = replace(question, attempt=question.attempt + 1)
+    async def _take(self, turn: Turn):
+        """Ask a question once, and see to it that it is asked again if need be."""
+        reply, verdict, granted, wait = await self._attempt(turn.question)
+        failed = not (verdict.settled or verdict.stop or verdict.throttled)
+        if failed and self._patience.blame(turn, reply):
+            verdict = replace(verdict, settled=True)
+        self._recorder.note(reply, verdict)
+        if verdict.stop:
+            self.stop(verdict.stop)
+        elif verdict.settled:
+            self.tally.count(verdict)
+            reason = self._patience.settled(turn.question, reply, verdict)
+            if reason is not None:
+                self.stop(reason)
+            self.on_progress(1)
+        else:
+            self._put_aside(turn, verdict, granted, wait)
+        self.limits.probing = self._patience.is_outage
 
-    async def _attempt(
-        self, question: Question, worst: float | None
-    ) -> tuple[Reply, Verdict, float | None]:
-        """One attempt, journalled and charged: the reply, the verdict, and how many seconds the
-        server asks to wait. `worst` was reserved for it."""
-        prompt, _, completion = self.accounts.meter.expected_tokens(question.text, question.size)
+    def _put_aside(self, turn: Turn, verdict: Verdict, granted: float, wait: float | None):
         try:
-            granted = await self.limits.acquire(prompt + completion)
-        except BaseException:
-            self._pay(worst, 0.0)
-            raise
+            if verdict.throttled:
+                self.limits.pause(self._patience.throttled(turn, wait, verdict))
+                due = self.limits.clock()
+            else:
+                self.limits.pause(self._patience.failed(turn, granted, wait, verdict))
+                due = self.limits.clock() + backoff(turn.failures)
+        except TimeoutError as error:
+            self.stop(str(error))
+            return
+        turn.question = replace(turn.question, attempt=turn.question.attempt + 1)
+        self._later.push(due, turn)
+
+    async def _attempt(self, question: Question) -> tuple[Reply, Verdict, float, float | None]:
+        """One attempt, journalled and charged: the reply, the verdict, when it was sent, and how
+        many seconds the server asks to wait."""
+        request = (question.text, question.size)
+        prompt, _, completion = self.accounts.meter.expected_tokens(*request)
+        reserved: list[Reservation] = []
+        granted = await self.limits.acquire(
+            prompt + completion, lambda: self._reserve(request, reserved)
+        )
+        [reservation] = reserved
         self._busy.add(asyncio.current_task())
-        verdict, cost = None, worst
+        verdict = cost = None
         try:
             reply, wait = await self._send(question)
             await self._recorder.record(reply)
             verdict = reply.judge()
-            cost = self.accounts.charge(reply, verdict, worst)
+            cost = self.accounts.charge(reply, verdict, reservation.worst, request)
         finally:
+            self.accounts.settle(reservation, reservation.worst if verdict is None else cost)
             usage = verdict and verdict.usage
             self.limits.release(
                 granted,
@@ -183,9 +230,18 @@ class Asker:
                 completed=verdict is not None and verdict.is_completion,
                 throttled=verdict is not None and verdict.throttled,
             )
-            self._pay(worst, cost)
             self._busy.discard(asyncio.current_task())
-        return reply, verdict, wait
+        return reply, verdict, granted, wait
+
+    def _reserve(self, request: Request, reserved: list[Reservation]) -> bool:
+        """Reserve the cost of a request that could be sent now. Nothing is reserved for longer
+        than it is in flight, so that what was learned meanwhile counts."""
+        reservation = self.accounts.reserve(request)
+        if reservation is not None:
+            reserved.append(reservation)
+        elif not self.accounts.budget.open:
+            self.stop(self.accounts.budget.exhausted())
+        return reservation is not None
 
     async def _send(self, question: Question) -> tuple[Reply, float | None]:
         """Send a question once: the reply, and how many seconds the server asks to wait."""
@@ -202,8 +258,7 @@ class Asker:
         except TimeoutError:
             problem = "timeout"
         except openai.APIConnectionError as error:
-            unsent = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
-            problem = "unreachable" if isinstance(error.__cause__, unsent) else "dropped"
+            problem = "unreachable" if isinstance(error.__cause__, UNSENT) else "dropped"
         if response is not None:
             status, raw = response.status_code, self.endpoint.redact(response.content)
             request_id = self.endpoint.redact(response.headers.get("x-request-id"))
@@ -221,56 +276,3 @@ class Asker:
             raw=raw,
         )
         return reply, wait
-
-    # --- money
-
-    async def _reserve(self, worst: float | None) -> bool:
-        """Wait until the budget has room for an attempt. False when it never will."""
-        budget = self.accounts.budget
-        while not budget.reserve(worst):
-            if not budget.open:
-                self.stop(budget.exhausted())
-                return False
-            self._freed.clear()
-            await self._freed.wait()
-        return True
-
-    def _pay(self, worst: float | None, cost: float | None):
-        self.accounts.budget.settle(worst, cost)
-        self._freed.set()
-
-    # --- when to end
-
-    def _count(self, verdict: Verdict):
-        self.tally.count(verdict)
-        if verdict.is_completion:
-            self._bad_in_a_row = 0
-            self._last_completion = self.limits.clock()
-            return
-        self._bad_in_a_row += 1
-        limit = MAX_BAD_IN_A_ROW if self.tally.completions else MAX_BAD_AT_FIRST
-        if self._bad_in_a_row >= limit:
-            self.stop(
-                f"{self._bad_in_a_row} replies in a row were not completions, the last one: "
-                f"{verdict.detail}. Check the endpoint. `--retry error` asks these questions again."
-            )
-
-    def _give_up(self, verdict: Verdict, others_answered: bool) -> Verdict:
-        """After the last failure of a question: settle it as an error, or stop the run."""
-        if others_answered:
-            return replace(verdict, settled=True)
-        self.stop(
-            f"{MAX_FAILURES} attempts at a question failed and no other was answered meanwhile, "
-            f"the last one: {verdict.detail}. Check the server."
-        )
-        return verdict
-
-    def _pause(self, seconds: float, verdict: Verdict):
-        waited = self.limits.clock() - self._last_completion
-        if max(seconds, waited) > PATIENCE:
-            self.stop(
-                f"The server asks to wait longer than {PATIENCE / 60:.0f} minutes "
-                f"({verdict.detail}), so try again later."
-            )
-        else:
-            self.limits.pause(seconds)

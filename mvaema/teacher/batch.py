@@ -139,7 +139,7 @@ class BatchAsker:
             following = self._write(question, pending)
             if following is not question:
                 wrote = True
-                self._collect(until_below=self._max_open)
+                self._collect(until_below=1 if self.accounts.at_most_one else self._max_open)
             elif self._open():  # their end may free some of the budget
                 self._collect(until_below=1)
             else:
@@ -162,9 +162,10 @@ class BatchAsker:
         name = f"mvaema-{uuid.uuid4().hex[:16]}"
         path = self._input_file(name)
         self.folder.mkdir(exist_ok=True)
+        most = 1 if self.accounts.at_most_one else self.limits.max_requests
         size, worst_cost, inside = 0, 0.0, []
         with path.open("wb") as file:
-            while question is not None and len(inside) < self.limits.max_requests:
+            while question is not None and len(inside) < most:
                 line = self._line(question)
                 if inside and size + len(line) > self.limits.max_bytes:
                     break
@@ -352,7 +353,8 @@ class BatchAsker:
         cost = 0.0
         for reply, verdict, first in results:
             longest = self.accounts.meter.longest_cost()
-            cost += self.accounts.charge(reply, verdict, longest) or 0.0
+            request = self.plan.request(self.journal, reply.image_id, reply.question_id)
+            cost += self.accounts.charge(reply, verdict, longest, request) or 0.0
             self._stop = self._stop or verdict.stop
             if first:
                 self.tally.count(verdict)

@@ -4,8 +4,13 @@ What is special about it:
 - an endpoint that resolves to any address outside the private ranges needs `--allow_external`;
 - a private endpoint is reached directly, without the environment's proxy and without redirects,
   so that no micrograph takes another way;
-- the key comes from an environment variable and is never shown. It is removed from what servers
-  echo back before that is written anywhere.
+- the key comes from one environment variable and is never shown. It is removed from what servers
+  echo back before that is written anywhere;
+- nothing else that the openai library finds in the environment (OPENAI_CUSTOM_HEADERS,
+  OPENAI_ORG_ID, OPENAI_PROJECT_ID, OPENAI_BASE_URL, ...) reaches any endpoint.
+
+Of the environment, the transport reads SSL_CERT_FILE and SSL_CERT_DIR (a lab's own certificates),
+and HTTPS_PROXY, ALL_PROXY and NO_PROXY for external endpoints only.
 """
 
 import ipaddress
@@ -23,6 +28,27 @@ NO_KEY = "none"
 
 class EndpointError(ValueError):
     """The endpoint or the key cannot be used; the message says why and what to do."""
+
+
+class _OwnHeaders:
+    """A client that sends its key and these headers. The library would add its platform and
+    whatever OPENAI_CUSTOM_HEADERS, OPENAI_ORG_ID and OPENAI_PROJECT_ID hold."""
+
+    @property
+    def default_headers(self) -> dict[str, str]:
+        return {
+            "Accept": "application/json",
+            "Content-Type": "application/json",
+            "User-Agent": "mvaema",
+        }
+
+
+class _AsyncClient(_OwnHeaders, AsyncOpenAI):
+    pass
+
+
+class _Client(_OwnHeaders, OpenAI):
+    pass
 
 
 class Endpoint:
@@ -64,19 +90,7 @@ class Endpoint:
             )
         if self.external and parts.scheme == "http":
             raise EndpointError(f"{host} is external: use https instead of http.")
-        if key_variable is None and self.external:
-            key_variable = "OPENAI_API_KEY"
-        self._key = os.environ.get(key_variable, "").strip() if key_variable else ""
-        if key_variable and not self._key:
-            raise EndpointError(
-                f"The environment variable {key_variable} is not set. Set it to your key."
-            )
-        # Checked here, because HTTP libraries quote the headers that they cannot send.
-        if not all(33 <= ord(character) <= 126 for character in self._key):
-            raise EndpointError(
-                f"The key in {key_variable} has characters that keys do not have (spaces, line "
-                "ends or non-ASCII letters). Copy it again."
-            )
+        self._key = _read_key(key_variable, needed=self.external)
 
     def redact(self, data: bytes | str | None) -> bytes | str | None:
         """`data` without the key."""
@@ -88,7 +102,7 @@ class Endpoint:
 
     def async_client(self, connections: int) -> AsyncOpenAI:
         """A client that tries once and leaves the timeout to its caller."""
-        return AsyncOpenAI(
+        return _AsyncClient(
             http_client=httpx2.AsyncClient(
                 **self._transport(),
                 timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
@@ -102,15 +116,44 @@ class Endpoint:
     def client(self, timeout: float) -> OpenAI:
         """A client that tries once, for the Batch and Files APIs."""
         timeouts = httpx2.Timeout(timeout, connect=CONNECT_TIMEOUT)
-        return OpenAI(
+        return _Client(
             http_client=httpx2.Client(**self._transport(), timeout=timeouts), **self._options()
         )
 
     def _transport(self) -> dict:
-        return {"trust_env": self.external, "follow_redirects": False}
+        return {
+            "trust_env": self.external,  # proxies
+            "verify": httpx2.create_ssl_context(),
+            "follow_redirects": False,
+        }
 
     def _options(self) -> dict:
         return {"base_url": self.url, "api_key": self._key or NO_KEY, "max_retries": 0}
+
+
+def _read_key(variable: str | None, needed: bool) -> str:
+    """The key in an environment variable; by default in OPENAI_API_KEY where one is needed. What
+    the user has named is not repeated in errors: it may be the key itself."""
+    if variable:
+        named = "that --api_key_env names"
+        hint = " The flag takes the name of a variable, not a key."
+    elif needed:
+        variable = named = "OPENAI_API_KEY"
+        hint = ""
+    else:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise EndpointError(
+            f"The environment variable {named} is not set. Set it to your key.{hint}"
+        )
+    # Checked here, because HTTP libraries quote the headers that they cannot send.
+    if not all(33 <= ord(character) <= 126 for character in key):
+        raise EndpointError(
+            f"The key in the environment variable {named} has characters that keys do not have "
+            "(spaces, line ends or non-ASCII letters). Copy it again."
+        )
+    return key
 
 
 def _resolve(host: str, port: int | None) -> list[str]:

@@ -13,6 +13,7 @@ import email.utils
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC
 
 FIRST_CONCURRENCY = 4
 BUCKET_SECONDS = 5.0
@@ -59,6 +60,7 @@ class Limits:
         self.max_concurrency = max_concurrency
         self.concurrency = float(min(FIRST_CONCURRENCY, max_concurrency))
         self.in_flight = 0
+        self.probing = False  # one at a time, whatever the concurrency
         self.clock, self.sleep = clock, sleep
         self._requests = requests_per_minute and Bucket(requests_per_minute, clock())
         self._tokens = tokens_per_minute and Bucket(tokens_per_minute, clock())
@@ -67,11 +69,13 @@ class Limits:
         self._turn = asyncio.Lock()  # first come, first served
         self._freed = asyncio.Event()
 
-    async def acquire(self, tokens: float) -> float:
+    async def acquire(self, tokens: float, admit: Callable[[], bool] = lambda: True) -> float:
         """Wait for a turn.
 
         Args:
             tokens: what the request is expected to use.
+            admit: a condition of the caller's, asked at the moment when the request could go, and
+                again whenever another one is over.
 
         Returns:
             the time it was granted, for `release`.
@@ -83,7 +87,7 @@ class Limits:
                 waits += [bucket.wait(now) for bucket in (self._requests, self._tokens) if bucket]
                 if max(waits) > 0:
                     await self.sleep(max(waits))
-                elif self.in_flight >= int(self.concurrency):
+                elif self.in_flight >= self._most or not admit():
                     self._freed.clear()
                     await self._freed.wait()
                 else:
@@ -94,6 +98,10 @@ class Limits:
             if self._tokens:
                 self._tokens.take(tokens)
             return now
+
+    @property
+    def _most(self) -> int:
+        return 1 if self.probing else int(self.concurrency)
 
     def release(
         self,
@@ -136,15 +144,28 @@ def backoff(failures: int) -> float:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a response asks to wait (RFC 9110, 10.2.3: seconds or a date), or None."""
+    """Seconds that a response asks to wait (RFC 9110, 10.2.3: seconds or a date), or None.
+
+    A date is compared with the response's own `Date`, since clocks differ; with the clock of this
+    machine only where there is none.
+    """
     value = headers.get("retry-after")
     if value is None:
         return None
     try:
         seconds = float(value)
     except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
+        until, now = _timestamp(value), _timestamp(headers.get("date", ""))
+        if until is None:
             return None
+        seconds = until - (time.time() if now is None else now)
     return max(0.0, seconds) if seconds < float("inf") else None
+
+
+def _timestamp(date: str) -> float | None:
+    """Unix time of an HTTP date; None where it is none."""
+    try:
+        parsed = email.utils.parsedate_to_datetime(date)
+    except ValueError:
+        return None
+    return parsed.replace(tzinfo=parsed.tzinfo or UTC).timestamp()

@@ -1,10 +1,10 @@
-"""What answers cost: prices, tokens per request, and a budget that is never exceeded.
+"""What answers cost: prices, tokens per request, and a budget.
 
 What is special about it:
 - prices come from a dated file that the user can edit; an unknown price is reported as unknown;
 - tokens are given twice, expected and at most: assumed at first, measured later;
-- the budget reserves the worst case of every request in flight, so that `--max_cost` holds even
-  if all replies are as long as they may be.
+- the budget reserves the worst case of every request in flight. What is the worst is learned from
+  the replies, since nobody knows beforehand how many tokens a server counts for an image.
 """
 
 import math
@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+
+# The rendered prompt, and (width, height) of the image in pixels.
+Request = tuple[str, tuple[int, int]]
 
 STANDARD_PRICES = Path(__file__).with_name("prices.yaml")
 
@@ -113,6 +116,7 @@ class Measured:
     cached: int = 0
     completion: int = 0
     longest_prompt: int = 0
+    longest_completion: int = 0
     latency_s: float = 0.0
 
     @classmethod
@@ -120,7 +124,7 @@ class Measured:
         [row] = journal.query(
             "SELECT count(*), coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0), "
             "coalesce(sum(completion_tokens), 0), coalesce(max(prompt_tokens), 0), "
-            "coalesce(sum(latency_s), 0) "
+            "coalesce(max(completion_tokens), 0), coalesce(sum(latency_s), 0) "
             "FROM replies WHERE prompt_tokens IS NOT NULL AND completion_tokens IS NOT NULL"
         )
         return cls(*row)
@@ -129,33 +133,54 @@ class Measured:
 class Meter:
     """Tokens and cost of single requests: assumed first, then as measured.
 
+    A request is (text, size): the rendered prompt, and (width, height) of the image in pixels.
+
     Args:
         price: of the model, or None.
         max_tokens: output limit of every request.
         batch: whether the Batch API's price applies.
         measured: what the journal knows already.
+        longest: the request in the journal whose prompt had most tokens; None where that is
+            unknown.
+
+    Attributes:
+        known: whether a reply has shown what a request costs, or that the server does not say.
     """
 
-    def __init__(self, price: Price | None, max_tokens: int, batch: bool, measured: Measured):
+    def __init__(
+        self,
+        price: Price | None,
+        max_tokens: int,
+        batch: bool,
+        measured: Measured,
+        longest: Request | None = None,
+    ):
         self.price, self.max_tokens, self.batch = price, max_tokens, batch
         self.measured = measured
+        # Assumed tokens of the largest request whose real ones are known.
+        self._largest = self._assumed_worst(*longest) if longest is not None else 0.0
+        self.known = longest is not None
 
-    def add(self, prompt: int, cached: int, completion: int):
-        """Learn from the usage of one completion."""
+    def add(
+        self, prompt: int, cached: int, completion: int, request: Request | None = None
+    ) -> bool:
+        """Learn from the usage of one completion, the reply to `request`. Returns whether the
+        worst case of other requests has changed."""
         m = self.measured
+        before = (m.longest_prompt, m.longest_completion, self._largest)
         m.replies += 1
         m.prompt += prompt
         m.cached += cached
         m.completion += completion
         m.longest_prompt = max(m.longest_prompt, prompt)
+        m.longest_completion = max(m.longest_completion, completion)
+        if request is not None:
+            self._largest = max(self._largest, self._assumed_worst(*request))
+            self.known = True
+        return before != (m.longest_prompt, m.longest_completion, self._largest)
 
     def expected_tokens(self, text: str, size: tuple[int, int]) -> tuple[float, float, float]:
-        """(prompt, cached, completion) tokens of a typical request.
-
-        Args:
-            text: the rendered prompt.
-            size: of the image, (width, height) in pixels.
-        """
+        """(prompt, cached, completion) tokens of a typical request."""
         m = self.measured
         if m.replies:
             return m.prompt / m.replies, m.cached / m.replies, m.completion / m.replies
@@ -164,10 +189,17 @@ class Meter:
         return image + len(text) / CHARACTERS_PER_TOKEN, 0, output
 
     def worst_tokens(self, text: str, size: tuple[int, int]) -> tuple[float, float, float]:
-        """As `expected_tokens`, at most."""
+        """As `expected_tokens`, at most: the longest prompt seen, and in proportion more for a
+        request that is larger than all whose usage is known."""
+        assumed = self._assumed_worst(text, size)
+        larger = max(1.0, assumed / self._largest) if self._largest else 1.0
+        prompt = max(assumed, self.measured.longest_prompt * larger)
+        return prompt, 0, max(self.max_tokens, self.measured.longest_completion)
+
+    def _assumed_worst(self, text: str, size: tuple[int, int]) -> float:
+        """Prompt tokens at most, by the rules of models that we know."""
         image = count_image_tokens(size, self._image_rule) * IMAGE_SAFETY
-        prompt = image + len(text) / FEWEST_CHARACTERS_PER_TOKEN
-        return max(prompt, self.measured.longest_prompt), 0, self.max_tokens
+        return image + len(text) / FEWEST_CHARACTERS_PER_TOKEN
 
     @property
     def _image_rule(self) -> dict:
@@ -244,16 +276,23 @@ class Budget:
         self.reserved += worst or 0.0
         self.open += 1
 
+    def revalue(self, before: float | None, worst: float | None):
+        """The worst case of an open reservation is another than it was believed to be."""
+        self.reserved += (worst or 0.0) - (before or 0.0)
+
     def merge(self, count: int):
         """Turn the last `count` reservations into one, to be settled together."""
         self.open -= count - 1
 
     def exhausted(self) -> str:
         """Why nothing more can be asked, and what to do."""
-        return (
-            f"--max_cost: {dollars(self.spent)} of {dollars(self.limit)} is spent, and one more "
-            "answer could exceed the limit. Raise it to ask more."
-        )
+        text = f"--max_cost: {dollars(self.spent)} of {dollars(self.limit)} is spent"
+        if self.spent > self.limit:
+            return (
+                f"{text}: requests cost more than was known when they were sent. Nothing more is "
+                "sent. Raise it to ask more."
+            )
+        return f"{text}, and one more answer could exceed the limit. Raise it to ask more."
 
     def settle(self, worst: float | None, actual: float | None):
         """A request is over: release its reservation and book what it cost."""

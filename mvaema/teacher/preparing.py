@@ -117,14 +117,23 @@ class Preparer:
         journal: keeps which source became which image.
         preparation: what to do to each.
         shard, shards: take only the images of this part (from 0).
+        writes: False to prepare the images without writing them, for an estimate.
 
     Attributes:
         problems: reason -> number of sources that could not be read. The next run tries them again.
         duplicates: number of sources with the pixels of an earlier one, whose labels are kept.
     """
 
-    def __init__(self, journal: Journal, preparation: Preparation, shard: int = 0, shards: int = 1):
-        self.journal, self.preparation = journal, preparation
+    def __init__(
+        self,
+        journal: Journal,
+        preparation: Preparation,
+        shard: int = 0,
+        shards: int = 1,
+        *,
+        writes: bool = True,
+    ):
+        self.journal, self.preparation, self.writes = journal, preparation, writes
         self.shard, self.shards = shard, shards
         self.problems: Counter[str] = Counter()
         self.duplicates = 0
@@ -235,8 +244,8 @@ class Preparer:
         file = Path("images") / reading.image_id[:2] / f"{reading.image_id}{suffix}"
         try:
             path = self.journal.folder / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.is_file() or path.read_bytes() != data:
+            if self.writes and not (path.is_file() and path.read_bytes() == data):
+                path.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(path, data)  # before the journal knows it
         except OSError as error:
             raise JournalError(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from mvaema.teacher.journal import Journal, PreparedImage, Question
+from mvaema.teacher.money import Request
 from mvaema.teacher.prompt import Prompt, question_fingerprint
 
 
@@ -44,6 +45,21 @@ class Plan:
         return question_fingerprint(
             image.sha256, text, self.model, self.parameters, self.prompt.version
         )
+
+    def request(self, journal: Journal, image_id: str, question_id: str) -> Request | None:
+        """What is asked about an image; None where the journal does not have it any more."""
+        if not journal.query("SELECT 1 FROM images WHERE image_id = ?", [image_id]):
+            return None
+        image = journal.image(image_id)
+        return self.text(image, question_id), (image.width, image.height)
+
+    def longest(self, journal: Journal) -> Request | None:
+        """The request whose prompt had most tokens, of those in the journal."""
+        rows = journal.query(
+            "SELECT image_id, question_id FROM replies WHERE completion_tokens IS NOT NULL AND "
+            "image_id IN (SELECT image_id FROM images) ORDER BY prompt_tokens DESC LIMIT 1"
+        )
+        return self.request(journal, *rows[0]) if rows else None
 
     def pending(self, journal: Journal, image: PreparedImage) -> list[Question]:
         """The questions about an image that are not settled, or are to be retried, and that are in

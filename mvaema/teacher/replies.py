@@ -124,6 +124,7 @@ class Verdict:
         settled: the question is not asked again unless `--retry` says so.
         throttled: the server asked to slow down (429).
         stop: why the run must end and what to do, as sentences; None to carry on.
+        foreign: nothing that a model server sends (a page, or nothing in time).
         detail: for errors, what was wrong.
         answer, reasoning: the two parts of a completion; None when it has none.
         marked: the answer was in the tags that the prompt asks for.
@@ -135,6 +136,7 @@ class Verdict:
     settled: bool
     throttled: bool = False
     stop: str | None = None
+    foreign: bool = False
     detail: str | None = None
     answer: str | None = None
     reasoning: str | None = None
@@ -173,7 +175,8 @@ def judge(status: int | None, raw: bytes | None, problem: str | None) -> Verdict
     if status is None:
         # After a timeout the answer may have been produced and charged, and asking again does not
         # help a slow server: that is left to `--retry error`. The others delivered nothing.
-        return Verdict("error", settled=problem == "timeout", detail=problem)
+        late = problem == "timeout"
+        return Verdict("error", settled=late, foreign=late, detail=problem)
     body = parse_json(raw)
     if 200 <= status < 300:
         return _judge_completion(body)
@@ -197,11 +200,11 @@ def parse_json(raw: bytes | None):
 
 
 def _judge_completion(body) -> Verdict:
-    def not_a_completion(detail: str) -> Verdict:
-        return Verdict("error", settled=True, detail=f"status 200, but {detail}")
+    def not_a_completion(detail: str, foreign: bool = False) -> Verdict:
+        return Verdict("error", settled=True, foreign=foreign, detail=f"status 200, but {detail}")
 
     if not isinstance(body, dict):
-        return not_a_completion("the body is not a JSON object")
+        return not_a_completion("the body is not a JSON object", foreign=True)
     if body.get("error"):
         return not_a_completion(f"it holds an error: {_message(body)}")
     choices = body.get("choices")

@@ -2,10 +2,13 @@
 
 import asyncio
 import itertools
+import os
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -132,21 +135,28 @@ class TeacherRun:
             retry_until=retry_until,
         )
 
-    def count_images(self) -> float:
-        """Images of this run: all, or the share of one shard.
+    def count_entries(self) -> int:
+        """Entries of the source that this run goes through: all, or those of a pilot.
 
         Raises:
             ValueError: there are none.
         """
-        return self._count_sources() / self.args.parts
-
-    def _count_sources(self) -> int:
         total = len(self.source)
         if not total:
             raise ValueError(
                 f"--images {self.args.images}: no file there has the name of a micrograph."
             )
-        return total
+        return total if self.args.pilot is None else min(total, self.args.pilot)
+
+    def open(self, journal: Journal) -> tuple[Plan, Accounts]:
+        """What is asked and what it costs, given what the journal holds."""
+        args = self.args
+        journal.judge_rest()
+        plan = self.plan(journal.last_id())
+        measured = Measured.of(journal)
+        meter = Meter(self.price, args.max_tokens, args.batch, measured, plan.longest(journal))
+        already = spent(journal, self.price, args.max_tokens) or 0.0
+        return plan, Accounts(meter, Budget(args.max_cost, already))
 
     def ask(self) -> RunResult:
         """Ask what is missing. Everything that comes back is in the journal.
@@ -157,19 +167,14 @@ class TeacherRun:
         """
         args = self.args
         endpoint = Endpoint(args.endpoint, args.api_key_env, args.allow_external)
-        total = self._count_sources()
-        entries = total if args.pilot is None else min(total, args.pilot)
+        entries = self.count_entries()
         with Journal(self.path, self.configuration) as journal:
-            journal.judge_rest()
-            plan = self.plan(journal.last_id())
-            accounts = Accounts(
-                Meter(self.price, args.max_tokens, args.batch, Measured.of(journal)),
-                Budget(args.max_cost, spent(journal, self.price, args.max_tokens) or 0.0),
-            )
+            plan, accounts = self.open(journal)
             preparer = Preparer(journal, self.preparation, args.part, args.parts)
 
             def questions() -> Iterator[list[Question]]:
-                images = preparer(itertools.islice(self.source, entries), entries == total)
+                whole = entries == len(self.source)
+                images = preparer(itertools.islice(self.source, entries), whole)
                 return plan(journal, images, preparer.is_intact)
 
             began = time.monotonic()
@@ -179,9 +184,11 @@ class TeacherRun:
                 on_progress = self._progress(bar, accounts)
                 shared = (endpoint, journal, plan, accounts)
                 if args.batch:
-                    BatchAsker(
+                    asker = BatchAsker(
                         *shared, self._batch_limits(), on_progress, give_up=args.give_up_batches
-                    ).run(questions)
+                    )
+                    with _stopped_by_signals():
+                        asker.run(questions)
                 else:
                     asker = Asker(*shared, self._limits(), args.timeout, on_progress)
                     asyncio.run(_interruptible(asker, questions()))
@@ -221,22 +228,47 @@ class TeacherRun:
         return on_progress
 
 
+def _stopping_signals() -> list[signal.Signals]:
+    """The signals that end a run in good order. One that this process was started to ignore
+    (`nohup`) stays ignored."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    known = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Let every signal that ends a run do so as Ctrl-C does: by a KeyboardInterrupt."""
+    before = {number: signal.getsignal(number) for number in _stopping_signals()}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 async def _interruptible(asker: Asker, questions: Iterator[list[Question]]):
-    """Run the asker. The first Ctrl-C (or SIGTERM) finishes the requests in flight, the second
-    does not wait for them."""
+    """Run the asker. The first Ctrl-C (or SIGTERM, or SIGHUP) finishes the requests in flight, the
+    second does not wait for them."""
     loop = asyncio.get_running_loop()
 
     def interrupt():
-        if asker.tally.stopped is None:
-            tqdm.write("Stopping: waiting for the requests in flight. Ctrl-C again: do not wait.")
-            asker.stop(INTERRUPTED)
-        else:
+        if asker.tally.stopped is not None:
             asker.abort()
+            return
+        asker.stop(INTERRUPTED)
+        try:
+            tqdm.write("Stopping: waiting for the requests in flight. Ctrl-C again: do not wait.")
+        except OSError:  # the terminal is gone, and whatever is shown would fail from now on
+            sys.stdout = sys.stderr = Path(os.devnull).open("w")
 
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, interrupt)
+    numbers = _stopping_signals()
+    for number in numbers:
+        loop.add_signal_handler(number, interrupt)
     try:
         await asker.run(questions)
     finally:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(name)
+        for number in numbers:
+            loop.remove_signal_handler(number)

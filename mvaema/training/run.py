@@ -10,8 +10,9 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 
 from modeling_mvaema import MVaEMaModel
+from mvaema.hub import require_token
 from mvaema.students.card import write_card
-from mvaema.students.hub import push, require_token
+from mvaema.students.hub import push
 from mvaema.students.loading import load_student
 from mvaema.students.new import new_student
 from mvaema.training.batches import BatchLoader, ProcessShare

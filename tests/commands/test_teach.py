@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from huggingface_hub import constants
 from support import ROOT
 from support.teacher_helpers import QUESTIONS, arguments, make_images, replies
 from support.teacher_server import FakeTeacher
@@ -153,3 +154,19 @@ def test_the_script_and_the_command_are_the_same(tmp_path, capsys):
     assert mvaema(["teach", *arguments]) == done.returncode == 1
     assert capsys.readouterr().err == done.stderr
     assert done.stderr.startswith(f"error: {tmp_path} holds no journal of the teacher")
+
+
+@pytest.mark.parametrize("command", ["ask", "export", "merge"])
+def test_upload_without_a_token_is_refused_before_the_work(
+    command, call, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    argv = {
+        "ask": call(),
+        "export": ["export", "--output_dir", str(tmp_path / "out")],
+        "merge": ["merge", "--parts", "a", "--output_dir", str(tmp_path / "out")],
+    }[command]
+    check(capsys, [*argv, "--push_to_hub", "lab/data"], "needs a token for the Hub")
+    assert not (tmp_path / "out").exists()

@@ -89,7 +89,7 @@ def test_the_numbers_are_those_that_were_stored(tmp_path, name):
     stored = json.loads(STORED.read_text())[name]
     for field, values in computed(tmp_path, **VARIANTS[name]).items():
         expected, got = torch.tensor(stored[field]), torch.tensor(values)
-        torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-5, msg=lambda m: field + m)
+        torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-5, msg=field)
 
 
 if __name__ == "__main__":

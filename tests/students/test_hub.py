@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard, constants
 from support import ROOT
 from support.hub_server import TOKEN, running_hub
 
-from mvaema.students.hub import STUDENT_FILES, push, require_token
+from mvaema.hub import require_token
+from mvaema.students.hub import STUDENT_FILES, push
 from mvaema.students.loading import load_student
 from mvaema.students.lora import add_adapters, save_adapters
 from mvaema.students.places import hub_ids

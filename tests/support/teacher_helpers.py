@@ -19,12 +19,13 @@ QUESTIONS = 10
 SPEED = 200.0  # of the run's clock against ours
 
 
-def make_images(folder: Path, count: int, size=(32, 24), category="Nanowires") -> Path:
-    """A folder tree of distinct random micrographs, as a microscope might have named them."""
+def make_images(folder: Path, count: int, size=(32, 24), category="Nanowires", grow=0) -> Path:
+    """A folder tree of distinct random micrographs, as a microscope might have named them. Each has
+    `grow` more rows and columns than the one before."""
     rng = np.random.default_rng(0)
     (folder / category).mkdir(parents=True)
     for i in range(count):
-        pixels = rng.integers(0, 256, size, dtype=np.uint8)
+        pixels = rng.integers(0, 256, [side + i * grow for side in size], dtype=np.uint8)
         Image.fromarray(pixels).save(folder / category / f"CUSTOMER_lot{i}.png")
     return folder
 

@@ -13,14 +13,17 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import re
+import ssl
 import threading
 import time
 from dataclasses import dataclass, field
 
 from aiohttp import web
+from PIL import Image
 
 ALLOWED_BYTES = 256 * 2**20
 
@@ -74,14 +77,25 @@ class FakeTeacher:
     Args:
         delay: seconds an answer takes.
         keep_bodies: keep the requests' bodies (in `exchanges`) and headers.
+        ssl_context: speak HTTPS.
     """
 
-    def __init__(self, delay: float = 0.0, keep_bodies: bool = True, host: str = "127.0.0.1"):
+    def __init__(
+        self,
+        delay: float = 0.0,
+        keep_bodies: bool = True,
+        host: str = "127.0.0.1",
+        ssl_context: ssl.SSLContext | None = None,
+    ):
         self.delay, self.keep_bodies, self.host = delay, keep_bodies, host
+        self.ssl_context = ssl_context
         self.exchanges: list[Exchange] = []
         self.faults: list[Fault] = []
         self.in_flight = self.most_in_flight = 0
+        self.faulty_image = None  # from an image's (width, height) to a kind of fault, or None
         self.capacity = None  # requests at a time before 429
+        # From a request's body to prompt tokens, or None for no usage; 1,000 by default.
+        self.count_tokens = None
         self.files: dict[str, bytes] = {}
         self.uploads: list[dict] = []
         self.batches: dict[str, dict] = {}
@@ -118,17 +132,50 @@ class FakeTeacher:
             self._end = asyncio.Event()
             runner = web.AppRunner(self.app(), handler_cancellation=True, shutdown_timeout=0.1)
             await runner.setup()
-            await web.TCPSite(runner, self.host, 0).start()
-            self.url = f"http://{self.host}:{runner.addresses[0][1]}/v1"
+            self._runner = runner
+            await self._listen(0)
+            scheme = "https" if self.ssl_context else "http"
+            self.port = runner.addresses[0][1]
+            self.url = f"{scheme}://{self.host}:{self.port}/v1"
             started.set()
             await self._end.wait()
             await runner.cleanup()
 
         self._loop.run_until_complete(main())
 
+    async def _listen(self, port: int):
+        site = web.TCPSite(
+            self._runner, self.host, port, ssl_context=self.ssl_context, reuse_address=True
+        )
+        await site.start()
+        self._site = site
+
+    def stop_listening(self):
+        """Refuse new connections and end those that are open, as a server that was stopped."""
+
+        async def stop():
+            await self._site.stop()
+            for connection in list(self._runner.server.connections):
+                connection.force_close()
+                if connection.transport is not None:
+                    connection.transport.abort()
+
+        asyncio.run_coroutine_threadsafe(stop(), self._loop).result(10)
+
+    def listen_again(self):
+        """Be there again, at the same address."""
+        asyncio.run_coroutine_threadsafe(self._listen(self.port), self._loop).result(10)
+
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=ALLOWED_BYTES)
+        @web.middleware
+        async def keep_headers(request: web.Request, handler):
+            if self.keep_bodies:
+                self.headers.append(dict(request.headers))
+            return await handler(request)
+
+        app = web.Application(client_max_size=ALLOWED_BYTES, middlewares=[keep_headers])
         app.router.add_post("/v1/chat/completions", self.chat)
+        app.router.add_get("/v1/models", self.models)
         app.router.add_post("/v1/files", self.upload)
         app.router.add_get("/v1/files", self.list_files)
         app.router.add_get("/v1/files/{id}/content", self.content)
@@ -155,13 +202,13 @@ class FakeTeacher:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
-        if self.keep_bodies:
-            self.headers.append(dict(request.headers))
         body = json.loads(raw)
         text = body["messages"][0]["content"][1]["text"]
         fault = next((f for f in self.faults if f.times and f.match in text), None)
         if fault:
             fault.times -= 1
+        elif self.faulty_image and (kind := self.faulty_image(size_of(body))):
+            fault = Fault(kind)
         exchange = Exchange(
             question=name_of(body),
             text=text,
@@ -181,7 +228,7 @@ class FakeTeacher:
             else:
                 if self.delay:
                     await asyncio.sleep(self.delay)
-                response = web.json_response(completion(body))
+                response = web.json_response(self.completion(body))
             if not response.prepared:
                 response.headers["x-request-id"] = f"req-{len(self.exchanges)}"
                 await response.prepare(request)
@@ -191,8 +238,15 @@ class FakeTeacher:
         finally:
             self.in_flight -= 1
 
-    async def fault(self, fault: Fault, request: web.Request, body: dict) -> web.StreamResponse:
+    def completion(self, body: dict) -> dict:
         good = completion(body)
+        if self.count_tokens is not None:
+            tokens = self.count_tokens(body)
+            good["usage"] = tokens and {"prompt_tokens": tokens, "completion_tokens": 100}
+        return good
+
+    async def fault(self, fault: Fault, request: web.Request, body: dict) -> web.StreamResponse:
+        good = self.completion(body)
         choice, message = good["choices"][0], good["choices"][0]["message"]
         match fault.kind:
             case "429":
@@ -201,6 +255,8 @@ class FakeTeacher:
                 return web.Response(status=int(fault.kind), text="oops", headers=fault.headers)
             case "400":
                 return error(400, "invalid_request_error", "the image is no good")
+            case "413":  # by a proxy in front of the server
+                return web.Response(status=413, text="<html>too large", content_type="text/html")
             case "unsupported":
                 return error(400, "unsupported_parameter", "'max_tokens' is not supported")
             case "401":
@@ -256,6 +312,9 @@ class FakeTeacher:
             case _:
                 raise ValueError(fault.kind)
         return web.json_response(good)
+
+    async def models(self, request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "teacher"}]})
 
     # --- Files and Batches
 
@@ -361,7 +420,7 @@ class FakeTeacher:
                 "response": {
                     "status_code": 200,
                     "request_id": f"req-{i}",
-                    "body": completion(line["body"]),
+                    "body": self.completion(line["body"]),
                 },
                 "error": None,
             }
@@ -390,6 +449,11 @@ def image_of(body: dict) -> bytes:
     """The image of a request, as the server received it."""
     url = body["messages"][0]["content"][0]["image_url"]["url"]
     return base64.b64decode(url.partition(",")[2])
+
+
+def size_of(body: dict) -> tuple[int, int]:
+    """(width, height) of the image of a request, in pixels."""
+    return Image.open(io.BytesIO(image_of(body))).size
 
 
 def completion(body: dict) -> dict:

@@ -16,7 +16,24 @@ from mvaema.teacher.limits import Limits, retry_after
         ({"retry-after": "-3"}, 0),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "inf"}, None),
+        ({"retry-after": "nan"}, None),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        # The server's clock, whatever ours says: "-0000" is a UTC date without a time zone.
+        (
+            {
+                "retry-after": "Wed, 21 Oct 2015 07:28:00 GMT",
+                "date": "Wed, 21 Oct 2015 07:26:30 GMT",
+            },
+            90,
+        ),
+        (
+            {
+                "retry-after": "Fri, 21 Oct 2044 07:28:00 -0000",
+                "date": "Fri, 21 Oct 2044 07:26:30 -0000",
+            },
+            90,
+        ),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT", "date": "yesterday"}, 0),
     ],
 )
 def test_retry_after(headers, seconds):
@@ -81,3 +98,42 @@ def test_a_pause_holds_up_everybody(seconds):
         return first, await asyncio.gather(*(limits.acquire(0) for _ in range(3)))
 
     assert asyncio.run(go()) == (0.0, [seconds] * 3)
+
+
+def test_a_condition_is_asked_at_the_moment_of_sending():
+    """Not before a pause, but after it, and again whenever another request is over."""
+    clock = SteppingClock()
+    limits, asked = Limits(8, clock=clock, sleep=clock.sleep), []
+
+    def admit() -> bool:
+        asked.append(clock.now)
+        return len(asked) > 1
+
+    async def go():
+        first = await limits.acquire(0)
+        limits.pause(50)
+        second = asyncio.create_task(limits.acquire(0, admit))
+        while not asked:
+            await asyncio.sleep(0)
+        clock.now = 60.0
+        assert not second.done() and limits.in_flight == 1
+        limits.release(first, 0, None)
+        return await second
+
+    assert asyncio.run(go()) == 60
+    assert asked == [50, 60]
+
+
+def test_probing_means_one_at_a_time():
+    limits = Limits(8)
+
+    async def go():
+        limits.probing = True
+        first = await limits.acquire(0)
+        second = asyncio.create_task(limits.acquire(0))
+        await asyncio.sleep(0.01)
+        assert limits.in_flight == 1
+        limits.release(first, 0, None)
+        await second
+
+    asyncio.run(go())

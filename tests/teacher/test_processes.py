@@ -1,6 +1,7 @@
 """The teacher as a process: killed, interrupted, on a full disk."""
 
 import os
+import pty
 import random
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from support.teacher_helpers import (
     replies,
 )
 from support.teacher_process import TeacherProcess, options
-from support.teacher_server import FakeTeacher
+from support.teacher_server import FakeTeacher, Fault
 
 from mvaema.teacher.export import export
 from mvaema.teacher.journal import JournalError
@@ -37,14 +39,24 @@ def journalled(output: Path) -> set[str]:
     return {match[1].decode() for raw in raws for match in re.finditer(rb"chatcmpl-(\w+)", raw)}
 
 
-def kill_and_resume(tmp_path, images_count: int, kills: int, seed: int):
-    """Kill a run at random moments, resume it each time, and compare with the server's log."""
+def kill_and_resume(
+    tmp_path, images_count: int, kills: int, seed: int, more=(), trouble: Sequence[str] = ()
+):
+    """Kill a run at random moments, resume it each time, and compare with the server's log.
+
+    Args:
+        more: further arguments of the command.
+        trouble: kinds of faults of the server, three of one kind in each run.
+    """
     rng = random.Random(seed)
     images, output = make_images(tmp_path / "images", images_count), tmp_path / "out"
     total = images_count * QUESTIONS
     with FakeTeacher(delay=0.01, keep_bodies=False) as server:
-        argv, log = options(images, output, server.url, *CONCURRENT), tmp_path / "log"
+        argv, log = options(images, output, server.url, *CONCURRENT, *more), tmp_path / "log"
         for _ in range(kills):
+            server.faults = [
+                Fault(kind, times=3) for kind in rng.sample(trouble, min(1, len(trouble)))
+            ]
             before, kept_before = len(server.exchanges), journalled(output)
             delivered_before = len(server.delivered())
             # Anything from the first request to a share of the rest of the run.
@@ -61,6 +73,7 @@ def kill_and_resume(tmp_path, images_count: int, kills: int, seed: int):
             # Of what this run was sent, only what was on its way when it died.
             lost = [name for name in delivered if name not in kept]
             assert set(lost) <= set(delivered[-CONCURRENCY:])
+        server.faults = []
         last = TeacherProcess(log, argv)
         assert last.end() == 0, last.text()
         times_delivered = Counter(server.delivered())
@@ -77,6 +90,39 @@ def kill_and_resume(tmp_path, images_count: int, kills: int, seed: int):
 
 def test_killed_run_is_resumed(tmp_path):
     kill_and_resume(tmp_path, images_count=8, kills=2, seed=0)
+
+
+@pytest.mark.slow
+def test_killed_amid_failures_and_under_a_limit(tmp_path):
+    """Questions that were put aside, reservations and all: nothing is lost or paid for twice."""
+    trouble = ["500", "503", "drop", "429"]
+    kill_and_resume(tmp_path, 20, kills=8, seed=2, more=limited(tmp_path, 1000), trouble=trouble)
+
+
+@pytest.mark.slow
+def test_limit_holds_across_kills(tmp_path):
+    """But for what was in flight when the process died, of which it could not keep an account."""
+    images, output = make_images(tmp_path / "images", 20), tmp_path / "out"
+    limit, price, kills = 1.0, (1000 * 10 + 100) / 1e6, 3
+    with FakeTeacher(delay=0.02, keep_bodies=False) as server:
+        more = limited(tmp_path, limit)
+        argv = options(images, output, server.url, *CONCURRENT, *more, "--no_export")
+        for i in range(kills):
+            run, log = TeacherProcess(tmp_path / "log", argv), tmp_path / "log"
+            run.wait_for(lambda goal=20 * (i + 1): len(server.exchanges) >= goal)
+            run.signal(signal.SIGKILL)
+            run.end()
+        run = TeacherProcess(log, argv)
+        assert run.end() == 1 and "--max_cost" in run.text()
+        kept = len(journalled(output))
+        assert 0.8 * limit < kept * price <= limit
+        assert len(server.delivered()) <= kept + kills * CONCURRENCY
+
+
+def limited(folder: Path, dollars: float) -> list[str]:
+    prices = folder / "prices.yaml"
+    prices.write_text("models: {teacher: {input: 10, output: 1, as_of: today}}")
+    return ["--prices", str(prices), "--max_cost", str(dollars)]
 
 
 @pytest.mark.slow
@@ -138,7 +184,8 @@ def test_killed_run_whose_journal_was_damaged_pays_nothing_again(loss, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+    "number",
+    [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
 )
 def test_interrupt_finishes_what_is_in_flight(number, tmp_path):
     images, output = make_images(tmp_path / "images", 4), tmp_path / "out"
@@ -154,6 +201,67 @@ def test_interrupt_finishes_what_is_in_flight(number, tmp_path):
         assert TeacherProcess(log, argv).end() == 0
         no_answer_lost_or_repeated(server, output)
     assert outcomes(output) == {"ok": 40}
+
+
+@pytest.mark.slow
+def test_closed_terminal_finishes_what_is_in_flight(tmp_path):
+    """The terminal is gone for good: nothing can be shown any more, and nothing is lost."""
+    images, output = make_images(tmp_path / "images", 4), tmp_path / "out"
+    with FakeTeacher(delay=0.4) as server:
+        argv = options(images, output, server.url, *CONCURRENT)
+        child, terminal = pty.fork()
+        if child == 0:
+            script = str(ROOT / "generate_teacher_data.py")
+            os.execve(sys.executable, [sys.executable, script, *argv], os.environ)
+        deadline = time.monotonic() + 60
+        while server.in_flight < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        os.close(terminal)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 130
+        assert 4 <= len(replies(output)) == len(server.exchanges) < 40
+        server.delay = 0.0
+        assert TeacherProcess(tmp_path / "log", argv).end() == 0
+        no_answer_lost_or_repeated(server, output)
+    assert outcomes(output) == {"ok": 40}
+
+
+@pytest.mark.slow
+def test_a_run_that_ignores_the_hangup_goes_on(tmp_path):
+    """`nohup`, whose point it is."""
+    images, output = make_images(tmp_path / "images", 2), tmp_path / "out"
+    with FakeTeacher(delay=0.1) as server:
+        script = str(ROOT / "generate_teacher_data.py")
+        argv = [sys.executable, script, *options(images, output, server.url, *CONCURRENT)]
+        run = subprocess.Popen(
+            ["nohup", *argv], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while not server.in_flight:
+            assert run.poll() is None
+            time.sleep(0.001)
+        run.send_signal(signal.SIGHUP)
+        assert run.wait(60) == 0
+    assert outcomes(output) == {"ok": 20}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_batch_run_says_how_to_resume(number, tmp_path):
+    images, output = make_images(tmp_path / "images", 1), tmp_path / "out"
+    batched = ("--batch", "True", "--batch_poll", "0.01")
+    with FakeTeacher() as server:
+        server.hang_at = "retrieve"
+        argv, log = options(images, output, server.url, *batched), tmp_path / "log"
+        run = TeacherProcess(log, argv)
+        run.wait_for(server.hung.is_set)
+        run.signal(number)
+        assert run.end() == 130
+        assert "Rerun the same command to resume" in run.text()
+        server.hang_at = None
+        assert TeacherProcess(log, argv).end() == 0
+        assert len(server.batches) == 1
+    assert outcomes(output) == {"ok": QUESTIONS}
 
 
 @pytest.mark.slow
