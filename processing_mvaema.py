@@ -116,7 +116,7 @@ class Portable:
         return object.__new__, (found,), self.__getstate__()
 
 
-class MVaEMaImageProcessor(Portable, PilBackend):
+class MVaEMaImageProcessor(PilBackend, Portable):
     """Micrographs to `pixel_values` in [-1, 1]; always with Pillow, never with torchvision."""
 
     model_input_names = ["pixel_values"]
@@ -151,7 +151,7 @@ class MVaEMaImageProcessor(Portable, PilBackend):
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
 
-class ProcessedInputs(Portable, BatchFeature):
+class ProcessedInputs(BatchFeature, Portable):
     """Tensors by name, and `truncated`: input -> number of tokens cut from each of its texts."""
 
     def __init__(self, data: dict[str, torch.Tensor], truncated: dict[str, list[int]]):
@@ -176,7 +176,7 @@ TEXT_KWARGS = {"max_length", "padding", "return_tensors"}
 OF_PIPELINES = {"truncation", "add_special_tokens"}
 
 
-class MVaEMaProcessor(Portable, ProcessorMixin):
+class MVaEMaProcessor(ProcessorMixin, Portable):
     """Image processor, tokenizer and the form of the prompt in one.
 
     Args:

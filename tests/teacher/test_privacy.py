@@ -84,7 +84,7 @@ def test_nothing_of_real_microscope_files_leaves(tmp_path):
         ask_command(
             arguments(native, tmp_path / "out", server.url, max_side=256, questions=["basics"])
         )
-    assert len(server.exchanges) > 15
+    assert len(server.exchanges) >= 15
     data = [image_of(json.loads(exchange.body)) for exchange in server.exchanges]
     data += [json.loads(e.body)["messages"][0]["content"][1]["text"].encode()
              for e in server.exchanges]  # fmt: skip
