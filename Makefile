@@ -27,7 +27,7 @@ demo: $(VENV)/.demo
 	$(BIN)/mvaema demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -51,4 +51,6 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	@echo "Installing MVaEMa and what its tests need ..."
 	$(PIP) --editable ".[test]"
+	@echo "Fetching transformers' own tests ..."
+	$(BIN)/python tests/support/transformers_tests.py $(VENV)/transformers-tests
 	touch $@ $(VENV)/.demo

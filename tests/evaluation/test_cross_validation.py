@@ -53,7 +53,7 @@ def make_recipe(folder: Path, **settings) -> Recipe:
     return Recipe(str(folder / "data"), str(folder / "folds"), **settings)
 
 
-pytestmark = pytest.mark.usefixtures("empty_pictures")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("empty_pictures")]
 
 
 @pytest.fixture(scope="module")

@@ -431,7 +431,8 @@ def test_two_builds_at_once_are_refused(tmp_path):
     assert build(Nested(tmp_path / "in"), tmp_path / "out").rows == 1
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 5])
 def test_killed_builds_lose_and_repeat_nothing(tmp_path, kills):
     """kill -9 again and again while shards are written; the last run completes the dataset."""
     count = 300

@@ -26,6 +26,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(read_micrograph(path).image)
 
 
+@pytest.mark.slow
 def test_every_native_file_yields_what_its_metadata_states():
     script = ROOT / "benchmarks/native_files.py"
     spec = importlib.util.spec_from_file_location("native_files", script)

@@ -22,6 +22,7 @@ if transformers_tests.folder() is None:
         allow_module_level=True,
     )
 
+pytestmark = pytest.mark.slow
 modeling = transformers_tests.load("test_modeling_common")
 configuration = transformers_tests.load("test_configuration_common")
 processing = transformers_tests.load("test_processing_common")

@@ -12,6 +12,7 @@ from mvaema.micrographs.schema import FEATURES, INSTRUMENT_COLUMNS
 from mvaema.synthetic.dataset import SyntheticSplit, rows
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_the_workers():
     split = SyntheticSplit(seed=7, size=96)
     here = list(rows(split, 20, workers=0))

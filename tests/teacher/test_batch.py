@@ -265,6 +265,7 @@ def test_another_key_gives_up_nothing(server, images, output):
     answered_once(output)
 
 
+@pytest.mark.slow
 def test_input_file_that_somebody_deleted_is_written_again(server, images, output, tmp_path):
     server.hang_at = "upload"
     batched = ("--batch", "True", "--no_export")
@@ -398,7 +399,11 @@ def test_too_many_enqueued_tokens_means_waiting(server, images, output):
 
 
 @pytest.mark.parametrize(
-    "moment", ["upload", "uploaded", "create", "created", "output", "errors", "delete"]
+    "moment",
+    [
+        *("uploaded", "created", "output", "delete"),
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("upload", "create", "errors")),
+    ],
 )
 def test_no_batch_is_submitted_twice_wherever_the_process_dies(
     moment, server, images, output, tmp_path

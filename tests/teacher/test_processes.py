@@ -132,12 +132,14 @@ def test_killed_at_twenty_random_moments(tmp_path):
     print(f"{repeats} answers of 500 were in flight at one of 20 kills and asked for again")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss",
     [
+        "deleted",
+        "emptied",
         "without its log",
-        *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("deleted", "emptied")),
-        pytest.param("all deleted", marks=pytest.mark.slow),
+        "all deleted",
     ],
 )
 def test_killed_run_whose_journal_was_damaged_pays_nothing_again(loss, tmp_path):
@@ -246,7 +248,13 @@ def test_a_run_that_ignores_the_hangup_goes_on(tmp_path):
     assert outcomes(output) == {"ok": 20}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGHUP,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGTERM)),
+    ],
+)
 def test_interrupted_batch_run_says_how_to_resume(number, tmp_path):
     images, output = make_images(tmp_path / "images", 1), tmp_path / "out"
     batched = ("--batch", "True", "--batch_poll", "0.01")

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import pytest
 from support import ROOT
 
 
+@pytest.mark.slow
 def test_looking_at_a_run_or_its_rows_imports_neither_peft_nor_microscopes():
     code = (
         "import sys, mvaema.training.run_folder, mvaema.training.split\n"

@@ -106,6 +106,7 @@ def test_a_run_ends_in_a_model_repository_and_a_log(recipe):
     assert [file.name for file in folder.glob(".*")] in ([], [".lock"])
 
 
+@slow
 def test_the_same_seed_gives_the_same_run_whatever_the_number_of_workers(recipe, tmp_path):
     first = train(recipe)
     again = train(replace(recipe, output_dir=str(tmp_path / "again"), workers=2))
@@ -143,9 +144,11 @@ def checkpointed(tmp_path_factory):
         pytest.param("os.rename", r"\.writing-step-00000002", 2, marks=slow),
         ("open", r"\.png$", 20 + 16 + 2),  # validating; all images were read once beforehand
         pytest.param("os.mkdir", r"\.saving-", 1, marks=slow),  # the student is about to be saved
-        ("open", r"training_log\.jsonl$", 1),  # it is saved, its epoch is not recorded
+        pytest.param(
+            "open", r"training_log\.jsonl$", 1, marks=slow
+        ),  # it is saved, its epoch is not recorded
         ("open", r"samples\.jsonl$", 2),  # the epoch is recorded, but in no checkpoint
-        ("open", r"losses\.png", 1),  # after everything
+        pytest.param("open", r"losses\.png", 1, marks=slow),  # after everything
     ],
 )
 def test_a_killed_run_resumes_bit_for_bit(checkpointed, tmp_path, event, path, call):
@@ -158,7 +161,7 @@ def test_a_killed_run_resumes_bit_for_bit(checkpointed, tmp_path, event, path, c
     assert lines(folder, "samples") == lines(uninterrupted, "samples")
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=slow)])
 def test_a_signal_ends_the_run_after_its_step(recipe, tmp_path, accumulation):
     recipe = replace(recipe, gradient_accumulation_steps=accumulation)
     status, said = struck("terminate", "open", r"steps\.jsonl$", 1, recipe, tmp_path / "out.txt")

@@ -217,7 +217,7 @@ def broken(shards, folder, ids):
     return str(folder)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_another_micrograph_stands_in_for_an_unreadable_one(
     recipe, shards, make_loader, tmp_path, workers
 ):
