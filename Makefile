@@ -26,8 +26,9 @@ endif
 demo: $(VENV)/.demo
 	$(BIN)/mvaema demo
 
+# One thread per worker: more get in each other's way.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -104,6 +104,13 @@ class MVaEMaGenerationMixin:
 
     _processor = None
 
+    def generate(self, *args, **kwargs):
+        """As in transformers, but a `max_length` here goes before the checkpoint's own
+        `max_new_tokens`."""
+        if kwargs.get("max_length") is not None:
+            kwargs.setdefault("max_new_tokens", None)
+        return super().generate(*args, **kwargs)
+
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         return self.image_encoder if modality == "image" else MVaEMaPromptEncoder(self)
 

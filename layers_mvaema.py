@@ -211,7 +211,8 @@ class Memory:
             shared: (images, heads, image tokens, head_dim).
             own: (batch, heads, length, head_dim).
         """
-        parts = [] if shared is None else [shared[self.image_index]]
+        # Not by indexing: with several threads, its gradients are not the same in every run.
+        parts = [] if shared is None else [shared.index_select(0, self.image_index)]
         parts += [] if own is None else [own]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 

@@ -185,8 +185,7 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
             bos_token_id=config.dec_token_id,
             eos_token_id=config.eos_token_id,
             pad_token_id=config.pad_token_id,
-            # Not `max_new_tokens`, which would override the caller's `max_length`. [DEC] counts.
-            max_length=min(129, config.max_position_embeddings),
+            max_new_tokens=min(128, config.max_position_embeddings - 1),
             # Without the causal mask a cached prefix would miss its successors.
             use_cache=config.use_causal_mask,
         )
@@ -503,7 +502,7 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
     ) -> dict[str, Tensor]:
         """ITC and ITM, those that are on."""
         losses, texts = {}, embeds["text_embeds"]
-        image_rows = embeds["image_embeds"].to(texts.device)[pairs.image_index]
+        image_rows = embeds["image_embeds"].to(texts.device).index_select(0, pairs.image_index)
         both_ways = similarities(image_rows, texts, self.temperature.to(texts.device))
         if self.config.itc_weight:
             losses["itc_loss"] = itc_loss(*both_ways, pairs)
@@ -530,7 +529,7 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         ids = torch.cat([pairs.ids, pairs.all_ids[texts], pairs.ids])
         wrong = others // (len(pairs.ids) // len(image_states))
         if world_size() > 1:  # other processes' images have to be projected here
-            other_states = gather(image_states)[wrong]
+            other_states = gather(image_states).index_select(0, wrong)
             images = self.text_stack.project_images(torch.cat([image_states, other_states]))
             wrong = len(image_states) + torch.arange(len(wrong), device=ids.device)
         memory = Memory(images, torch.cat([pairs.image_index, pairs.image_index, wrong]))

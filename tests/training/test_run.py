@@ -115,6 +115,17 @@ def test_the_same_seed_gives_the_same_run_whatever_the_number_of_workers(recipe,
     assert lines(other, "steps")[0] != lines(first, "steps")[0]
 
 
+@slow
+def test_several_threads_give_the_same_run_twice(recipe, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first = train(recipe)
+        assert same_run(first, train(replace(recipe, output_dir=str(tmp_path / "again"))))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_sample_answers_leave_no_trace_in_the_run(recipe, tmp_path):
     first = train(recipe)
     again = train(replace(recipe, output_dir=str(tmp_path / "again"), sample_micrographs=2))
