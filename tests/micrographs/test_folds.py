@@ -155,6 +155,7 @@ def test_folds_are_stratified(study):
         assert counts.min() >= 3 and counts.max() <= 10
 
 
+@pytest.mark.slow
 def test_folds_are_the_same_in_another_process(study, tmp_path):
     write_shards(({**row} for row in study), tmp_path / "data")
     command = [sys.executable, "-m", "mvaema", "folds", str(tmp_path / "data"), "--k", "4"]
@@ -190,6 +191,7 @@ def test_the_report_counts_what_ordinary_folds_leak(study):
     assert str(report.leaked_ordinary) in str(report)
 
 
+@pytest.mark.slow
 def test_importing_the_folds_brings_no_microscope_readers():
     """Training imports them, on machines that read no instrument files."""
     code = "import sys, mvaema.micrographs.folds; print(*sys.modules)"

@@ -1,7 +1,12 @@
 """transformers' own `Trainer` trains a student."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from support import ROOT
 from transformers import Trainer, TrainingArguments
 
 LABELS = ("pixel_values", "input_ids", "attention_mask", "labels")
@@ -50,6 +55,26 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(make_model, rows, tm
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_step_of_one(make_model, rows, tmp_path):
+    """With all three losses: half a batch each, compared with all of it in one process."""
+    rows = [row | {"image_ids": torch.tensor(i)} for i, row in enumerate(rows)]
+    model = make_model()
+    model.save_pretrained(tmp_path / "model")
+    torch.save(rows, tmp_path / "rows.pt")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    run = subprocess.run(
+        [*launcher, "--nproc_per_node", "2", ROOT / "tests/support/trainer_worker.py", tmp_path],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    trainer(model, rows, tmp_path / "one", names=tuple(rows[0])).train()
+    for name, weight in torch.load(tmp_path / "trained.pt").items():
+        torch.testing.assert_close(weight, model.state_dict()[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_label_smoothing(make_model, rows, tmp_path):

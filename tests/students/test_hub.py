@@ -234,6 +234,7 @@ def test_a_folder_without_a_student_is_refused(hub, lab):
     assert hub.received == []
 
 
+@pytest.mark.slow
 def test_the_command_with_scores_and_licence(hub, student, lab, tmp_path):
     """A second process with HF_ENDPOINT, as a lab with a hub of its own runs it."""
     report = lab / "runs" / "report"

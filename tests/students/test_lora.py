@@ -210,6 +210,7 @@ torch.save(found, output)
 """
 
 
+@pytest.mark.slow
 def test_a_process_without_this_project_loads_both_kinds_of_folder(
     tuned, adapters, batch, tmp_path
 ):

@@ -172,6 +172,7 @@ def test_pore_fraction_is_that_of_the_height_field(kind):
         assert shot.facts.pore_fraction == pytest.approx(deep, abs=0.12 if kind == "foam" else 0.06)
 
 
+@pytest.mark.slow
 def test_category_is_not_given_away_by_the_magnification():
     """A guess from the pixel size alone: the category whose median is nearest."""
     sample = [(s.category, np.log(s.pixel_size_nm)) for s in map(_plain, range(200))]

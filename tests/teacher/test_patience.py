@@ -36,7 +36,13 @@ def refuse_broken(server: FakeTeacher, kind: str):
     server.faulty_image = lambda size: kind if size == (BROKEN, BROKEN) else None
 
 
-@pytest.mark.parametrize("kind", ["400", "413", "error inside", "500", "drop"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("400", "error inside"),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("413", "500", "drop")),
+    ],
+)
 @pytest.mark.parametrize(("broken", "concurrency"), [(1, 1), (8, 16)])
 def test_images_that_the_server_cannot_read_do_not_end_the_run(
     kind, broken, concurrency, server, tmp_path, output

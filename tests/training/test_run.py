@@ -126,6 +126,7 @@ def test_several_threads_give_the_same_run_twice(recipe, tmp_path):
         torch.set_num_threads(before)
 
 
+@slow
 def test_sample_answers_leave_no_trace_in_the_run(recipe, tmp_path):
     first = train(recipe)
     again = train(replace(recipe, output_dir=str(tmp_path / "again"), sample_micrographs=2))
@@ -254,6 +255,7 @@ def test_gradient_accumulation_computes_the_batch_in_parts(recipe, tmp_path):
         assert b["validation"]["lm_loss"] == pytest.approx(a["validation"]["lm_loss"], rel=0.02)
 
 
+@slow
 def test_recomputed_activations_change_nothing(recipe, tmp_path):
     plain = train(recipe)
     spared = train(

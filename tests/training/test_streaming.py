@@ -238,6 +238,7 @@ def test_another_micrograph_stands_in_for_an_unreadable_one(
         list(make_loader(**options).epoch(0))
 
 
+@pytest.mark.slow
 def test_the_same_image_twice_is_never_on_both_sides(recipe, shards, tmp_path):
     (tmp_path / "twice").mkdir()
     for copy, file in itertools.product("ab", shards.iterdir()):
