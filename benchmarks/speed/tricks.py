@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import torch
 
-import modeling_mvaema
+import layers_mvaema
 from benchmarks.speed import inference, measure
 from benchmarks.speed.report import Comparison
 from benchmarks.speed.settings import Settings
@@ -40,7 +40,7 @@ def _grouped(settings: Settings, case: str, workload: Workload) -> Comparison:
     _, step = training_step("ours", workload)
 
     def one_group() -> None:
-        with patch.object(modeling_mvaema, "GROUP_PADDING", sys.maxsize):
+        with patch.object(layers_mvaema, "GROUP_PADDING", sys.maxsize):
             step()
 
     return _compared(settings, case, workload.batch, step, one_group)
