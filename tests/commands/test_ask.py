@@ -35,6 +35,7 @@ def ask(lab: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=lab, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_all_questions_about_micrographs_of_which_one_is_torn(lab):
     run = ask(lab, "wafer.tif", "torn.png", "plain.png", "--model", "student", "--json")
     assert run.returncode == 1

@@ -206,6 +206,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_complete_one(checkp
     assert same_run(train(recipe), uninterrupted)
 
 
+@slow
 def test_a_finished_run_stays_as_it_is_and_continues_for_more_epochs(recipe, tmp_path):
     folder = train(recipe)
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
