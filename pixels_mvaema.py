@@ -86,39 +86,40 @@ def to_8bit(image) -> Image.Image:
 
 def _file_pixels(source: str | os.PathLike) -> np.ndarray:
     """The pixels of the image in a file, turned the way a viewer would show it."""
-    name = os.fspath(source)
-    if name.startswith("data:") or _is_base64(name) or len(name) > MAX_PATH:
-        name = f"the image that begins with {name[:32]!r}"
+    name = source = os.fspath(source)
+    encoded = _base64(source)
+    if encoded is not None or len(source) > MAX_PATH:
+        name = f"the image that begins with {source[:32]!r}"
     try:
         # Given a path, Pillow maps raw TIFFs into memory and then ignores their orientation.
-        with _opened(os.fspath(source)) as file, Image.open(file) as image:
+        with _opened(source, encoded) as file, Image.open(file) as image:
             _check_size(*image.size)
             return viewed_pixels(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).replace(os.fspath(source), name)
+        reason = str(error).replace(source, name)
         raise ValueError(f"{name} cannot be read as an image: {reason}") from error
 
 
-def _opened(source: str) -> BinaryIO:
-    """The file at a path or URL, or inside a data URI or a base64 string.
+def _opened(source: str, encoded: str | None) -> BinaryIO:
+    """The file at a path or URL, or that is given in base64.
 
     Raises:
         OSError, ValueError: there is none.
     """
+    if encoded is not None:
+        return io.BytesIO(base64.b64decode(encoded))
     if source.startswith(("http://", "https://")):
         return io.BytesIO(_downloaded(source))
-    if source.startswith("data:"):
-        return io.BytesIO(base64.b64decode(source.partition(",")[2]))
-    if _is_base64(source):
-        return io.BytesIO(base64.b64decode(source))
     return open(source, "rb")  # noqa: PTH123
 
 
-def _is_base64(source: str) -> bool:
-    """Whether a string is an image in base64 rather than a path."""
+def _base64(source: str) -> str | None:
+    """The base64 in a data URI, or that a string is; None for a path or a URL."""
+    if source.startswith("data:"):
+        return source.partition(",")[2]
     if len(source) < MIN_BASE64 or os.path.exists(source):  # noqa: PTH110
-        return False
-    return BASE64.fullmatch(source) is not None
+        return None
+    return source if BASE64.fullmatch(source) else None
 
 
 def _downloaded(url: str) -> bytes:

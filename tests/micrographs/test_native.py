@@ -1,7 +1,5 @@
 """The microscopes' own formats."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from support.microscope_files import (
@@ -12,25 +10,15 @@ from support.microscope_files import (
     write_ser,
 )
 from support.pictures import by_hand
+from support.reading import pixels, reason
 
-from mvaema.micrographs.microscope import UnreadableMicrograph, read_micrograph
+from mvaema.micrographs.microscope import read_micrograph
 
 RNG = np.random.default_rng(0)
 DEEP = RNG.integers(1000, 3000, (48, 64), dtype=np.uint16)
 GREY = RNG.integers(0, 256, (48, 64), dtype=np.uint8)
 RGB = RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8)
 NM = [(2.0, "nm"), (2.0, "nm")]
-
-
-def pixels(path: Path) -> np.ndarray:
-    return np.asarray(read_micrograph(path).image)
-
-
-def reason(path: Path) -> str:
-    with pytest.raises(UnreadableMicrograph) as error:
-        read_micrograph(path)
-    assert str(path) in str(error.value)
-    return error.value.reason
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import tifffile
 from PIL import Image
 from support import ROOT
 from support.pictures import by_hand
+from support.reading import pixels
 
 from mvaema.micrographs.microscope import read_micrograph
 from pixels_mvaema import to_8bit
@@ -20,10 +21,6 @@ from pixels_mvaema import to_8bit
 SHARED = os.environ.get("MVAEMA_SHARED")
 pytestmark = pytest.mark.skipif(not SHARED, reason="MVAEMA_SHARED is not set")
 FAILING = Path(SHARED or ".", "failing")
-
-
-def pixels(path: Path) -> np.ndarray:
-    return np.asarray(read_micrograph(path).image)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from support import ROOT
-from transformers import Trainer, TrainingArguments
+from support.trainer_worker import trainer
 
 LABELS = ("pixel_values", "input_ids", "attention_mask", "labels")
 STATEMENTS = ("pixel_values", "statement_ids", "statement_mask")
@@ -21,34 +21,12 @@ def rows(batch):
     return [{k: v[i] for k, v in batch.items()} for i in range(4)]
 
 
-def trainer(model, rows, folder, names=LABELS, add=lambda batch: {}, **settings) -> Trainer:
-    def collate(rows):
-        batch = {name: torch.stack([row[name] for row in rows]) for name in names}
-        return batch | add(batch)
-
-    arguments = TrainingArguments(
-        str(folder),
-        **{"per_device_train_batch_size": 4, "max_steps": 1, "learning_rate": 0.1} | settings,
-        optim="sgd",
-        max_grad_norm=0,
-        logging_steps=1,
-        lr_scheduler_type="constant",
-        save_strategy="no",
-        remove_unused_columns=False,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-    )
-    return Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, data_collator=collate)
-
-
 def test_accumulated_gradients_are_those_of_the_whole_batch(make_model, rows, tmp_path):
     whole, parts = make_model(), make_model()
-    first = trainer(whole, rows, tmp_path)
+    first = trainer(whole, rows, tmp_path, LABELS)
     first.train()
     second = trainer(
-        parts, rows, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4
+        parts, rows, tmp_path, LABELS, per_device_train_batch_size=1, gradient_accumulation_steps=4
     )
     second.train()
     losses = [t.state.log_history[0]["loss"] for t in (first, second)]
@@ -72,7 +50,7 @@ def test_two_processes_take_the_step_of_one(make_model, rows, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    trainer(model, rows, tmp_path / "one", names=tuple(rows[0])).train()
+    trainer(model, rows, tmp_path / "one").train()
     for name, weight in torch.load(tmp_path / "trained.pt").items():
         torch.testing.assert_close(weight, model.state_dict()[name], atol=1e-5, rtol=1e-4, msg=name)
 
@@ -83,7 +61,7 @@ def test_label_smoothing(make_model, rows, tmp_path):
     def add(batch):  # as DataCollatorForSeq2Seq does
         return {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(batch["labels"])}
 
-    run = trainer(model, rows, tmp_path, add=add, label_smoothing_factor=0.2)
+    run = trainer(model, rows, tmp_path, LABELS, add=add, label_smoothing_factor=0.2)
     run.train()
     batch = {name: torch.stack([row[name] for row in rows]) for name in LABELS}
     logits = expected(**batch).logits.flatten(0, 1)

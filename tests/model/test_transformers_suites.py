@@ -133,6 +133,7 @@ class ModelTest(modeling.ModelTesterMixin, modeling.GenerationTesterMixin, unitt
 
 class ConfigTest(unittest.TestCase):
     def test_config(self):
+        """Without the list of common arguments, which the source distribution lacks."""
         tester = configuration.ConfigTester(self, config_class=MVaEMaConfig, **TINY)
         tester.run_common_tests()
 
