@@ -1,8 +1,9 @@
 """Configuration of MVaEMa, a small vision-language model for electron micrographs.
 
 What is special about it:
-- one flat configuration: the image encoder and the text stack share one width, so that the
-  decoder can attend to image states and grounded question states in one memory;
+- image states and the text stack share one width, so that the decoder can attend to image states
+  and grounded question states in one memory. A pre-trained vision model (`vision_config`) has its
+  own width; its features are projected;
 - the paper's ablations are fields, not forks (`use_self_attention`, `itc_weight=0`, ...);
 - a checkpoint carries the categories and questions it was trained on, so that
   `model.classify(image)` and `model.answer(image)` need nothing but the checkpoint.
@@ -13,7 +14,8 @@ This file stands alone: `save_pretrained` and `push_to_hub` copy it into the mod
 from dataclasses import field
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 
 # The ten categories of Aversa et al. 2018 and the symbolic caption that names each of them.
 CATEGORY_CAPTIONS = {
@@ -88,6 +90,27 @@ PRESETS = {
         "max_position_embeddings": 512,
         "projection_dim": 256,
     },
+    # The eyes are EfficientNet-Lite0: EfficientNet-B0 without squeeze-and-excitation, which gates
+    # that are always open stand for. Without its weights (`from_encoders`) they are blind.
+    "lite": {
+        "vision_config": {
+            "model_type": "efficientnet",
+            "image_size": 224,
+            "width_coefficient": 1.0,
+            "depth_coefficient": 1.0,
+            "hidden_dim": 1280,
+            "hidden_act": "relu6",
+            "depthwise_padding": [],
+        },
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_attention_heads": 8,
+        "num_image_layers": 1,
+        "num_text_layers": 4,
+        "projection_dim": 128,
+        "initializer_range": 0.04,
+        "initial_temperature": 0.1,
+    },
     # ViT-B/16 and BERT-base shapes, to be warm-started.
     "base": {
         "patch_size": 16,
@@ -118,13 +141,14 @@ class MVaEMaConfig(PreTrainedConfig):
             Channels of `pixel_values`. Grayscale micrographs are repeated to three, so that
             pretrained ViT weights fit.
         hidden_size (`int`, *optional*, defaults to 64):
-            Width of the image encoder and of the text stack.
+            Width of the image states and of the text stack.
         intermediate_size (`int`, *optional*, defaults to 256):
             Width of the hidden layer of each `mlp`.
         num_attention_heads (`int`, *optional*, defaults to 4):
             Heads of every attention. Divides `hidden_size`.
         num_image_layers (`int`, *optional*, defaults to 6):
-            Layers of the image encoder.
+            Layers of the image encoder; with `vision_config`, layers of the student's own behind
+            that model, which may be 0.
         num_text_layers (`int`, *optional*, defaults to 6):
             Layers of the text stack, which its three modes share.
         vocab_size (`int`, *optional*, defaults to 4096):
@@ -162,6 +186,13 @@ class MVaEMaConfig(PreTrainedConfig):
         instruction_aware (`bool`, *optional*, defaults to `False`):
             Whether the question's text embedding joins the image tokens as one more token, so
             that the image encoder knows what is asked.
+        vision_config (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of the vision model that takes the place of the paper's ViT: any that
+            transformers builds through `AutoModel`, timm's models included. `patch_size` then
+            means nothing.
+        vision_feature_layer (`int` or `list[int]`, *optional*, defaults to -1):
+            Which of that model's hidden states are its features; -1 is its last output. Several
+            lie side by side: early layers of a network hold texture, late ones objects.
         categories (`dict[str, str]`, *optional*):
             Category name to the caption that names it; what `classify` ranks by default.
         questions (`dict[str, str]`, *optional*):
@@ -189,6 +220,9 @@ class MVaEMaConfig(PreTrainedConfig):
     ```"""
 
     model_type = "mvaema"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(AutoConfig, model_type="vit", optional=True)
+    }
 
     image_size: int = 224
     patch_size: int = 32
@@ -214,6 +248,8 @@ class MVaEMaConfig(PreTrainedConfig):
     use_cross_attention: bool = True
     use_causal_mask: bool = True
     instruction_aware: bool = False
+    vision_config: dict | PreTrainedConfig | None = None
+    vision_feature_layer: int | list[int] = -1
     categories: dict[str, str] = field(default_factory=lambda: dict(CATEGORY_CAPTIONS))
     questions: dict[str, str] = field(default_factory=lambda: dict(QUESTIONS))
     category_question: str = CATEGORY_QUESTION
@@ -275,6 +311,8 @@ class MVaEMaConfig(PreTrainedConfig):
             "num_image_layers num_text_layers vocab_size max_position_embeddings projection_dim "
             "layer_norm_eps initial_temperature"
         ).split()
+        if self.vision_config is not None:
+            positive.remove("num_image_layers")
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}.")
@@ -283,7 +321,9 @@ class MVaEMaConfig(PreTrainedConfig):
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads})."
             )
-        if self.image_size % self.patch_size:
+        if self.num_image_layers < 0:
+            raise ValueError(f"num_image_layers must not be negative; got {self.num_image_layers}.")
+        if self.vision_config is None and self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size ({self.image_size}) must be a multiple of patch_size "
                 f"({self.patch_size})."

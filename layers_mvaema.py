@@ -1,4 +1,4 @@
-"""The image encoder and the text stack: their layers, and what these are given.
+"""The text stack: its layers, and what these are given.
 
 What is special about it:
 - the text stack's three modes share the same Python modules, not tied parameters, so LoRA weights
@@ -8,7 +8,8 @@ What is special about it:
   hidden_size) for the whole batch. Only attention sees rows.
 
 To read it: `PackedTexts` and `Memory` are what the layers are given, `MVaEMaTextLayer` is the
-layer of all three modes, `MVaEMaImageEncoder` and `MVaEMaTextStack` are what the model calls.
+layer of all three modes, `MVaEMaTextStack` is what the model calls. Attention and MLP are those of
+the image encoder's own layers too (`vision_mvaema.py`).
 
 This file travels with `configuration_mvaema.py`: `save_pretrained` and `push_to_hub` copy both into
 the model repository.
@@ -352,105 +353,6 @@ class MVaEMaMLP(nn.Module):
         return self.fc2(self.activation(self.fc1(hidden_states)))
 
 
-class MVaEMaImageLayer(GradientCheckpointingLayer):
-    """A pre-norm ViT layer."""
-
-    def __init__(self, config: MVaEMaConfig):
-        super().__init__()
-        self.self_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn = MVaEMaAttention(config)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = MVaEMaMLP(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, hidden_states: Tensor, recorded: Recorded | None = None) -> Tensor:
-        normed, attention = self.self_attn_norm(hidden_states), self.self_attn
-        attended, weights = attention(attention.q_proj(normed), *attention.keys_and_values(normed))
-        if recorded is not None:
-            recorded.attention(weights)
-        hidden_states = hidden_states + self.dropout(attention.o_proj(attended))
-        return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
-
-
-class MVaEMaImageEncoder(nn.Module):
-    """A pre-norm ViT: patches, a [CLS] token, learned positions."""
-
-    def __init__(self, config: MVaEMaConfig):
-        super().__init__()
-        self.config = config
-        self.patch_embedding = nn.Conv2d(
-            config.num_channels,
-            config.hidden_size,
-            kernel_size=config.patch_size,
-            stride=config.patch_size,
-        )
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.position_embeddings = nn.Parameter(
-            torch.zeros(1, 1 + config.num_patches, config.hidden_size)
-        )
-        self.instruction_proj = (
-            nn.Linear(config.hidden_size, config.hidden_size) if config.instruction_aware else None
-        )
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.layers = nn.ModuleList(
-            MVaEMaImageLayer(config) for _ in range(config.num_image_layers)
-        )
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def _positions(self, rows: int, columns: int) -> Tensor:
-        side = self.config.image_size // self.config.patch_size
-        if (rows, columns) == (side, side):
-            return self.position_embeddings
-        grid = self.position_embeddings[:, 1:].transpose(1, 2).unflatten(2, (side, side))
-        # In float32: bicubic interpolation is not implemented for half precision everywhere.
-        grid = nn.functional.interpolate(
-            grid.float(), size=(rows, columns), mode="bicubic", align_corners=False
-        ).to(grid.dtype)
-        return torch.cat([self.position_embeddings[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        instruction: Tensor | None = None,
-        recorded: Recorded | None = None,
-    ) -> Tensor:
-        """(images, channels, height, width) -> states (images, 1 + patches, hidden_size).
-
-        Args:
-            instruction: (images, hidden_size), the text embedding of a question; joins the image
-                tokens as one more token.
-            recorded: where layers leave their states and attention weights.
-        """
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"pixel_values must be (images, {self.config.num_channels}, height, width); "
-                f"got {tuple(pixel_values.shape)}."
-            )
-        if min(pixel_values.shape[2:]) < self.config.patch_size:
-            raise ValueError(
-                f"pixel_values of {pixel_values.shape[2]} x {pixel_values.shape[3]} pixels are "
-                f"smaller than one patch (patch_size={self.config.patch_size})."
-            )
-        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
-        positions = self._positions(*patches.shape[2:])
-        cls = self.cls_token.expand(patches.shape[0], -1, -1)
-        patches = patches.flatten(2).transpose(1, 2).to(cls.device)
-        hidden_states = torch.cat([cls, patches], dim=1) + positions
-        if instruction is not None:
-            token = self.instruction_proj(instruction).unsqueeze(1)
-            hidden_states = torch.cat([hidden_states, token.to(hidden_states.device)], dim=1)
-        hidden_states = self.dropout(hidden_states)
-        if recorded is not None:
-            recorded.states(hidden_states)
-        for i, layer in enumerate(self.layers):
-            hidden_states = layer(hidden_states, recorded)
-            if i + 1 == len(self.layers):
-                hidden_states = self.norm(hidden_states)
-            if recorded is not None:
-                recorded.states(hidden_states)
-        return hidden_states
-
-
 class MVaEMaTextLayer(GradientCheckpointingLayer):
     """A post-norm BERT layer whose parts serve three modes.
 
@@ -735,7 +637,8 @@ class MVaEMaTextStack(nn.Module):
 
 __all__ = [
     "KeysAndValues",
-    "MVaEMaImageEncoder",
+    "MVaEMaAttention",
+    "MVaEMaMLP",
     "MVaEMaTextStack",
     "Memory",
     "PackedTexts",

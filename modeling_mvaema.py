@@ -39,7 +39,6 @@ try:  # inside a model repository, where transformers loads this file as part of
     from .layers_mvaema import (
         KeysAndValues,
         Memory,
-        MVaEMaImageEncoder,
         MVaEMaTextStack,
         PackedTexts,
         Recorded,
@@ -56,13 +55,13 @@ try:  # inside a model repository, where transformers loads this file as part of
         similarities,
         world_size,
     )
+    from .vision_mvaema import MVaEMaImageEncoder, MVaEMaViT, image_encoder
 except ImportError:  # from the project's root
     from configuration_mvaema import MVaEMaConfig
     from generation_mvaema import MVaEMaCache, MVaEMaGenerationMixin, MVaEMaMemory
     from layers_mvaema import (
         KeysAndValues,
         Memory,
-        MVaEMaImageEncoder,
         MVaEMaTextStack,
         PackedTexts,
         Recorded,
@@ -79,6 +78,7 @@ except ImportError:  # from the project's root
         similarities,
         world_size,
     )
+    from vision_mvaema import MVaEMaImageEncoder, MVaEMaViT, image_encoder
 
 
 @dataclass
@@ -160,7 +160,8 @@ class MVaEMaPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, MVaEMaImageEncoder):
             init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
-            init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+            if isinstance(module, MVaEMaViT):
+                init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
         elif isinstance(module, MVaEMaModel):
             init.constant_(module.log_temperature, math.log(self.config.initial_temperature))
 
@@ -172,7 +173,7 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
 
     def __init__(self, config: MVaEMaConfig):
         super().__init__(config)
-        self.image_encoder = MVaEMaImageEncoder(config)
+        self.image_encoder = image_encoder(config)
         self.text_stack = MVaEMaTextStack(config)
         self.image_proj = nn.Linear(config.hidden_size, config.projection_dim)
         self.text_proj = nn.Linear(config.hidden_size, config.projection_dim)
@@ -321,6 +322,7 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         attention_mask: Tensor | None = None,
         image_states: Tensor | None = None,
         images: tuple[KeysAndValues, ...] | None = None,
+        features: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> MVaEMaMemory:
@@ -332,23 +334,27 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
             input_ids: (batch, length), or embeddings of words, (batch, length, hidden_size).
             image_states: the images' states, where they have been computed already.
             images: and their keys and values (`text_stack.project_images`).
+            features: what `image_encoder.features` made of the pixels, instead of them.
 
         Raises:
             ValueError: there are no images, or prompts cannot be shared out among them.
         """
-        if pixel_values is None and image_states is None:
+        known = [x for x in (image_states, features, pixel_values) if x is not None]
+        if not known:
             raise ValueError("pixel_values are missing: a question is about an image.")
         if input_ids is None:
             raise ValueError("input_ids are missing: an answer is to a question.")
-        known = pixel_values if image_states is None else image_states
-        index = self._image_of_each(input_ids, known)
+        index = self._image_of_each(input_ids, known[0])
         if self.config.instruction_aware:  # each prompt has an image of its own
             ids = self._with_first(input_ids, self.config.cls_token_id)
             question = self._summary(*self.text_stack(ids, attention_mask), attention_mask)
-            image_states, images = self.image_encoder(pixel_values[index], question), None
+            if features is None:
+                features = self.image_encoder.features(pixel_values)
+            features = features.index_select(0, index.to(features.device))
+            image_states, images = self.image_encoder(None, question, features=features), None
             index = self._image_of_each(input_ids, image_states)
         elif image_states is None:
-            image_states = self.image_encoder(pixel_values)
+            image_states = self.image_encoder(pixel_values, features=features)
         if images is None:
             images = self.text_stack.project_images(image_states)
         recorded = Recorded.asked_for(self.config, output_attentions, output_hidden_states)
@@ -572,6 +578,7 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         use_cache: bool | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
+        image_features: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_loss: bool = True,
@@ -597,6 +604,8 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
             cache, use_cache: the decoder's cache.
             inputs_embeds, decoder_inputs_embeds: (batch, length, hidden_size), embeddings of words
                 instead of `input_ids` and `decoder_input_ids`.
+            image_features: what `image_encoder.features` made of the images, instead of
+                `pixel_values`; a frozen vision model has to see each image but once.
             output_attentions, output_hidden_states: whether to return them, of the encoder that
                 reads the prompt and of the decoder. Attention weights need eager attention.
             return_loss: whether to compare images and statements (ITC, ITM); the LM loss needs
@@ -614,7 +623,8 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         )
         if answers is None and labels is not None:
             answers = self.prepare_decoder_input_ids_from_labels(labels)
-        if answers is None and pixel_values is None and statement_ids is None:
+        pictured = either("pixel_values", pixel_values, "image_features", image_features)
+        if answers is None and pictured is None and statement_ids is None:
             raise ValueError(
                 "nothing to compute: a prompt (input_ids) is read with pixel_values, to answer it "
                 "(labels or decoder_input_ids). generate's guidance_scale has no use here: it "
@@ -622,8 +632,8 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
             )
         image_states = images = None
         parts: dict[str, Tensor | tuple | Cache | None] = {}
-        if pixel_values is not None and encoder_outputs is None:
-            image_states = self.image_encoder(pixel_values)
+        if pictured is not None and encoder_outputs is None:
+            image_states = self.image_encoder(pixel_values, features=image_features)
             parts["image_embeds"] = self._project_image(image_states)
             if answers is not None or (statement_ids is not None and return_loss):
                 images = self.text_stack.project_images(image_states)
@@ -642,7 +652,13 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
             wanted = (output_attentions, output_hidden_states)
             if encoder_outputs is None:
                 encoder_outputs = self.encode_prompt(
-                    pixel_values, prompts, attention_mask, image_states, images, *wanted
+                    pixel_values,
+                    prompts,
+                    attention_mask,
+                    image_states,
+                    images,
+                    image_features,
+                    *wanted,
                 )
             cache = self._decoder_cache(cache, use_cache, encoder_outputs)
             memory = self._decoder_memory(encoder_outputs, attention_mask, cache)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ImageProcessingMixin, PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import get_class_in_module, init_hf_modules
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
@@ -117,7 +117,10 @@ class Portable:
 
 
 class MVaEMaImageProcessor(PilBackend, Portable):
-    """Micrographs to `pixel_values` in [-1, 1]; always with Pillow, never with torchvision."""
+    """Micrographs to `pixel_values`; always with Pillow, never with torchvision.
+
+    They lie in [-1, 1] unless a vision model wants another mean and deviation.
+    """
 
     model_input_names = ["pixel_values"]
     resample = PILImageResampling.BILINEAR
@@ -142,6 +145,12 @@ class MVaEMaImageProcessor(PilBackend, Portable):
             )
         pixels = np.asarray(image)
         return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+
+    def normalize(self, image: np.ndarray, mean, std, **kwargs) -> np.ndarray:
+        """As in transformers; grey images have three channels where the mean has."""
+        if not isinstance(mean, float | int):
+            image = np.broadcast_to(image, (len(mean), *image.shape[1:]))
+        return super().normalize(image, mean, std, **kwargs)
 
     def _preprocess(self, images, do_resize=None, return_tensors=None, **kwargs) -> BatchFeature:
         features = super()._preprocess(images, do_resize=False, return_tensors=None, **kwargs)
@@ -202,7 +211,11 @@ class MVaEMaProcessor(ProcessorMixin, Portable):
 
     @classmethod
     def from_tokenizer(
-        cls, tokenizer, image_size: int = 224, max_length: int = 256
+        cls,
+        tokenizer,
+        image_size: int = 224,
+        max_length: int = 256,
+        of_vision: ImageProcessingMixin | None = None,
     ) -> "MVaEMaProcessor":
         """A processor with a tokenizer, to which missing special tokens are added.
 
@@ -210,11 +223,16 @@ class MVaEMaProcessor(ProcessorMixin, Portable):
             tokenizer: a tokenizer, or its name or folder.
             image_size: images are resized to a square of this side, in pixels.
             max_length: maximum length of a text, in tokens.
+            of_vision: image processor of a vision model, whose resampling, mean and deviation the
+                student takes over. Nothing is cropped: micrographs are seen whole.
         """
         if isinstance(tokenizer, str | os.PathLike):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        size = {"height": image_size, "width": image_size}
-        return cls(MVaEMaImageProcessor(size=size), _with_special_tokens(tokenizer, max_length))
+        values = {"size": {"height": image_size, "width": image_size}}
+        for name in ("resample", "image_mean", "image_std"):
+            if getattr(of_vision, name, None) is not None:
+                values[name] = getattr(of_vision, name)
+        return cls(MVaEMaImageProcessor(**values), _with_special_tokens(tokenizer, max_length))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "MVaEMaProcessor":

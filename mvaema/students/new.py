@@ -27,8 +27,8 @@ def new_student(
     Args:
         rows: of the micrograph schema; the columns `qa` and `scale_bar` are read.
         captions: category to the caption that names it.
-        preset: the shapes, a key of `PRESETS`. Encoders that are given must fit them.
-        vision: folder or Hub id of a ViT to start the image encoder from.
+        preset: the shapes, a key of `PRESETS`. A BERT that is given must fit them.
+        vision: folder or Hub id of the vision model that the student sees with.
         text: folder or Hub id of a BERT to start the text stack from, with its tokenizer.
         tokenizer: name or folder of any tokenizer; else one is trained on the texts of the data.
         vocab_size: most tokens of a tokenizer that is trained.
@@ -45,7 +45,7 @@ def new_student(
         answers += [qa["answer"] for qa in row["qa"] if qa["outcome"] == "ok"]
         if row["scale_bar"]:
             scale_bars.add(row["scale_bar"])
-    fields = _fields(preset, questions, captions, config_overrides)
+    fields = _fields(preset, questions, captions, config_overrides, vision)
     if text is not None:
         return from_encoders(vision, text, **fields)
     config = MVaEMaConfig(**fields)
@@ -55,21 +55,28 @@ def new_student(
         named = sorted(set(captions.values()))
         texts = [*questions.values(), *named, config.category_question, *prompts, *answers]
         tokenizer = train_tokenizer(texts, vocab_size, limit)
-    processor = MVaEMaProcessor.from_tokenizer(tokenizer, config.image_size, limit)
-    fields |= processor.token_fields()
     if vision is not None:
-        model = from_encoders(vision, **fields)
-    else:
-        model = MVaEMaModel(MVaEMaConfig(**fields))
+        return from_encoders(vision, tokenizer=tokenizer, **fields)
+    processor = MVaEMaProcessor.from_tokenizer(tokenizer, config.image_size, limit)
+    model = MVaEMaModel(MVaEMaConfig(**fields, **processor.token_fields()))
     model.processor = processor
     return model
 
 
 def _fields(
-    preset: str, questions: dict[str, str], captions: Mapping[str, str], overrides: str | None
+    preset: str,
+    questions: dict[str, str],
+    captions: Mapping[str, str],
+    overrides: str | None,
+    vision: str | None,
 ) -> dict:
     """Fields of the configuration; those of its tokens are still missing."""
     fields = {**PRESETS[preset], "questions": questions}
+    if vision is not None and "vision_config" not in fields:
+        # The layers of a preset's ViT, which the vision model replaces.
+        fields.pop("num_image_layers", None)
+    if vision is not None:
+        fields.pop("vision_config", None)
     if not captions.keys() <= CATEGORY_CAPTIONS.keys():
         fields["categories"] = dict(captions)  # a lab's own
     if overrides:

@@ -1,14 +1,25 @@
-"""Warm start: the weights of a ViT and of a BERT in a new student.
+"""Warm start: a pre-trained vision model and the weights of a BERT in a new student.
 
-What is special about it: the student's layers have the shapes of ViT and BERT, so the copy is exact
-(the tests compare outputs with those of transformers' own models). The log names what was copied
-and what is new.
+What is special about it:
+- any vision model that transformers builds does the seeing (`MVaEMaConfig.vision_config`). It comes
+  whole, with its own size, resampling, mean and deviation; its width need not be the text stack's;
+- the text stack has the shapes of BERT, so that copy is exact (the tests compare outputs with those
+  of transformers' own models);
+- the log says what was copied, what is projected and what is new.
 """
 
 import logging
 
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    ImageProcessingMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from configuration_mvaema import MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
@@ -17,63 +28,116 @@ from processing_mvaema import MVaEMaProcessor
 logger = logging.getLogger(__name__)
 
 
-def from_encoders(vision: str | None = None, text: str | None = None, **overrides) -> MVaEMaModel:
-    """A student whose image encoder is a ViT and whose text stack starts from a BERT.
+def from_encoders(
+    vision: str | None = None,
+    text: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | str | None = None,
+    **overrides,
+) -> MVaEMaModel:
+    """A student that sees with a pre-trained vision model, or whose text stack starts from a BERT.
 
-    The shapes are those of the checkpoints. Self- and causal attention both start from BERT's
-    self-attention. Cross-attention starts from BERT's if it has one; else it is new. [ENC] and
-    [DEC] start as BERT's [CLS], [EOS] as its [SEP].
+    A vision model replaces the paper's ViT. Behind it there are `num_image_layers` layers of the
+    student's own, none unless that is given. The text stack has the BERT's shapes. Self- and causal
+    attention both start from BERT's self-attention. Cross-attention starts from BERT's if it has
+    one; else it is new. [ENC] and [DEC] start as BERT's [CLS], [EOS] as its [SEP].
 
     Args:
-        vision: folder or Hub id of a ViT, or `None` for a new image encoder.
-        text: folder or Hub id of a BERT with its tokenizer, or `None` for a new text stack (then
-            `vocab_size` and the special ids are needed).
+        vision: folder or Hub id of a vision model, or of a model that has one, such as CLIP; `None`
+            for a new ViT.
+        text: folder or Hub id of a BERT with its tokenizer, or `None` for a new text stack.
+        tokenizer: for a new text stack, any tokenizer, or its name or folder.
         overrides: fields of [`MVaEMaConfig`] that the checkpoints do not decide.
 
     Returns:
-        the model; with `text`, `model.processor` is set.
+        the model, its `processor` set.
 
     Raises:
-        ValueError: neither checkpoint is given, one is of another architecture, or their shapes do
-            not fit together.
+        ValueError: no checkpoint is given, one is of the wrong kind, or the image size or a field
+            does not fit it.
     """
     if vision is None and text is None:
         raise ValueError("from_encoders needs a vision checkpoint, a text checkpoint, or both.")
-    vit = None if vision is None else _load_encoder(vision, "vit", "vision")
-    bert = None if text is None else _load_encoder(text, "bert", "text")
-    fields = _common_fields(vit, bert)
-    for name in fields.keys() & overrides.keys() - {"max_position_embeddings", "layer_norm_eps"}:
-        if fields[name] != overrides[name]:
-            raise ValueError(
-                f"{name} is {fields[name]} in the checkpoint; {overrides[name]} does not fit it."
-            )
-    if bert is not None:
-        limit = overrides.get("max_position_embeddings", fields["max_position_embeddings"])
-        processor = MVaEMaProcessor.from_tokenizer(
-            text,
-            image_size=overrides.get("image_size", fields.get("image_size", 224)),
-            max_length=limit,
-        )
-        overrides |= processor.token_fields()
-    config = MVaEMaConfig(**{**fields, **overrides})
-    model = MVaEMaModel(config)
-    weights = {}
-    if vit is not None:
-        weights |= _vit_weights(vit)
-    if bert is not None:
-        weights |= _bert_weights(bert, config.max_position_embeddings)
-        weights |= _word_weights(bert, model, processor.tokenizer.sep_token_id)
-        model.processor = processor
-    result = model.load_state_dict(weights, strict=False)
-    if result.unexpected_keys:
-        raise ValueError(f"the student has no place for the weights {result.unexpected_keys}.")
-    new = sorted({_module_of(name) for name in result.missing_keys} - {"lm_head"})
-    logger.warning(
-        "from_encoders: copied %s; new, to be trained: %s.",
-        ", ".join(sorted({_module_of(name) for name in weights})),
-        ", ".join(new),
+    if (text is None) == (tokenizer is None):
+        raise ValueError("from_encoders needs a text checkpoint or a tokenizer, not both.")
+    fields, of_vision, bert = {}, None, None
+    if vision is not None:
+        of_vision = _image_processor(vision)
+        fields |= {"vision_config": _vision_config(vision), "num_image_layers": 0}
+        fields["image_size"] = _image_size(of_vision, fields["vision_config"])
+    if text is not None:
+        bert = _load_bert(text)
+        fields |= _text_fields(bert, overrides)
+    fields |= overrides
+    shapes = MVaEMaConfig(**fields)
+    processor = MVaEMaProcessor.from_tokenizer(
+        text or tokenizer, shapes.image_size, shapes.max_position_embeddings, of_vision
     )
+    model = MVaEMaModel(MVaEMaConfig(**{**fields, **processor.token_fields()}))
+    model.processor = processor
+    copied = []
+    if vision is not None:
+        config = model.config.vision_config
+        source = AutoModel.from_pretrained(vision, config=config, dtype=model.dtype)
+        model.image_encoder.vision_model.load_state_dict(source.state_dict())
+        copied.append(f"image_encoder.vision_model ({config.model_type})")
+    if bert is not None:
+        copied += _copy_bert(bert, model, processor.tokenizer.sep_token_id)
+    _say(model, copied)
     return model
+
+
+def _say(model: MVaEMaModel, copied: list[str]) -> None:
+    names = [name.split(" ")[0] for name in copied]
+    new = {
+        _module_of(name)
+        for name, _ in model.named_parameters()
+        if not any(name.startswith(f"{done}.") or _module_of(name) == done for done in names)
+    }
+    projected = "image_encoder.projection" in new
+    logger.warning(
+        "from_encoders: copied %s;%s new, to be trained: %s.",
+        ", ".join(sorted(copied)),
+        f" its features of width {model.image_encoder.projection.in_features} are projected to "
+        f"{model.config.hidden_size};"
+        if projected
+        else "",
+        ", ".join(sorted(new)),
+    )
+
+
+def _config_of(name: str, argument: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {name!r} holds no model of transformers: {error}") from error
+
+
+def _vision_config(name: str) -> PreTrainedConfig:
+    """Of the vision model itself, where the checkpoint is of a model that has one."""
+    config = _config_of(name, "vision")
+    return getattr(config, "vision_config", None) or config
+
+
+def _image_processor(name: str) -> ImageProcessingMixin:
+    try:
+        return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"vision: {name!r} has no image processor (preprocessor_config.json), so it is no "
+            f"vision checkpoint, or an incomplete one: {error}"
+        ) from error
+
+
+def _image_size(processor: ImageProcessingMixin, config: PreTrainedConfig) -> int:
+    """Side of the square that the vision model was made for, in pixels."""
+    names = ("crop_size", "size") if getattr(processor, "do_center_crop", False) else ("size",)
+    for size in (getattr(processor, name, None) for name in names):
+        if size is not None:
+            found = size.get("height") or size.get("shortest_edge") or size.get("longest_edge")
+            if found:
+                return found
+    shape = (getattr(config, "pretrained_cfg", None) or {}).get("input_size")  # of a timm model
+    return shape[-1] if shape else getattr(config, "image_size", MVaEMaConfig.image_size)
 
 
 def _module_of(name: str) -> str:
@@ -82,57 +146,45 @@ def _module_of(name: str) -> str:
     return ".".join(parts[:3] if parts[1:2] == ["layers"] else parts[:2] if parts[1:] else parts)
 
 
-def _load_encoder(name: str, model_type: str, argument: str) -> PreTrainedModel:
-    found = AutoConfig.from_pretrained(name).model_type
-    if found != model_type:
-        raise ValueError(
-            f"{argument} must be a {model_type!r} checkpoint; {name!r} is a {found!r} checkpoint."
-        )
+def _load_bert(name: str) -> PreTrainedModel:
+    found = _config_of(name, "text").model_type
+    if found != "bert":
+        raise ValueError(f"text must be a 'bert' checkpoint; {name!r} is a {found!r} checkpoint.")
     return AutoModel.from_pretrained(name, add_pooling_layer=False)
 
 
-def _common_fields(vit: PreTrainedModel | None, bert: PreTrainedModel | None) -> dict:
-    """The student's configuration fields that the two checkpoints decide."""
-    shared = ("hidden_size", "num_attention_heads", "intermediate_size", "hidden_act")
-    fields = {}
-    if vit is not None:
-        fields |= {name: getattr(vit.config, name) for name in shared}
-        fields |= {n: getattr(vit.config, n) for n in ("image_size", "patch_size", "num_channels")}
-        fields["num_image_layers"] = vit.config.num_hidden_layers
-        fields["layer_norm_eps"] = vit.config.layer_norm_eps
-    if bert is not None:
-        for name in shared:
-            if fields.get(name, getattr(bert.config, name)) != getattr(bert.config, name):
-                raise ValueError(
-                    f"the checkpoints do not fit together: {name} is {fields[name]} in vision and "
-                    f"{getattr(bert.config, name)} in text."
-                )
-        fields |= {name: getattr(bert.config, name) for name in shared}
-        fields["num_text_layers"] = bert.config.num_hidden_layers
-        fields["max_position_embeddings"] = bert.config.max_position_embeddings
-        fields["layer_norm_eps"] = bert.config.layer_norm_eps
-    return fields
+def _text_fields(bert: PreTrainedModel, overrides: dict) -> dict:
+    """The student's configuration fields that a BERT decides.
+
+    Raises:
+        ValueError: an override contradicts them.
+    """
+    names = ("hidden_size", "num_attention_heads", "intermediate_size", "hidden_act")
+    shapes = {name: getattr(bert.config, name) for name in names}
+    shapes["num_text_layers"] = bert.config.num_hidden_layers
+    for name in shapes.keys() & overrides.keys():
+        if shapes[name] != overrides[name]:
+            raise ValueError(
+                f"{name} is {shapes[name]} in the text checkpoint; {overrides[name]} does not fit "
+                "it."
+            )
+    free = ("max_position_embeddings", "layer_norm_eps")
+    return shapes | {name: getattr(bert.config, name) for name in free}
+
+
+def _copy_bert(bert: PreTrainedModel, model: MVaEMaModel, sep: int) -> list[str]:
+    """Copy a BertModel's weights; the modules that have them."""
+    weights = _bert_weights(bert, model.config.max_position_embeddings)
+    weights |= _word_weights(bert, model, sep)
+    unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
+    if unexpected:
+        raise ValueError(f"the student has no place for the weights {unexpected}.")
+    return sorted({_module_of(name) for name in weights} | {"lm_head"})
 
 
 def _linear(target: str, source: nn.Module) -> dict[str, Tensor]:
+    """A module's weights under another name."""
     return {f"{target}.{name}": tensor for name, tensor in source.state_dict().items()}
-
-
-def _vit_weights(vit: PreTrainedModel) -> dict[str, Tensor]:
-    """A ViTModel's weights under the student's names."""
-    weights = {
-        "image_encoder.cls_token": vit.embeddings.cls_token,
-        "image_encoder.position_embeddings": vit.embeddings.position_embeddings,
-        **_linear("image_encoder.patch_embedding", vit.embeddings.patch_embeddings.projection),
-        **_linear("image_encoder.norm", vit.layernorm),
-    }
-    for i, layer in enumerate(vit.layers):
-        prefix = f"image_encoder.layers.{i}"
-        weights |= _linear(f"{prefix}.self_attn_norm", layer.layernorm_before)
-        weights |= _linear(f"{prefix}.self_attn", layer.attention)
-        weights |= _linear(f"{prefix}.mlp_norm", layer.layernorm_after)
-        weights |= _linear(f"{prefix}.mlp", layer.mlp)
-    return weights
 
 
 def _word_weights(bert: PreTrainedModel, model: MVaEMaModel, sep: int) -> dict[str, Tensor]:

@@ -40,7 +40,11 @@ class Recipe:
         "that it must have.",
         None,
     )
-    vision: str | None = _setting("ViT checkpoint to start a new image encoder from.", None)
+    vision: str | None = _setting(
+        "Vision model that a new student sees with: folder or Hub id of any that transformers "
+        "loads, timm's included.",
+        None,
+    )
     text: str | None = _setting("BERT checkpoint to start a new text stack from.", None)
     tokenizer: str | None = _setting(
         "Tokenizer of a new student, a name or folder. Without it one is trained on the answers.",

@@ -75,7 +75,9 @@ def test_answer_encodes_an_image_once_for_all_questions(model, images, monkeypat
     seen = []
     forward = model.image_encoder.forward
     monkeypatch.setattr(
-        model.image_encoder, "forward", lambda x, *a: seen.append(len(x)) or forward(x, *a)
+        model.image_encoder,
+        "forward",
+        lambda x, *a, **k: seen.append(len(x)) or forward(x, *a, **k),
     )
     model.answer(images[0], max_new_tokens=2)
     assert seen == [1]
