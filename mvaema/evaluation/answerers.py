@@ -11,7 +11,6 @@ How answers are decoded is decided here and nowhere else; `settings` says how. A
 resumed only with the same settings.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -256,12 +255,3 @@ def load_answerer(
     if chat_template is not None:
         processor.chat_template = Path(chat_template).read_text(encoding="utf-8")
     return ChatModel(model, processor, name, max_new_tokens, batch_size)
-
-
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """16 hex digits that identify a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]

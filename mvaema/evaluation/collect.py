@@ -24,12 +24,13 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from mvaema.evaluation.answerers import ChatModel, Student, weights_fingerprint
+from mvaema.evaluation.answerers import ChatModel, Student
 from mvaema.evaluation.categories import chance_probabilities
 from mvaema.evaluation.questions import Questions, Record, key_of
 from mvaema.files import JsonLines, read_json_lines, write_bytes, write_json
 from mvaema.micrographs.dataset import decode_image
 from mvaema.micrographs.schema import OTHER
+from mvaema.students.loading import weights_fingerprint
 
 # What a model is given beside the question and the scale, where that is known.
 PLAIN, CAPTION, BLANK = CONDITIONS = ("image", "image and caption", "blank image")

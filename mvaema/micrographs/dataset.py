@@ -103,6 +103,23 @@ def _check_answers(features: datasets.Features, source: str | os.PathLike) -> No
         )
 
 
+def image_size(row: dict) -> tuple[int, int]:
+    """Width and height of the image of a row, in pixels; only its header is read.
+
+    Raises:
+        DatasetError: it cannot be read; the message names its `image_id`.
+    """
+    image = row["image"]
+    if isinstance(image, Image.Image):
+        return image.size
+    try:
+        source = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
+        with Image.open(source) as opened:
+            return opened.size
+    except (OSError, UnidentifiedImageError) as error:
+        raise DatasetError(f"image {row['image_id']} cannot be read: {error}") from error
+
+
 def decode_image(row: dict) -> Image.Image:
     """The decoded image of a row.
 

@@ -21,7 +21,7 @@ from mvaema.students.places import SOURCES, hub_id
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 TAGS = ["electron-microscopy", "visual-question-answering", "knowledge-distillation", "mvaema"]
 # Settings that are of no use to anybody else.
-LOCAL = ("output_dir", "resume", "report_to", "push_to_hub", "public")
+LOCAL = ("output_dir", "vision_cache", "resume", "report_to", "push_to_hub", "public")
 # The references of an evaluation. Models that it was compared with are named after folders.
 REFERENCES = (
     "typical answer",

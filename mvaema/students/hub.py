@@ -17,7 +17,7 @@ from huggingface_hub.errors import HTTPError
 from mvaema.hub import private_repository, require_token
 from mvaema.students.card import read_run, write_card
 from mvaema.students.loading import base_of
-from mvaema.students.places import SOURCES, hub_id, refuse_places
+from mvaema.students.places import SOURCES, hub_id, refuse_places, sources_in
 
 CARD = "README.md"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -86,7 +86,8 @@ def _local_sources(folder: Path, base: str | None) -> list[str]:
     """The folders that a run has taken its data and its weights from."""
     settings, run = read_run(folder)
     published = run.get("hub_ids", {})
-    found = [settings[name] for name in SOURCES if settings.get(name) and name not in published]
+    private = [name for name in SOURCES if name not in published]
+    found = [source for name in private for source in sources_in(settings.get(name))]
     return found if base is None or hub_id(base) else [*found, base]
 
 

@@ -7,10 +7,12 @@ What is special about it:
   where there are adapters.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -107,3 +109,12 @@ def model_type(source: str) -> str | None:
             f"{source} is no folder here, and no model could be loaded from the Hub by that name: "
             f"{error}"
         ) from error
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """16 hex digits that identify a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

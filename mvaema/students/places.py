@@ -13,12 +13,21 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 # Settings of a training run that name a folder or a Hub repository.
-SOURCES = ("dataset", "model", "vision", "text", "tokenizer")
+SOURCES = ("dataset", "train_also", "model", "vision", "text", "tokenizer")
 
 
 def hub_ids(settings: Mapping[str, object]) -> dict[str, str]:
-    """Those of a run's `SOURCES` that are Hub repositories, by the setting's name."""
-    return {name: found for name in SOURCES if (found := hub_id(settings.get(name)))}
+    """Those of a run's `SOURCES` that are Hub repositories, by the setting's name.
+
+    Of several in one setting, all must be.
+    """
+    found = {name: sources_in(settings.get(name)) for name in SOURCES}
+    return {name: settings[name] for name, own in found.items() if own and all(map(hub_id, own))}
+
+
+def sources_in(value: object) -> list[str]:
+    """The sources that a setting names: none, one or several."""
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 
 def hub_id(source: str | None) -> str | None:

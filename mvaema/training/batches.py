@@ -13,6 +13,7 @@ number of processes gives other batches. Each worker has one block of rows in me
 the reading and the page cache, not the decoding.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,6 +26,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mvaema.micrographs.dataset import DatasetError
 from mvaema.training.examples import Example, ExampleDrawer, collate
+from mvaema.training.features import FrozenVision
+from mvaema.training.mixing import draw_rows
 from mvaema.training.recipe import Recipe
 from mvaema.training.streaming import ParquetRows, RowReader
 from processing_mvaema import MVaEMaProcessor
@@ -41,6 +44,8 @@ class Batch(NamedTuple):
     image_ids: list[str]
     truncated: int  # answers that were cut because they are longer than the model allows
     skipped: list[str]  # ids of unreadable images, each replaced by another micrograph
+    keys: list[str | None]  # of the images' features, where a vision model is frozen
+    features: list[torch.Tensor | None]  # these, where they are known
 
 
 class ProcessShare(NamedTuple):
@@ -68,6 +73,8 @@ class BatchLoader:
         processor: of the model.
         recipe: how large batches are, and how many workers prepare them.
         process: whose share of each batch is returned.
+        counts: float (rows,), how often an epoch shows each row (`mixing.py`); None for once.
+        vision: completes the batches of a student whose vision model is frozen.
 
     Raises:
         ValueError: a batch cannot be divided evenly among the processes.
@@ -80,15 +87,19 @@ class BatchLoader:
         processor: MVaEMaProcessor,
         recipe: Recipe,
         process: ProcessShare = ProcessShare(),  # noqa: B008 (immutable)
+        counts: np.ndarray | None = None,
+        vision: FrozenVision | None = None,
     ):
-        plan = EpochPlan.of(len(rows), drawer, recipe, process)
+        self.vision = vision
+        total = len(rows) if counts is None else max(1, round(float(counts.sum())))
+        plan = EpochPlan.of(total, drawer, recipe, process)
         bucketing = drawer.draws is not None and recipe.length_bucketing
         tokenizer = processor.tokenizer if bucketing else None
         if isinstance(rows, ParquetRows):
             self._sampler = BatchNumbers(plan)
             examples = StreamedExamples(rows, drawer, plan, tokenizer, recipe.strict)
         else:
-            self._sampler = RowNumbers(rows, drawer, plan, tokenizer)
+            self._sampler = RowNumbers(rows, drawer, plan, tokenizer, counts)
             examples = LoadedExamples(rows, drawer)
         self._loader = DataLoader(
             examples,
@@ -115,6 +126,9 @@ class BatchLoader:
         for batch in self._loader:
             if isinstance(batch, DatasetError):
                 raise batch
+            if self.vision is not None:
+                inputs = self.vision.complete(batch.inputs, batch.keys, batch.features)
+                batch = batch._replace(inputs=inputs)
             yield batch
 
 
@@ -184,8 +198,12 @@ class RowNumbers(BatchNumbers):
         drawer: ExampleDrawer,
         plan: EpochPlan,
         tokenizer: PreTrainedTokenizerBase | None,
+        counts: np.ndarray | None = None,
     ):
         super().__init__(plan)
+        self.counts = counts
+        # Showings of a row in one epoch draw differently, as if they were in several.
+        self.most = 1 if counts is None else math.ceil(counts.max())
         self.texts = rows.select_columns(["image_id", "caption", "qa"])
         self.drawer = drawer
         self.tokenizer = tokenizer
@@ -193,22 +211,30 @@ class RowNumbers(BatchNumbers):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, plan, (rank, world_size) = self.epoch, self.plan, self.plan.process
         order, seed = np.arange(len(self.texts)), []
+        showing = np.zeros_like(order)
         if self.drawer.draws is not None:
             seed = [ORDER, self.drawer.draws.seed, epoch]
-            order = np.random.default_rng(seed).permutation(order)
-        order = order[: plan.used]
+            rng = np.random.default_rng(seed)
+            if self.counts is None:
+                order = rng.permutation(order)
+            else:
+                order, showing = draw_rows(self.counts, rng)
+        # Numbers of rows, and the epochs that draws are made for.
+        order = np.stack([order, epoch * self.most + showing], axis=1)[: plan.used]
         for first in range(self.start - self.start % WINDOW, plan.batches, WINDOW):
             window = order[first * plan.size : (first + WINDOW) * plan.size]
             lengths = None
             if self.tokenizer is not None:
-                drawn = zip(window.tolist(), self.texts.select(window), strict=True)
-                lengths = longest_answers(self.tokenizer, self.drawer, drawn, epoch)
+                numbers, epochs = window.T.tolist()
+                drawn = zip(numbers, self.texts.select(numbers), epochs, strict=True)
+                lengths = longest_answers(self.tokenizer, self.drawer, drawn)
             batches = _batches(lengths, len(window), plan.size, [*seed, first + 1])
             for batch in batches[max(0, self.start - first) :]:
                 batch = window[batch]
-                batch = np.append(batch, np.resize(order, -len(batch) % world_size))
+                more = -len(batch) % world_size
+                batch = np.concatenate([batch, np.resize(order, (more, 2))])
                 share = np.split(batch, world_size)[rank]
-                yield [(epoch, row) for row in share.tolist()]
+                yield [(epoch, row) for row, epoch in share.tolist()]
 
 
 def _batches(
@@ -225,15 +251,14 @@ def _batches(
 def longest_answers(
     tokenizer: PreTrainedTokenizerBase,
     drawer: ExampleDrawer,
-    rows: Iterable[tuple[int, dict]],
-    epoch: int,
+    rows: Iterable[tuple[int, dict, int]],
 ) -> np.ndarray:
     """int (rows,): tokens of the longest answer drawn for each row, to which its batch is padded.
 
     Args:
-        rows: (number, row) with the columns `image_id`, `caption` and `qa`.
+        rows: (number, row, epoch), the row with the columns `image_id`, `caption` and `qa`.
     """
-    answers = [[a for _, a in drawer.draw(row, number, epoch).pairs] for number, row in rows]
+    answers = [[a for _, a in drawer.draw(row, n, epoch).pairs] for n, row, epoch in rows]
     flat = [answer for some in answers for answer in some]
     ids = tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"]
     starts = np.cumsum([0, *map(len, answers)])[:-1]
@@ -320,8 +345,8 @@ class StreamedExamples(torch.utils.data.Dataset):
         lengths = None
         if self.tokenizer is not None:
             texts = table.select(["image_id", "caption", "qa"]).to_pylist()
-            drawn = zip(numbers.tolist(), texts, strict=True)
-            lengths = longest_answers(self.tokenizer, self.drawer, drawn, epoch)
+            drawn = zip(numbers.tolist(), texts, [epoch] * len(texts), strict=True)
+            lengths = longest_answers(self.tokenizer, self.drawer, drawn)
         self._batches = _batches(lengths, len(numbers), self.plan.share, [*seed, 1])
         self._block, self._numbers, self._table = block, numbers, table
 
@@ -348,4 +373,11 @@ class _Collator:
             return found
         examples, skipped = found
         inputs, truncated = collate(examples, self.processor)
-        return Batch(inputs, [example.image_id for example in examples], truncated, skipped)
+        return Batch(
+            inputs,
+            [example.image_id for example in examples],
+            truncated,
+            skipped,
+            [example.key for example in examples],
+            [example.features for example in examples],
+        )

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mvaema.micrographs.dataset import DatasetError, decode_image
+from mvaema.micrographs.dataset import DatasetError, decode_image, image_size
+from mvaema.training.features import FeatureStore
 from mvaema.training.recipe import Recipe
 from mvaema.training.split import good_answers
 from mvaema.training.views import CLOSE_UPS, View, survives_close_up
@@ -43,15 +44,24 @@ class Texts(NamedTuple):
 
 @dataclass
 class Example:
-    """A micrograph as it is fed; `noise_seed` is for the noise that `view` adds to its pixels."""
+    """A micrograph as it is fed.
 
-    image: Image.Image
+    Attributes:
+        image: None where `features` are known.
+        noise_seed: for the noise that `view` adds to the pixels.
+        key: the name of the view's features, where a frozen vision model is fed.
+        features: these, if they have been computed.
+    """
+
+    image: Image.Image | None
     image_id: str
     prompts: list[str]
     answers: list[str]
     statements: list[str]
     view: View
     noise_seed: list[int]
+    key: str | None = None
+    features: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class Draws:
         caption_dropout, scale_dropout: probability that a prompt leaves it out.
         augmentation: whether a view is drawn.
         seed: of all draws.
+        views: different views of a micrograph that are drawn; 0 for as many as there are draws.
     """
 
     questions_per_image: int = 4
@@ -70,10 +81,12 @@ class Draws:
     scale_dropout: float = 0.5
     augmentation: bool = True
     seed: int = 0
+    views: int = 0
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Self:
-        return cls(**{name: getattr(recipe, name) for name in cls.__dataclass_fields__})
+    def of(cls, recipe: Recipe, views: int = 0) -> Self:
+        names = cls.__dataclass_fields__.keys() - {"views"}
+        return cls(**{name: getattr(recipe, name) for name in names}, views=views)
 
 
 @dataclass(frozen=True)
@@ -84,10 +97,12 @@ class ExampleDrawer:
         category_question: asked as well where the caption, its answer, is known.
         draws: of training. Without them an example has all questions, prompts with the scale and
             without the caption, and the image as it is.
+        store: of the features of a frozen vision model, if there is one.
     """
 
     category_question: str
     draws: Draws | None = None
+    store: FeatureStore | None = None
 
     def draw(self, row: dict, number: int, epoch: int) -> Texts:
         """The texts for a row, from its columns `qa` and `caption`.
@@ -98,14 +113,13 @@ class ExampleDrawer:
         Raises:
             DatasetError: the row has no answer to train on.
         """
-        answered = good_answers(row["qa"])
-        if not answered:
+        answered, caption = good_answers(row["qa"]), row["caption"]
+        if not answered and not caption:
             raise DatasetError(f"micrograph {row['image_id']} has no answer with outcome 'ok'.")
-        caption = row["caption"]
         named = [(self.category_question, caption)] if caption else []
         if self.draws is None:
             pairs = answered + named
-            statements = [caption or answered[0][1], answered[-1][1]]
+            statements = [caption or answered[0][1], answered[-1][1] if answered else caption]
             return Texts(pairs, [False] * len(pairs), [True] * len(pairs), statements)
 
         draws = self.draws
@@ -118,8 +132,11 @@ class ExampleDrawer:
         pairs = answered + named
         count = min(draws.questions_per_image, len(pairs))
         pairs = [pairs[i] for i in rng.choice(len(pairs), count, replace=False)]
-        first, second = (answered[i][1] for i in rng.integers(len(answered), size=2))
-        if caption:
+        if not answered:
+            first = second = caption
+        else:
+            first, second = (answered[i][1] for i in rng.integers(len(answered), size=2))
+        if caption and answered:
             # The caption alone, and an answer with or without it.
             first, second = caption, f"{caption} {second}" if rng.random() < 0.5 else second
         # Beside the category question, the caption would give the answer away.
@@ -163,18 +180,29 @@ class ExampleDrawer:
             DatasetError: the image cannot be read, or there is no answer to train on.
         """
         drawn, view = self.draw(row, number, epoch), View()
-        seed = self.draws.seed if self.draws else 0
+        seed, variant = 0, epoch
+        if self.draws:
+            seed, views = self.draws.seed, self.draws.views
+            variant = epoch % views if views else epoch
         if self.draws and self.draws.augmentation:
-            rng = np.random.default_rng([VIEW, seed, epoch, number])
+            rng = np.random.default_rng([VIEW, seed, variant, number])
             said = [text for pair in drawn.pairs for text in pair] + drawn.statements
             view = View.draw(rng, said, drawn.close_up)
+        noise_seed = [NOISE, seed, variant, number]
+        key = self.store.key(row, view, noise_seed) if self.store else None
+        features = self.store.read(key) if self.store else None
+        image, width = None, 0
         try:
-            image = view.show(to_8bit(decode_image(row)))
+            if features is None:
+                image = view.show(to_8bit(decode_image(row)))
+                width = image.width
+            elif row["pixel_size_nm"]:
+                width = view.width(image_size(row))
         except DatasetError:
             raise
         except ValueError as error:
             raise DatasetError(f"image {row['image_id']} cannot be used: {error}") from error
-        width_nm = row["pixel_size_nm"] and row["pixel_size_nm"] * image.width
+        width_nm = row["pixel_size_nm"] and row["pixel_size_nm"] * width
         prompts = self.prompts(row, drawn, view, width_nm)
         return Example(
             image,
@@ -183,7 +211,9 @@ class ExampleDrawer:
             [view.text(answer) for _, answer in drawn.pairs],
             [view.text(statement) for statement in drawn.statements],
             view,
-            [NOISE, seed, epoch, number],
+            noise_seed,
+            key,
+            features,
         )
 
 
@@ -199,15 +229,18 @@ def collate(
     def rows(texts: list[list[str]]) -> list[str]:
         return [text[i % len(text)] for text in texts for i in range(most)]
 
+    unseen = [example for example in examples if example.features is None]
     with _without_warnings(processor):
         inputs = processor(
-            images=[example.image for example in examples],
+            images=[example.image for example in unseen] or None,
             text=rows([example.prompts for example in examples]),
             answers=rows([example.answers for example in examples]),
             statements=[example.statements for example in examples],
         )
-    for pixels, example in zip(inputs["pixel_values"], examples, strict=True):
-        example.view.add_noise(pixels.numpy(), np.random.default_rng(example.noise_seed))
+    scaling = processor.image_processor.image_mean, processor.image_processor.image_std
+    for pixels, example in zip(inputs.get("pixel_values", []), unseen, strict=True):
+        rng = np.random.default_rng(example.noise_seed)
+        example.view.add_noise(pixels.numpy(), rng, *scaling)
     return dict(inputs), sum(map(bool, inputs.truncated["answers"]))
 
 

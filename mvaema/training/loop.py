@@ -38,6 +38,19 @@ class Loaders(NamedTuple):
     validation: BatchLoader
 
 
+def parameter_groups(model: torch.nn.Module, recipe: Recipe) -> list[dict]:
+    """The parameters to train, those of a vision model with a learning rate of their own."""
+    rates: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            of_vision = "vision_model." in name
+            rate = recipe.vision_learning_rate if of_vision else recipe.learning_rate
+            rates.setdefault(rate, []).append(parameter)
+    # The student's own first: its rate is the one that is reported.
+    own = sorted(rates, key=lambda rate: rate != recipe.learning_rate)
+    return [{"params": rates[rate], "lr": rate} for rate in own]
+
+
 class TrainingLoop:
     """`resume`, then `fit`; every process of a run has one.
 
@@ -60,8 +73,14 @@ class TrainingLoop:
     ):
         self.recipe, self.loaders, self.accelerator = recipe, loaders, accelerator
         self.reporter, self.signals = reporter, signals
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(trainable, lr=recipe.learning_rate, fused=True)
+        groups = parameter_groups(model, recipe)
+        self.initial_rates = [group["lr"] for group in groups]
+        optimizer = torch.optim.Adam(
+            groups,
+            weight_decay=recipe.weight_decay,
+            decoupled_weight_decay=recipe.weight_decay > 0,
+            fused=True,
+        )
         # Not prepared: a prepared ReduceLROnPlateau steps once per process. Its patience is the
         # number of epochs that it tolerates, so the next one halves the rate.
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -166,8 +185,9 @@ class TrainingLoop:
         recipe, state = self.recipe, self.state
         state.step += 1
         if state.step <= recipe.warmup_steps:
-            for group in self.optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * state.step / recipe.warmup_steps
+            groups = self.optimizer.param_groups
+            for group, rate in zip(groups, self.initial_rates, strict=True):
+                group["lr"] = rate * state.step / recipe.warmup_steps
         self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -9,6 +9,7 @@ What is special about it:
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,9 @@ from transformers import HfArgumentParser
 
 from configuration_mvaema import PRESETS
 from mvaema.files import write_text
+from mvaema.students.freezing import CHOICE
+
+MIX = re.compile(r"\d+(\.\d+)?(:\d+(\.\d+)?)*")
 
 
 def _setting(help: str, default=dataclasses.MISSING):
@@ -56,6 +60,18 @@ class Recipe:
     )
 
     # What it is trained on.
+    train_also: list[str] | None = _setting(  # noqa: RUF009 (no call is made per instance)
+        "Further micrograph datasets to train on, such as simulated ones. None of them validates.",
+        None,
+    )
+    mix: str | None = _setting(
+        "How often an epoch shows each micrograph of --dataset and of each --train_also, as in "
+        "'2:1' (default: once).",
+        None,
+    )
+    balance: float = _setting(
+        "Categories: 0 as frequent as in the data, 1 all equally frequent, or between.", 0.0
+    )
     split: str = _setting("Split of the dataset to train on.", "train")
     folds: int = _setting("Folds that the split is divided into. No two share a specimen.", 10)
     fold: int | None = _setting(
@@ -73,6 +89,21 @@ class Recipe:
     strict: bool = _setting(
         "Refuse a dataset with an unreadable image instead of leaving the image out.", False
     )
+
+    # A pre-trained vision model (--vision).
+    train_vision: str | None = _setting(
+        "Which part of it is trained: none, its last blocks (last:2), or all (default: none).", None
+    )
+    vision_learning_rate: float = _setting("Initial learning rate of that part.", 1e-4)
+    vision_views: int = _setting(
+        "With --train_vision none: views of each micrograph. The features of each are computed "
+        "once. 0 draws a new view each time.",
+        4,
+    )
+    vision_cache: str | None = _setting(
+        "Folder for these features, which runs may share (default: in --output_dir).", None
+    )
+    vision_cache_gb: float = _setting("The folder does not grow beyond this size.", 8.0)
 
     # What it is fed.
     questions_per_image: int = _setting("Questions drawn for each micrograph in an epoch.", 4)
@@ -99,6 +130,7 @@ class Recipe:
         "Epochs without a lower validation loss before the learning rate is halved.", 5
     )
     stop_after: int = _setting("Epochs without a lower validation loss before training stops.", 15)
+    weight_decay: float = _setting("Decoupled weight decay (AdamW).", 0.0)
     max_grad_norm: float = _setting("Gradients are clipped to this norm.", 1.0)
     gradient_checkpointing: bool = _setting(
         "Recompute activations in the backward pass: less memory, more time.", False
@@ -139,6 +171,17 @@ class Recipe:
                 f"batch_size={self.batch_size} must be a multiple of "
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps}."
             )
+        if self.streaming and (self.train_also or self.balance):
+            raise ValueError(
+                "streaming reads one dataset as it is: leave train_also and balance out."
+            )
+        if self.lora and self.train_vision not in (None, "none"):
+            raise ValueError("lora trains adapters only. Leave train_vision out.")
+        if self.mix is not None and len(self.showings) != 1 + len(self.train_also or []):
+            raise ValueError(
+                f"mix={self.mix} must have a number for --dataset and for each of "
+                f"{len(self.train_also or [])} --train_also."
+            )
         if self.model is not None:
             defaults = {f.name: f.default for f in dataclasses.fields(self)}
             for name in ("vision", "text", "tokenizer", "vocab_size", "config_overrides"):
@@ -154,6 +197,13 @@ class Recipe:
         if self.public and self.push_to_hub is None:
             raise ValueError("public is for an upload. Add --push_to_hub lab/student.")
 
+    @property
+    def showings(self) -> list[float]:
+        """`mix` as numbers; 1 for each dataset where there is none."""
+        if self.mix is None:
+            return [1.0] * (1 + len(self.train_also or []))
+        return [float(part) for part in self.mix.split(":")]
+
     def _check_values(self) -> None:
         """Each setting by itself."""
         checks = {
@@ -163,6 +213,16 @@ class Recipe:
                 self.fold is None or 0 <= self.fold < self.folds,
                 f"in [0, folds={self.folds})",
             ),
+            "mix": (
+                self.mix is None or MIX.fullmatch(self.mix) is not None,
+                "numbers with colons between them, as in 2:1",
+            ),
+            "balance": (0 <= self.balance <= 1, "in [0, 1]"),
+            "train_vision": (
+                self.train_vision is None or CHOICE.fullmatch(self.train_vision) is not None,
+                "none, last:K or all",
+            ),
+            "vision_views": (self.vision_views >= 0, "at least 0"),
             "caption_dropout": (0 <= self.caption_dropout <= 1, "in [0, 1]"),
             "scale_dropout": (0 <= self.scale_dropout <= 1, "in [0, 1]"),
             "report_to": (
@@ -236,7 +296,7 @@ def _as_flags(file: Path) -> list[str]:
         word
         for name, value in entries.items()
         if value is not None
-        for word in (f"--{name}", str(value))
+        for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
     ]
 
 

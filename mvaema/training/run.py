@@ -12,12 +12,14 @@ from accelerate.utils import set_seed
 from modeling_mvaema import MVaEMaModel
 from mvaema.hub import require_token
 from mvaema.students.card import write_card
+from mvaema.students.freezing import train_vision
 from mvaema.students.hub import push
 from mvaema.students.loading import load_student
 from mvaema.students.new import new_student
 from mvaema.training.batches import BatchLoader, ProcessShare
 from mvaema.training.curves import loss_curves
 from mvaema.training.examples import Draws, ExampleDrawer
+from mvaema.training.features import FeatureStore, FrozenVision
 from mvaema.training.loop import Loaders, TrainingLoop
 from mvaema.training.provenance import dataset_fingerprint
 from mvaema.training.recipe import Recipe
@@ -61,7 +63,9 @@ def train(recipe: Recipe) -> Path:
         set_seed(recipe.seed + accelerator.process_index)  # dropout differs between processes
         # A loss that is switched off leaves parameters without a gradient.
         weights = (student.config.itc_weight, student.config.itm_weight, student.config.lm_weight)
-        accelerator.ddp_handler.find_unused_parameters = not all(weights)
+        # So may a vision model's own pooling.
+        tuned = recipe.train_vision not in (None, "none")
+        accelerator.ddp_handler.find_unused_parameters = tuned or not all(weights)
         loaders = _loaders(recipe, rows, student, accelerator)
         reporter = Reporter(recipe, folder, accelerator, rows.validation)
         facts = _facts(rows, model, accelerator)
@@ -133,6 +137,8 @@ def _accelerator(recipe: Recipe) -> Accelerator:
 
 def _trained_part(recipe: Recipe, student: MVaEMaModel) -> torch.nn.Module:
     """The student itself, or wrapped so that only its adapters are trained."""
+    if recipe.train_vision is not None or student.config.vision_config is not None:
+        train_vision(student, recipe.train_vision or "none")
     if recipe.gradient_checkpointing:
         student.activation_checkpointing_enable({"use_reentrant": False})
     if not recipe.lora:
@@ -145,11 +151,23 @@ def _trained_part(recipe: Recipe, student: MVaEMaModel) -> torch.nn.Module:
 def _loaders(recipe: Recipe, rows: Rows, student: MVaEMaModel, accelerator: Accelerator) -> Loaders:
     process = ProcessShare(accelerator.process_index, accelerator.num_processes)
     question, processor = student.config.category_question, student.processor
-    drawn, plain = ExampleDrawer(question, Draws.of(recipe)), ExampleDrawer(question)
+    store = vision = None
+    if _sees_once(recipe, student):
+        folder = recipe.vision_cache or Path(recipe.output_dir) / "vision_features"
+        store = FeatureStore(folder, student, recipe.vision_cache_gb)
+        vision = FrozenVision(student, store)
+    draws = Draws.of(recipe, recipe.vision_views if store else 0)
+    drawn, plain = ExampleDrawer(question, draws, store), ExampleDrawer(question, store=store)
     return Loaders(
-        BatchLoader(rows.train, drawn, processor, recipe, process),
-        BatchLoader(rows.validation, plain, processor, recipe, process),
+        BatchLoader(rows.train, drawn, processor, recipe, process, rows.counts, vision),
+        BatchLoader(rows.validation, plain, processor, recipe, process, vision=vision),
     )
+
+
+def _sees_once(recipe: Recipe, student: MVaEMaModel) -> bool:
+    """Whether the features of each view have to be computed but once."""
+    frozen = student.config.vision_config is not None and recipe.train_vision in (None, "none")
+    return frozen and recipe.vision_views > 0
 
 
 def _facts(rows: Rows, model: torch.nn.Module, accelerator: Accelerator) -> dict:

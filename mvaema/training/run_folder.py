@@ -9,6 +9,7 @@
     failed_batch.json    the batch at which the loss became useless, if it did
     losses.png           loss curves
     checkpoints/         to resume from
+    vision_features/     features of a frozen vision model
     ...                  the model repository, as of the best epoch
 
 What is special about it: a folder is used again only by the same recipe on the same data. No other
@@ -33,7 +34,7 @@ from mvaema.training.recipe import Recipe, write_recipe
 # not what is computed. (The dataset may move; its content is compared.)
 FREE = {
     *("dataset", "output_dir", "resume", "epochs", "stop_after", "workers", "strict", "merge"),
-    *("checkpoint_steps", "report_to", "push_to_hub", "public"),
+    *("checkpoint_steps", "report_to", "push_to_hub", "public", "vision_cache", "vision_cache_gb"),
 }
 
 

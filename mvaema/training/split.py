@@ -10,11 +10,12 @@ What is special about it:
 from dataclasses import dataclass
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from mvaema.micrographs.dataset import DatasetError, load_micrographs
 from mvaema.micrographs.folds import assign_folds, check_no_leak
 from mvaema.micrographs.near_duplicates import near_duplicate_clusters
+from mvaema.training.mixing import join, showings
 from mvaema.training.recipe import Recipe
 from mvaema.training.streaming import ParquetRows, open_shards
 
@@ -44,6 +45,7 @@ class Rows:
         skipped: ids of micrographs that were left out because their images cannot be read. In a
             stream these are found while training (`Batch.skipped`).
         test: in cross-validation, the rows to test on.
+        counts: float (rows,), how often an epoch shows each row of `train`; None for once.
     """
 
     train: Dataset | ParquetRows
@@ -52,6 +54,7 @@ class Rows:
     captions: dict[str, str]
     skipped: list[str]
     test: Dataset | ParquetRows | None = None
+    counts: np.ndarray | None = None
 
 
 @dataclass
@@ -63,12 +66,14 @@ class FoldedRows:
         keys: `image_id`, `group` and `category` of each.
         folds: int (rows,).
         skipped: ids of micrographs whose images cannot be read.
+        recipe: what they are folded for.
     """
 
     dataset: Dataset | ParquetRows
     keys: Dataset
     folds: np.ndarray
     skipped: list[str]
+    recipe: Recipe
 
     def split(self, fold: int, cross_validation: bool = False) -> Rows:
         """The rows of one run; no image is read.
@@ -97,9 +102,25 @@ class FoldedRows:
         for name in held_out:
             check_no_leak(keys["train"], keys[name])
         parts = {name: self.dataset.select(places) for name, places in chosen.items()}
-        texts = _texts(parts["train"], keys["train"])
         captions = _captions(self.dataset, self.keys)
-        return Rows(**parts, texts=texts, captions=captions, skipped=self.skipped)
+        counts = None
+        if self.recipe.train_also or self.recipe.balance:
+            parts["train"], counts, more = self._mixed(parts)
+            keys["train"] = parts["train"].select_columns(["image_id", "group", "category"])
+            captions = more | captions
+        texts = _texts(parts["train"], keys["train"])
+        return Rows(**parts, texts=texts, captions=captions, skipped=self.skipped, counts=counts)
+
+    def _mixed(
+        self, parts: dict[str, Dataset]
+    ) -> tuple[Dataset, np.ndarray | None, dict[str, str]]:
+        """What is trained on with the recipe's further datasets, how often, and their captions."""
+        recipe = self.recipe
+        held_out = concatenate_datasets([rows for name, rows in parts.items() if name != "train"])
+        joined = join(parts["train"], recipe.train_also or [], recipe.split, held_out)
+        train = concatenate_datasets(joined)
+        counts = showings(joined, recipe.showings, recipe.balance)
+        return train, counts, _captions(train, train.select_columns("category"))
 
 
 def load_rows(recipe: Recipe) -> Rows:
@@ -134,7 +155,7 @@ def load_folds(recipe: Recipe) -> FoldedRows:
         # Without the images, which a search for values would copy.
         keys = rows.select_columns(["image_id", "group", "category"])
     folds = assign_folds(keys, recipe.folds, clusters=clusters)
-    return FoldedRows(rows, keys, np.array(folds), unreadable)
+    return FoldedRows(rows, keys, np.array(folds), unreadable, recipe)
 
 
 def _readable(rows: Dataset, recipe: Recipe) -> tuple[Dataset, np.ndarray, list[str]]:

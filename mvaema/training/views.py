@@ -37,6 +37,7 @@ T = Image.Transpose
 MIRRORED = (None, T.FLIP_LEFT_RIGHT)
 FLIPPED = (*MIRRORED, T.ROTATE_180, T.FLIP_TOP_BOTTOM)
 TURNED = (*FLIPPED, T.ROTATE_90, T.ROTATE_270, T.TRANSPOSE, T.TRANSVERSE)
+ON_ITS_SIDE = (T.ROTATE_90, T.ROTATE_270, T.TRANSPOSE, T.TRANSVERSE)
 SIDES_SWAPPED = (T.FLIP_LEFT_RIGHT, T.ROTATE_180)
 
 
@@ -114,7 +115,7 @@ class View:
         transpose: the flip or turn, or none.
         box: left, upper, right, lower of what is shown, in [0, 1]; None for the whole image.
         brightness, contrast: factors (`PIL.ImageEnhance`).
-        noise: standard deviation of the noise that is added to pixels in [-1, 1].
+        noise: standard deviation of the noise that is added to the pixels, black -1 and white 1.
     """
 
     transpose: Image.Transpose | None = None
@@ -145,11 +146,18 @@ class View:
         """`text`, which is true of the image, as it is true of the view."""
         return _SIDE.sub(_other_side, text) if self.transpose in SIDES_SWAPPED else text
 
+    def _crop(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        return tuple(np.rint(self.box * np.array([*size, *size])).astype(int).tolist())
+
+    def width(self, size: tuple[int, int]) -> int:
+        """Width of the view of an image of this width and height, in pixels."""
+        left, upper, right, lower = self._crop(size) if self.box is not None else (0, 0, *size)
+        return lower - upper if self.transpose in ON_ITS_SIDE else right - left
+
     def show(self, image: Image.Image) -> Image.Image:
         """The view of an 8-bit image, without the noise; pixels keep their size in nanometres."""
         if self.box is not None:
-            size = np.array([*image.size, *image.size])
-            image = image.crop(tuple(np.rint(self.box * size).astype(int).tolist()))
+            image = image.crop(self._crop(image.size))
         if self.transpose is not None:
             image = image.transpose(self.transpose)
         if self.contrast != 1:
@@ -158,8 +166,21 @@ class View:
             image = ImageEnhance.Brightness(image).enhance(self.brightness)
         return image
 
-    def add_noise(self, pixels: np.ndarray, rng: np.random.Generator) -> None:
-        """Grey noise on pixel values in [-1, 1], (channels, height, width), in place."""
-        if self.noise:
-            grains = rng.standard_normal(pixels.shape[1:], np.float32)
-            np.clip(pixels + self.noise * grains, -1, 1, out=pixels)
+    def add_noise(
+        self,
+        pixels: np.ndarray,
+        rng: np.random.Generator,
+        mean: float | Sequence[float] = 0.5,
+        std: float | Sequence[float] = 0.5,
+    ) -> None:
+        """Grey noise on pixel values, (channels, height, width), in place.
+
+        Args:
+            mean, std: of the image processor, of all channels or of each.
+        """
+        if not self.noise:
+            return
+        grains = rng.standard_normal(pixels.shape[1:], np.float32)
+        mean, std = (np.reshape(np.float32(x), (-1, 1, 1)) for x in (mean, std))
+        noisy = pixels + self.noise * grains * (np.float32(0.5) / std)
+        np.clip(noisy, -mean / std, (1 - mean) / std, out=pixels)
