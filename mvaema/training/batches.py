@@ -44,8 +44,8 @@ class Batch(NamedTuple):
     image_ids: list[str]
     truncated: int  # answers that were cut because they are longer than the model allows
     skipped: list[str]  # ids of unreadable images, each replaced by another micrograph
-    keys: list[str | None]  # of the images' features, where a vision model is frozen
-    features: list[torch.Tensor | None]  # these, where they are known
+    keys: Sequence[str | None] = ()  # of the images' features, where a vision model is frozen
+    features: Sequence[torch.Tensor | None] = ()  # these, where they are known
 
 
 class ProcessShare(NamedTuple):

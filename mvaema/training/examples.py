@@ -232,15 +232,16 @@ def collate(
     unseen = [example for example in examples if example.features is None]
     with _without_warnings(processor):
         inputs = processor(
-            images=[example.image for example in unseen] or None,
             text=rows([example.prompts for example in examples]),
             answers=rows([example.answers for example in examples]),
             statements=[example.statements for example in examples],
         )
-    scaling = processor.image_processor.image_mean, processor.image_processor.image_std
-    for pixels, example in zip(inputs.get("pixel_values", []), unseen, strict=True):
-        rng = np.random.default_rng(example.noise_seed)
-        example.view.add_noise(pixels.numpy(), rng, *scaling)
+    if unseen:
+        inputs |= processor(images=[example.image for example in unseen])
+        scaling = processor.image_processor.image_mean, processor.image_processor.image_std
+        for pixels, example in zip(inputs["pixel_values"], unseen, strict=True):
+            rng = np.random.default_rng(example.noise_seed)
+            example.view.add_noise(pixels.numpy(), rng, *scaling)
     return dict(inputs), sum(map(bool, inputs.truncated["answers"]))
 
 

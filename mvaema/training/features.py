@@ -11,7 +11,7 @@ What is special about it:
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -103,7 +103,9 @@ class FrozenVision:
         self.student, self.store = student, store
 
     @torch.no_grad()
-    def complete(self, inputs: dict[str, Tensor], keys: list[str], known: list[Tensor | None]):
+    def complete(
+        self, inputs: dict[str, Tensor], keys: Sequence[str], known: Sequence[Tensor | None]
+    ) -> dict[str, Tensor]:
         """The inputs of a batch, `image_features` (float16) in the place of `pixel_values`.
 
         Args:

@@ -178,11 +178,11 @@ def test_bucketing_puts_like_lengths_together_and_loses_nothing(recipe, processo
 
 def test_the_longest_drawn_answer_counts(rows, processor):
     drawer = ExampleDrawer("Which category?", Draws(2))
-    numbered = list(enumerate(rows.texts))
-    lengths = longest_answers(processor.tokenizer, drawer, numbered, epoch=1)
+    numbered = [(i, row, i % 3) for i, row in enumerate(rows.texts)]
+    lengths = longest_answers(processor.tokenizer, drawer, numbered)
     counted = [
-        max(len(processor.tokenizer(a)["input_ids"]) for _, a in drawer.draw(row, i, 1).pairs)
-        for i, row in numbered
+        max(len(processor.tokenizer(a)["input_ids"]) for _, a in drawer.draw(row, i, epoch).pairs)
+        for i, row, epoch in numbered
     ]
     assert lengths.tolist() == counted and len(set(counted)) > 1
 

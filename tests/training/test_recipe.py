@@ -67,7 +67,7 @@ def test_flags_are_not_guessed(flags, message, capsys):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preset": "huge"}, "preset must be one of paper, small, base"),
+        ({"preset": "huge"}, "preset must be one of paper, small, lite, base"),
         ({"fold": 10}, r"fold must be in \[0, folds=10\)"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"caption_dropout": 1.5}, r"caption_dropout must be in \[0, 1\]"),
