@@ -8,9 +8,8 @@ from accelerate import Accelerator
 from transformers.utils import ModelOutput
 
 from mvaema.training.batches import Batch
+from mvaema.training.recipe import LOSSES
 from mvaema.training.signals import Signals
-
-LOSSES = ("loss", "itc_loss", "itm_loss", "lm_loss")
 
 
 class BatchLosses(NamedTuple):

@@ -7,6 +7,7 @@ What is special about it:
 - a loss that is not a number, or ten times the usual, ends the run before it reaches the weights.
 """
 
+import math
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -89,6 +90,8 @@ class TrainingLoop:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.checkpoints = Checkpoints(Path(recipe.output_dir) / "checkpoints", accelerator)
         self.state = TrainingState()
+        parts = recipe.gradient_accumulation_steps
+        self.steps = recipe.epochs * -(-len(loaders.train) // parts)
         self._clock = time.perf_counter()
 
     def resume(self) -> None:
@@ -111,8 +114,7 @@ class TrainingLoop:
             Interrupted: a signal was received; a checkpoint was written first.
         """
         recipe, state = self.recipe, self.state
-        steps = -(-len(self.loaders.train) // recipe.gradient_accumulation_steps)
-        with self.reporter.progress_bar(recipe.epochs * steps, state.step):
+        with self.reporter.progress_bar(self.steps, state.step):
             try:
                 while state.epoch < recipe.epochs:
                     if state.epoch - state.best_epoch >= recipe.stop_after:
@@ -156,9 +158,10 @@ class TrainingLoop:
         state, learning_rate = self.state, self.learning_rate
         self._clock = time.perf_counter()
         validation = validate(self.model, self.loaders.validation, self.accelerator, self.signals)
-        self.scheduler.step(validation["loss"])
+        if self.recipe.schedule == "plateau":
+            self.scheduler.step(validation[self.recipe.keep_by])
         self._count_seconds()
-        record = state.end_epoch(learning_rate, validation)
+        record = state.end_epoch(learning_rate, validation, self.recipe.keep_by)
         if state.improved:
             keep_student(self.model, self.recipe, self.accelerator)
         self.reporter.epoch(state, record)
@@ -184,13 +187,24 @@ class TrainingLoop:
     def _update_weights(self) -> None:
         recipe, state = self.recipe, self.state
         state.step += 1
-        if state.step <= recipe.warmup_steps:
+        share = self._share_of_rate()
+        if share is not None:
             groups = self.optimizer.param_groups
             for group, rate in zip(groups, self.initial_rates, strict=True):
-                group["lr"] = rate * state.step / recipe.warmup_steps
+                group["lr"] = rate * share
         self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def _share_of_rate(self) -> float | None:
+        """Of the initial learning rates, that of this step; None where it stays as it is."""
+        recipe, step = self.recipe, self.state.step
+        if step <= recipe.warmup_steps:
+            return step / recipe.warmup_steps
+        if recipe.schedule == "plateau":
+            return None
+        progress = (step - recipe.warmup_steps) / max(1, self.steps - recipe.warmup_steps)
+        return (1 + math.cos(math.pi * min(progress, 1))) / 2
 
     def _check(self, losses: BatchLosses, batch: Batch) -> None:
         """Refuse a useless loss before it has reached the weights."""

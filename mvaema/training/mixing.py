@@ -18,6 +18,7 @@ from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema.micrographs.dataset import DatasetError, load_micrographs
 from mvaema.micrographs.near_duplicates import near_duplicate_clusters
 from mvaema.micrographs.schema import FEATURES, QA_FEATURES
+from mvaema.training.recipe import Recipe
 
 # What training reads.
 COLUMNS = "image image_id category caption pixel_size_nm scale_bar group qa".split()
@@ -54,19 +55,35 @@ def common_columns(rows: Dataset) -> Dataset:
     return concatenate_datasets([rest, texts], axis=1)
 
 
-def join(train: Dataset, others: Sequence[str], split: str, held_out: Dataset) -> list[Dataset]:
-    """`train` and the further datasets, ready to be joined.
+def licensed(rows: Dataset, licences: Sequence[str] | None, source: str) -> Dataset:
+    """The rows whose licence begins with one of `licences`; all where there are none.
+
+    Raises:
+        DatasetError: no row has such a licence.
+    """
+    if licences is None:
+        return rows
+    own = [(name or "").startswith(tuple(licences)) for name in rows["licence"][:]]
+    if not any(own):
+        raise DatasetError(
+            f"{source} has no micrographs whose licence begins with {' or '.join(licences)}."
+        )
+    return rows.select(np.flatnonzero(own))
+
+
+def join(train: Dataset, recipe: Recipe, held_out: Dataset) -> list[Dataset]:
+    """`train` and the recipe's further datasets, ready to be joined.
 
     Args:
-        others: folders or Hub ids; the split `split` of each is used.
         held_out: rows that validate or test.
 
     Raises:
         DatasetError: a dataset cannot be used, or nothing of it may be trained on.
     """
     parts = [common_columns(train)]
-    for source in others:
-        rows = common_columns(load_micrographs(source, split))
+    for source in recipe.train_also or []:
+        rows = licensed(load_micrographs(source, recipe.split), recipe.licences, source)
+        rows = common_columns(rows)
         usable = [
             i
             for i, row in enumerate(rows.select_columns(["qa", "caption"]))

@@ -21,6 +21,7 @@ from configuration_mvaema import PRESETS
 from mvaema.files import write_text
 from mvaema.students.freezing import CHOICE
 
+LOSSES = ("loss", "itc_loss", "itm_loss", "lm_loss")
 MIX = re.compile(r"\d+(\.\d+)?(:\d+(\.\d+)?)*")
 
 
@@ -71,6 +72,11 @@ class Recipe:
     )
     balance: float = _setting(
         "Categories: 0 as frequent as in the data, 1 all equally frequent, or between.", 0.0
+    )
+    licences: list[str] | None = _setting(  # noqa: RUF009 (no call is made per instance)
+        "Train and validate only on micrographs whose licence begins with one of these, as in "
+        "'MIT CC-BY' (default: all).",
+        None,
     )
     split: str = _setting("Split of the dataset to train on.", "train")
     folds: int = _setting("Folds that the split is divided into. No two share a specimen.", 10)
@@ -129,6 +135,16 @@ class Recipe:
     patience: int = _setting(
         "Epochs without a lower validation loss before the learning rate is halved.", 5
     )
+    schedule: str = _setting(
+        "What becomes of the learning rate: plateau halves it when the validation loss does not "
+        "fall, cosine lowers it to 0 at the last of --epochs.",
+        "plateau",
+    )
+    keep_by: str = _setting(
+        "Validation loss that decides which student is kept: loss (the weighted sum), itc_loss, "
+        "itm_loss or lm_loss.",
+        "loss",
+    )
     stop_after: int = _setting("Epochs without a lower validation loss before training stops.", 15)
     weight_decay: float = _setting("Decoupled weight decay (AdamW).", 0.0)
     max_grad_norm: float = _setting("Gradients are clipped to this norm.", 1.0)
@@ -171,9 +187,9 @@ class Recipe:
                 f"batch_size={self.batch_size} must be a multiple of "
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps}."
             )
-        if self.streaming and (self.train_also or self.balance):
+        if self.streaming and (self.train_also or self.balance or self.licences):
             raise ValueError(
-                "streaming reads one dataset as it is: leave train_also and balance out."
+                "streaming reads one dataset as it is: leave train_also, balance and licences out."
             )
         if self.lora and self.train_vision not in (None, "none"):
             raise ValueError("lora trains adapters only. Leave train_vision out.")
@@ -222,6 +238,8 @@ class Recipe:
                 self.train_vision is None or CHOICE.fullmatch(self.train_vision) is not None,
                 "none, last:K or all",
             ),
+            "schedule": (self.schedule in ("plateau", "cosine"), "plateau or cosine"),
+            "keep_by": (self.keep_by in LOSSES, f"one of {', '.join(LOSSES)}"),
             "vision_views": (self.vision_views >= 0, "at least 0"),
             "caption_dropout": (0 <= self.caption_dropout <= 1, "in [0, 1]"),
             "scale_dropout": (0 <= self.scale_dropout <= 1, "in [0, 1]"),

@@ -15,7 +15,7 @@ from datasets import Dataset, concatenate_datasets
 from mvaema.micrographs.dataset import DatasetError, load_micrographs
 from mvaema.micrographs.folds import assign_folds, check_no_leak
 from mvaema.micrographs.near_duplicates import near_duplicate_clusters
-from mvaema.training.mixing import join, showings
+from mvaema.training.mixing import join, licensed, showings
 from mvaema.training.recipe import Recipe
 from mvaema.training.streaming import ParquetRows, open_shards
 
@@ -117,7 +117,7 @@ class FoldedRows:
         """What is trained on with the recipe's further datasets, how often, and their captions."""
         recipe = self.recipe
         held_out = concatenate_datasets([rows for name, rows in parts.items() if name != "train"])
-        joined = join(parts["train"], recipe.train_also or [], recipe.split, held_out)
+        joined = join(parts["train"], recipe, held_out)
         train = concatenate_datasets(joined)
         counts = showings(joined, recipe.showings, recipe.balance)
         return train, counts, _captions(train, train.select_columns("category"))
@@ -145,6 +145,7 @@ def load_folds(recipe: Recipe) -> FoldedRows:
         clusters, unreadable = first[inverse], []
     else:
         rows = load_micrographs(recipe.dataset, recipe.split)
+        rows = licensed(rows, recipe.licences, recipe.dataset)
         usable = [i for i, row in enumerate(rows.select_columns("qa")) if good_answers(row["qa"])]
         if not usable:
             raise DatasetError(

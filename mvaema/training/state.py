@@ -58,19 +58,22 @@ class TrainingState:
         self.skipped += losses.skipped
         self.recent = [*self.recent[1 - RECENT :], losses.values["loss"]]
 
-    def end_epoch(self, learning_rate: float, validation: dict[str, float]) -> dict:
+    def end_epoch(
+        self, learning_rate: float, validation: dict[str, float], keep_by: str = "loss"
+    ) -> dict:
         """Begin the next epoch.
 
         Args:
             learning_rate: of the epoch that ends.
             validation: mean losses over the validation micrographs.
+            keep_by: the one of them that says which epoch is the best.
 
         Returns:
             the record of the epoch that ends, which is also the last of `log`.
         """
         self.epoch += 1
-        if validation["loss"] < self.best:
-            self.best, self.best_epoch = validation["loss"], self.epoch
+        if validation[keep_by] < self.best:
+            self.best, self.best_epoch = validation[keep_by], self.epoch
         record = {
             "epoch": self.epoch,
             "learning_rate": learning_rate,

@@ -1,6 +1,7 @@
 """The loop itself, around models that do what a test wants: losses, learning rate, best student."""
 
 import json
+import math
 from dataclasses import replace
 from itertools import count
 
@@ -17,6 +18,7 @@ from mvaema.training.recipe import Recipe
 from mvaema.training.reporting import Reporter
 from mvaema.training.run_folder import RunFolder
 from mvaema.training.signals import Signals
+from mvaema.training.state import TrainingState
 
 
 class Told(torch.nn.Module):
@@ -102,6 +104,24 @@ def test_the_learning_rate_warms_up_and_is_halved_when_nothing_gets_better(
     epochs = [record["learning_rate"] for record in lines(tmp_path / "run", "training_log")]
     assert epochs == [1e-3] * 4 + [5e-4] * 3 + [2.5e-4] * 2
     assert loop.state.best_epoch == 1
+
+
+def test_the_learning_rate_falls_to_nothing_at_the_last_epoch(recipe, make_loop, tmp_path):
+    recipe = replace(recipe, epochs=5, warmup_steps=2, schedule="cosine", stop_after=9)
+    model = Told(iter(lambda: 1.0, None), iter(lambda: 1.0, None))
+    make_loop(recipe, model, [batch("a"), batch("b")], [batch("c")]).fit()
+    rates = [s["learning_rate"] for s in lines(tmp_path / "run", "steps")]
+    falling = [(1 + math.cos(math.pi * i / 8)) / 2 * 1e-3 for i in range(1, 9)]
+    assert rates == pytest.approx([5e-4, 1e-3, *falling], abs=1e-12)
+
+
+def test_another_loss_may_decide_which_student_is_kept():
+    """The sum falls while the matching loss rises."""
+    state = TrainingState()
+    for epoch, (loss, itm_loss) in enumerate([(3.0, 0.5), (2.0, 0.4), (1.0, 0.6)], 1):
+        state.end_epoch(1e-3, {"loss": loss, "itm_loss": itm_loss}, "itm_loss")
+        assert state.improved == (epoch < 3)
+    assert (state.best, state.best_epoch) == (0.4, 2)
 
 
 def test_losses_are_means_over_micrographs_not_over_batches(recipe, make_loop, tmp_path):

@@ -87,6 +87,23 @@ def test_nothing_to_train_on_is_an_error(tmp_path):
         load_rows(recipe_for(data, train_also=[str(more)]))
 
 
+def test_micrographs_of_other_licences_are_left_out(tmp_path):
+    data = write_dataset(tmp_path / "a")
+    file = data / "train" / "metadata.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    names = ["MIT", "CC-BY-4.0 (Someone 2018)", "unclear", None]
+    rows = [row | {"licence": names[i % 4]} for i, row in enumerate(rows)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    more = write_dataset(tmp_path / "b", 4, first=80, licence="MIT")
+    recipe = recipe_for(data, train_also=[str(more)], licences=["MIT", "CC-BY"])
+    parts = load_rows(recipe)
+    kept = {*parts.train["image_id"], *parts.validation["image_id"]}
+    ours = [i for i in range(20) if i % 4 < 2]
+    assert kept == {f"image{i}" for i in [*ours, *range(80, 84)]}
+    with pytest.raises(DatasetError, match="licence begins with GPL"):
+        load_rows(recipe_for(data, licences=["GPL"]))
+
+
 def of_categories(*names) -> Dataset:
     return Dataset.from_dict({"category": list(names)})
 
@@ -135,9 +152,8 @@ def test_a_row_shown_twice_in_an_epoch_is_asked_other_questions(tmp_path, proces
 
 def test_joined_datasets_keep_what_training_reads(tmp_path):
     real = load_micrographs(write_dataset(tmp_path / "a", 8))
-    parts = join(
-        real.select(range(4)), [str(without_answers(tmp_path / "b"))], "train", real.select([7])
-    )
+    recipe = recipe_for(tmp_path, train_also=[str(without_answers(tmp_path / "b"))])
+    parts = join(real.select(range(4)), recipe, real.select([7]))
     joined = concatenate_datasets(parts)
     assert joined[0]["qa"][0]["answer"] == real[0]["qa"][0]["answer"]
     assert joined[0]["scale_bar"] == real[0]["scale_bar"] and joined[4]["qa"] == []
@@ -151,6 +167,8 @@ def test_joined_datasets_keep_what_training_reads(tmp_path):
         ({"balance": 2.0}, "balance"),
         ({"train_vision": "first:2"}, "train_vision"),
         ({"streaming": True, "balance": 0.5}, "streaming"),
+        ({"schedule": "linear"}, "schedule"),
+        ({"keep_by": "meteor"}, "keep_by"),
     ],
 )
 def test_settings_that_cannot_be(settings, named):
