@@ -246,9 +246,9 @@ def agreements(texts: Sequence[str]) -> list[float]:
 
 
 def overlap(first: Counter, second: Counter) -> float:
-    """F1 of two bags, in [0, 1]; 1 if both are empty."""
+    """F1 of two bags, in [0, 1]; empty ones share nothing."""
     total = first.total() + second.total()
-    return 2 * (first & second).total() / total if total else 1.0
+    return 2 * (first & second).total() / total if total else 0.0
 
 
 def _words_and_bigrams(text: str) -> Counter:
@@ -264,11 +264,17 @@ class MVaEMaDecodingMixin:
         """How `answer` decodes by itself: as the checkpoint's `generation_config.decoding` says."""
         return getattr(self.generation_config, "decoding", None) or DEFAULT_DECODING
 
-    def _decoding(self, name: str | None, options: Mapping) -> Decoding:
-        decoding = Decoding.choose(name, self.default_decoding, options)
-        if decoding.name in USING_ITM:
-            self._check_matching(f"decoding={decoding.name!r}")
-        return decoding
+    def check_decoding(self, decoding: str | None = None, **options) -> Decoding:
+        """What `answer` would do with these arguments.
+
+        Raises:
+            ValueError: there is no such decoding, it contradicts an option, or it needs a matching
+                head that was not trained.
+        """
+        found = Decoding.choose(decoding, self.default_decoding, options)
+        if found.name in USING_ITM:
+            self._check_matching(f"decoding={found.name!r}")
+        return found
 
     def _check_matching(self, what: str) -> None:
         if not self.config.itm_weight:
@@ -329,6 +335,8 @@ class MVaEMaDecodingMixin:
 
     def _match_logits(self, image_states: Tensor, texts: list[str]) -> Tensor:
         """ITM logits (texts,), -inf for a blank text; consecutive texts share an image."""
+        if not texts:
+            return image_states.new_zeros(0)
         said = self._processed(statements=[text if text.strip() else "?" for text in texts])
         logits = self.match(image_states, said["statement_ids"], said["statement_mask"])
         blank = torch.tensor([not text.strip() for text in texts], device=logits.device)

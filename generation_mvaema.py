@@ -179,7 +179,7 @@ class MVaEMaGenerationMixin(MVaEMaDecodingMixin):
             ValueError: there is no such decoding, it contradicts an option, or it needs a matching
                 head that was not trained; there are no questions.
         """
-        chosen = self._decoding(decoding, options)
+        chosen = self.check_decoding(decoding, **options)
         single = not isinstance(images, list | tuple)
         images = [images] if single else list(images)
         if questions is None:
