@@ -1,12 +1,14 @@
-"""Generation, and the methods of a student for people: `answer` and `classify`.
+"""Generation, and the methods of a student for people: `answer`, `support` and `classify`.
 
 What is special about it:
-- decoding is transformers' own `generate`. The prompt encoder that it calls once keeps the keys
-  and values of each image (`MVaEMaMemory`), so all questions about an image share them;
-- `answer` and `classify` take pictures and words: the checkpoint's own processor, questions and
-  categories come with it.
+- decoding is transformers' own `generate` (how, `decoding_mvaema.py` says). The prompt encoder that
+  it calls once keeps the keys and values of each image (`MVaEMaMemory`), so all questions about an
+  image, and all candidates for their answers, share them;
+- `answer`, `support` and `classify` take pictures and words: the checkpoint's own processor,
+  questions and categories come with it.
 
-This file stands alone: `save_pretrained` and `push_to_hub` copy it into the model repository.
+This file travels with those that it imports: `save_pretrained` and `push_to_hub` copy all of them
+into the model repository.
 """
 
 import dataclasses
@@ -21,8 +23,10 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.modeling_outputs import ModelOutput
 
 try:  # inside a model repository, where transformers loads this file as part of a package
+    from .decoding_mvaema import MVaEMaDecodingMixin
     from .losses_mvaema import lm_losses, shift_right
 except ImportError:  # from the project's root
+    from decoding_mvaema import MVaEMaDecodingMixin
     from losses_mvaema import lm_losses, shift_right
 
 
@@ -99,8 +103,8 @@ class MVaEMaPromptEncoder(nn.Module):
         )
 
 
-class MVaEMaGenerationMixin:
-    """What `MVaEMaModel` adds to transformers' `generate`: `answer`, `classify`, its processor."""
+class MVaEMaGenerationMixin(MVaEMaDecodingMixin):
+    """What `MVaEMaModel` adds to `generate`: its processor, and methods for people."""
 
     _processor = None
 
@@ -147,7 +151,8 @@ class MVaEMaGenerationMixin:
         pixel_size_nm: float | Sequence[float | None] | None = None,
         scale_bars: str | Sequence[str | None] | None = None,
         batch_size: int = 8,
-        **generate_kwargs,
+        decoding: str | None = None,
+        **options,
     ) -> str | list | dict:
         """Answer questions about micrographs; each image is encoded once for all its questions.
 
@@ -158,13 +163,23 @@ class MVaEMaGenerationMixin:
             captions, pixel_size_nm, scale_bars: what is known of the image (of each image when a
                 list is given): the caption that names its category, the length of one pixel in
                 nanometres, the length its scale bar states.
-            batch_size: images per forward pass.
-            generate_kwargs: passed to `generate` (`num_beams=3`, ...).
+            batch_size: images per forward pass; fewer where several answers to each question are
+                decoded.
+            decoding: how, one of `DECODINGS` (`decoding_mvaema.py` explains them): "greedy",
+                "beam", "sample", "consensus", "contrast", "rerank", "consensus+itm".
+                `default_decoding` when `None`, unless `options` say how to decode.
+            options: of `generate` (`max_new_tokens=64`, `repetition_penalty=1.2`, ...), and those
+                of the decoding.
 
         Returns:
             for one image the answer, the list of answers, or with `questions=None` a dictionary
             from question id to answer; for a list of images the list of these.
+
+        Raises:
+            ValueError: there is no such decoding, it contradicts an option, or it needs a matching
+                head that was not trained; there are no questions.
         """
+        chosen = self.check_decoding(decoding, **options)
         single = not isinstance(images, list | tuple)
         images = [images] if single else list(images)
         if questions is None:
@@ -177,16 +192,15 @@ class MVaEMaGenerationMixin:
         known = {
             k: v if isinstance(v, list | tuple) else [v] * len(images) for k, v in known.items()
         }
-        answers = []
-        for start in range(0, len(images), batch_size):
-            part = slice(start, start + batch_size)
+        answers, at_once = [], max(1, batch_size // chosen.candidates)
+        for start in range(0, len(images), at_once):
+            part = slice(start, start + at_once)
             inputs = self._processed(
                 images=images[part],
                 text=[texts] * len(images[part]),
                 **{name: values[part] for name, values in known.items()},
             )
-            ids = self.generate(**inputs, **{"num_return_sequences": 1, **generate_kwargs})
-            answers += self.processor.batch_decode(ids, skip_special_tokens=True)
+            answers += self._decoded(inputs, chosen)
         rows = [answers[i : i + len(texts)] for i in range(0, len(answers), len(texts))]
         if questions is None:
             rows = [dict(zip(self.config.questions, row, strict=True)) for row in rows]
@@ -195,12 +209,52 @@ class MVaEMaGenerationMixin:
         return rows[0] if single else rows
 
     @torch.no_grad()
+    def support(self, images, answers, batch_size: int = 8) -> float | list | dict:
+        """The probability, by the matching head, that each answer is true of its micrograph.
+
+        It is a method of its own because any text can be asked about: an answer of this student, of
+        another one, of a person.
+
+        Args:
+            images: one image (PIL, numpy, path) or a list of them.
+            answers: what `answer` returns for them: for one image a text, a list of texts, or a
+                dictionary of texts; for a list of images the list of these.
+            batch_size: images encoded at once.
+
+        Returns:
+            a probability in place of each text, 0 for a blank one.
+
+        Raises:
+            ValueError: there are not as many answers as images, or the matching head was not
+                trained.
+        """
+        self._check_matching("support")
+        single = not isinstance(images, list | tuple)
+        images, rows = ([images], [answers]) if single else (list(images), list(answers))
+        if len(images) != len(rows):
+            raise ValueError(f"{len(images)} images and answers about {len(rows)}: give as many.")
+        found = []
+        for start in range(0, len(images), batch_size):
+            pixels = self._processed(images=images[start : start + batch_size])
+            states = self.image_encoder(pixels["pixel_values"])
+            for state, row in zip(states, rows[start:], strict=False):
+                texts = (
+                    [row] if isinstance(row, str) else list(getattr(row, "values", row.__iter__)())
+                )
+                fits = self._match_logits(state.unsqueeze(0), texts).sigmoid().tolist()
+                if isinstance(row, Mapping):
+                    fits = dict(zip(row, fits, strict=True))
+                found.append(fits[0] if isinstance(row, str) else fits)
+        return found[0] if single else found
+
+    @torch.no_grad()
     def classify(
         self,
         images,
         categories: Mapping[str, str] | None = None,
         by: str = "itc",
         batch_size: int = 8,
+        views: int = 1,
     ) -> dict[str, float] | list[dict[str, float]]:
         """Rank categories by their captions, best first; the image's own caption is not given.
 
@@ -211,28 +265,45 @@ class MVaEMaGenerationMixin:
             by: "itc", softmax over the similarities of image and caption; "itm", the matching
                 head's probability of each caption (they need not sum to 1); "lm", softmax over
                 the decoder's log-likelihoods of the captions as answers to
-                `config.category_question`.
+                `config.category_question`; "itc+itm", softmax over the sum of the logarithms of
+                the first two.
             batch_size: images per forward pass.
+            views: how many of the 8 flips and quarter turns of each image are looked at, itself
+                first; their log-probabilities are averaged.
 
         Returns:
             category to score in falling order, one dictionary per image.
+
+        Raises:
+            ValueError: `by` or `views` is none of these, or there are no categories.
         """
-        rankers = {"itc": self._scores_itc, "itm": self._scores_itm, "lm": self._scores_lm}
+        rankers = {
+            "itc": self._scores_itc,
+            "itm": self._scores_itm,
+            "lm": self._scores_lm,
+            "itc+itm": lambda *given: self._scores_itc(*given) + self._scores_itm(*given),
+        }
         if by not in rankers:
             raise ValueError(f"by must be one of {', '.join(rankers)}; got {by!r}.")
+        if views not in range(1, 9):
+            raise ValueError(f"views must be from 1 to 8; got {views!r}.")
         categories = dict(self.config.categories if categories is None else categories)
         if not categories:
             raise ValueError("categories is empty: name at least one, with its caption.")
         single = not isinstance(images, list | tuple)
         images = [images] if single else list(images)
-        ranked = []
+        captions, ranked = list(categories.values()), []
         for start in range(0, len(images), batch_size):
-            pixels = self._processed(images=images[start : start + batch_size])
-            scores = rankers[by](pixels["pixel_values"], list(categories.values()))
+            pixels = self._processed(images=images[start : start + batch_size])["pixel_values"]
+            shown = [rankers[by](_view(pixels, i), captions) for i in range(views)]
+            scores = torch.stack(shown).mean(dim=0)
+            scores = scores.exp() if by == "itm" else scores.softmax(dim=-1)
             for row in scores.tolist():
                 pairs = zip(categories, row, strict=True)
                 ranked.append(dict(sorted(pairs, key=lambda pair: -pair[1])))
         return ranked[0] if single else ranked
+
+    # ---- how categories are ranked ---------------------------------------------------------------
 
     def _processed(self, **inputs) -> BatchFeature:
         """The processor's tensors, on the model's device; accelerate moves those of a model that is
@@ -241,16 +312,15 @@ class MVaEMaGenerationMixin:
         return tensors if self.device.type == "meta" else tensors.to(self.device)
 
     def _scores_itc(self, pixel_values: Tensor, captions: list[str]) -> Tensor:
-        """(images, captions), as those below."""
+        """Log-probabilities (images, captions), as those below."""
         texts = self._processed(statements=captions)
         logits = self(pixel_values=pixel_values, **texts, return_loss=False).logits_per_image
-        return logits.softmax(dim=-1)
+        return logits.log_softmax(dim=-1)
 
     def _scores_itm(self, pixel_values: Tensor, captions: list[str]) -> Tensor:
-        texts = self._processed(statements=captions * len(pixel_values))
         states = self.image_encoder(pixel_values)
-        logits = self.match(states, texts["statement_ids"], texts["statement_mask"])
-        return logits.view(len(pixel_values), len(captions)).sigmoid()
+        logits = self._match_logits(states, captions * len(pixel_values))
+        return nn.functional.logsigmoid(logits.view(len(pixel_values), len(captions)))
 
     def _scores_lm(self, pixel_values: Tensor, captions: list[str]) -> Tensor:
         inputs = self._processed(
@@ -268,7 +338,13 @@ class MVaEMaGenerationMixin:
             decoder_input_ids=shift_right(labels, start, pad),
         ).logits
         likelihoods = -lm_losses(logits, labels).sum(dim=1)
-        return likelihoods.view(len(pixel_values), len(captions)).softmax(dim=-1)
+        return likelihoods.view(len(pixel_values), len(captions)).log_softmax(dim=-1)
+
+
+def _view(pixel_values: Tensor, number: int) -> Tensor:
+    """One of the eight symmetries of a square: 0 the image, 1 mirrored, then turned by 90° each."""
+    mirrored = pixel_values.flip(-1) if number % 2 else pixel_values
+    return mirrored.rot90(number // 2, (-2, -1))
 
 
 __all__ = ["MVaEMaCache", "MVaEMaGenerationMixin", "MVaEMaMemory", "MVaEMaPromptEncoder"]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from transformers.utils.logging import disable_progress_bar
 
+from decoding_mvaema import DECODINGS
 from mvaema.evaluation.answerers import ChatModel, Student, load_answerer
 from mvaema.micrographs.microscope import UnreadableMicrograph, read_micrograph
 from processing_mvaema import format_length
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     args = _parser(prog).parse_args(argv)
     disable_progress_bar()
     try:
-        answerer = load_answerer(args.model)
+        answerer = load_answerer(args.model, decoding=args.decoding)
     except (OSError, ValueError) as error:
         print(f"error: the model {args.model!r} cannot be loaded: {error}", file=sys.stderr)
         return 1
@@ -84,6 +85,11 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         action="append",
         metavar="QUESTION",
         help="a question to ask; may be repeated (default: all that the student was trained on)",
+    )
+    parser.add_argument(
+        "--decoding",
+        choices=list(DECODINGS),
+        help="how answers are decoded (default: as the checkpoint says)",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object per micrograph")
     return parser

@@ -5,7 +5,7 @@ What is special about it:
   image is encoded once;
 - any other `image-text-to-text` model of transformers (LLaVA, Qwen-VL, ...) is asked the same
   prompts through its own chat template, so its scores are comparable with a student's;
-- nothing is sampled, so an evaluation can be resumed and repeated.
+- a question gets the same answer again, drawn or not, so an evaluation can be resumed and repeated.
 
 How answers are decoded is decided here and nowhere else; `settings` says how. An evaluation is
 resumed only with the same settings.
@@ -31,7 +31,12 @@ from mvaema.students.lora import merge_adapters_into
 from pixels_mvaema import to_8bit
 from processing_mvaema import MVaEMaProcessor
 
-LOSS_OF_METHOD = {"ITC": "itc_weight", "ITM": "itm_weight", "LM": "lm_weight"}
+LOSSES_OF_METHOD = {
+    "ITC": ("itc_weight",),
+    "ITM": ("itm_weight",),
+    "LM": ("lm_weight",),
+    "ITC+ITM": ("itc_weight", "itm_weight"),
+}
 THUMBNAIL = (16, 16)
 
 
@@ -43,12 +48,17 @@ class Student:
         name: the folder or Hub id it was loaded from.
         max_new_tokens: longest answer; None for the checkpoint's own setting.
         batch_size: micrographs per forward pass.
+        decoding: how answers are decoded, one of `DECODINGS`; None for the checkpoint's own way.
 
     Attributes:
         questions: question id to question, those that the checkpoint was trained on.
         categories: category to the caption that names it.
-        methods: the ways to classify that the checkpoint was trained for, of ITC, ITM and LM.
+        methods: the ways to classify that the checkpoint was trained for, of ITC, ITM, LM and
+            ITC+ITM.
         settings: what its answers depend on beside the weights.
+
+    Raises:
+        ValueError: there is no such decoding, or the student was not trained for it.
     """
 
     def __init__(
@@ -57,18 +67,25 @@ class Student:
         name: str,
         max_new_tokens: int | None = None,
         batch_size: int = 8,
+        decoding: str | None = None,
     ):
         self.model, self.name, self.batch_size = model, name, batch_size
         self.questions = dict(model.config.questions)
         self.categories = dict(model.config.categories)
-        self.methods = tuple(m for m, w in LOSS_OF_METHOD.items() if getattr(model.config, w))
+        self.methods = tuple(
+            method
+            for method, weights in LOSSES_OF_METHOD.items()
+            if all(getattr(model.config, weight) for weight in weights)
+        )
+        self.options = {"decoding": decoding or model.default_decoding}
+        model.check_decoding(**self.options)
         self.settings = {
             "max_new_tokens": max_new_tokens,
             "chat_template": model.processor.chat_template,
+            **self.options,
         }
-        self.generate_kwargs = {"do_sample": False}
         if max_new_tokens is not None:
-            self.generate_kwargs["max_new_tokens"] = max_new_tokens
+            self.options["max_new_tokens"] = max_new_tokens
 
     def micrographs_per_batch(self, questions: int) -> int:
         """How many micrographs `answer` takes at once, each with this many questions."""
@@ -94,7 +111,7 @@ class Student:
             pixel_size_nm=list(pixel_size_nm),
             scale_bars=list(scale_bars),
             batch_size=len(images),
-            **self.generate_kwargs,
+            **self.options,
         )
 
     @torch.inference_mode()
@@ -221,6 +238,7 @@ def load_answerer(
     chat_template: str | None = None,
     max_new_tokens: int | None = None,
     batch_size: int = 8,
+    decoding: str | None = None,
 ) -> Student | ChatModel:
     """A model, or LoRA adapter, ready to answer, on the accelerator if there is one.
 
@@ -231,16 +249,22 @@ def load_answerer(
         chat_template: Jinja file for a processor that has no chat template.
         max_new_tokens: longest answer in tokens; by default the student's own setting, or 256.
         batch_size: per forward pass, micrographs for a student, prompts for a chat model.
+        decoding: how a student decodes answers, one of `DECODINGS`; by default its own way. Chat
+            models decode greedily.
 
     Raises:
-        ValueError: the model cannot answer questions about images.
+        ValueError: the model cannot answer questions about images, or not with this decoding.
         OSError: there is no such model.
     """
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     complete = complete_model(name)
     if model_type(complete) == MVaEMaConfig.model_type:
         model = load_student(name).to(device).eval()
-        return Student(model, name, max_new_tokens, batch_size)
+        return Student(model, name, max_new_tokens, batch_size, decoding)
+    if decoding not in (None, "greedy"):
+        raise ValueError(
+            f"{name} is not an MVaEMa model: it is asked greedily, not with decoding={decoding!r}."
+        )
     trust = {"trust_remote_code": trust_remote_code or Path(complete).is_dir()}
     try:
         model = AutoModelForImageTextToText.from_pretrained(complete, **trust)

@@ -11,6 +11,7 @@ import datetime
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from decoding_mvaema import DECODINGS
 from mvaema.evaluation.answerers import load_answerer
 from mvaema.evaluation.collect import PLAIN, Collected, collect, read_collected
 from mvaema.evaluation.questions import Questions, Record, key_of, load_questions
@@ -59,6 +60,13 @@ class EvaluationArguments:
             "help": "Longest answer in tokens; by default the student's own setting, or 256."
         },
     )
+    decoding: str | None = field(
+        default=None,
+        metadata={
+            "help": "How a student decodes its answers; by default as its checkpoint says.",
+            "choices": list(DECODINGS),
+        },
+    )
     chat_template: str | None = field(
         default=None,
         metadata={"help": "Jinja file, for a model whose processor has no chat template."},
@@ -70,7 +78,7 @@ class EvaluationArguments:
         },
     )
     classify: bool = field(
-        default=True, metadata={"help": "Classify by ITC, ITM and LM (students only)."}
+        default=True, metadata={"help": "Classify by ITC, ITM, LM and ITC+ITM (students only)."}
     )
     synonyms: bool = field(
         default=True,
@@ -141,6 +149,7 @@ def _collect(args: EvaluationArguments, questions: Questions) -> Collected:
         chat_template=args.chat_template,
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
+        decoding=args.decoding,
     )
     return collect(answerer, questions, Path(args.output_dir), args.classify)
 

@@ -13,7 +13,7 @@ What is special about it:
     metrics                        the metrics in the tables: name to what they are called in print
     answers                        name to summary (`mvaema.evaluation.records.summarize`): the
                                    student, its variants, models compared with, the references
-    classification                 method ("ITC", "ITM", "LM", "chance") to scores
+    classification                 method ("ITC", "ITM", "LM", "ITC+ITM", "chance") to scores
                                    (`mvaema.evaluation.categories.score_categories`); may be empty
     comparisons                    "first → second" to comparison
                                    (`mvaema.evaluation.records.compare`)

@@ -67,6 +67,23 @@ def test_own_questions_are_answered_readably(lab, monkeypatch, capsys):
     assert [line.strip() for line in lines] == expected
 
 
+def test_how_answers_are_decoded(lab, monkeypatch, capsys):
+    monkeypatch.chdir(lab)
+    model = load_student(lab / "student").eval()
+    found = {}
+    for decoding in ("greedy", "beam"):
+        asked = ["plain.png", "--model", "student", "-q", "What is it?", "--decoding", decoding]
+        assert main([*asked, "--json"]) == 0
+        (answer,) = json.loads(capsys.readouterr().out)["answers"]
+        expected = model.answer(Image.open("plain.png"), "What is it?", decoding=decoding)
+        found[decoding] = answer["answer"]
+        assert found[decoding] == expected
+    assert found["greedy"] != found["beam"]
+    with pytest.raises(SystemExit):
+        main(["plain.png", "--model", "student", "--decoding", "best"])
+    assert "invalid choice: 'best'" in capsys.readouterr().err
+
+
 def test_a_model_that_is_not_there(lab, capsys):
     assert main([str(lab / "plain.png"), "--model", "nowhere"]) == 1
     captured = capsys.readouterr()

@@ -1,5 +1,6 @@
 """mvaema eval and eval.py: what is printed, and errors without a traceback."""
 
+import json
 import os
 import subprocess
 import sys
@@ -35,6 +36,16 @@ def test_tables_and_the_way_to_the_report_are_printed(lab, capsys):
     captured = capsys.readouterr()
     assert captured.out == "" and "error: " in captured.err
     assert "differs in max_new_tokens; choose another --output_dir" in captured.err
+
+
+def test_how_answers_are_decoded_is_part_of_an_evaluation(lab, capsys):
+    words = [*flags(lab), "--output_dir", str(lab / "drawn"), "--decoding", "sample"]
+    assert main(words) == 0
+    assert json.loads((lab / "drawn" / "evaluation.json").read_text())["decoding"] == "sample"
+    assert main([*words, "--decoding", "greedy"]) == 1
+    assert "differs in decoding; choose another --output_dir" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--decoding", "best"])
 
 
 def test_abbreviated_flags_are_refused(lab, capsys):

@@ -92,7 +92,34 @@ def test_a_students_own_questions_and_categories(student, answerer):
     config = json.loads((student / "config.json").read_text())
     assert answerer.questions == config["questions"]
     assert answerer.categories == config["categories"]
-    assert answerer.methods == ("ITC", "ITM", "LM")
+    assert answerer.methods == ("ITC", "ITM", "LM", "ITC+ITM")
+
+
+def test_how_a_student_decodes_can_be_chosen(student, answerer):
+    image = Image.fromarray(np.arange(2500, dtype=np.uint16).reshape(50, 50).astype(np.uint8))
+    asked = ([image], ["What is it?", "How large?"], [None], [None], [None])
+    found = {}
+    for decoding in ("greedy", "beam", "sample", "contrast"):
+        chosen = load_answerer(str(student), max_new_tokens=MAX_NEW_TOKENS, decoding=decoding)
+        assert chosen.settings["decoding"] == decoding
+        (found[decoding],) = chosen.answer(*asked)
+        assert chosen.answer(*asked) == [found[decoding]]
+        options = {"decoding": decoding, "max_new_tokens": MAX_NEW_TOKENS}
+        assert found[decoding] == chosen.model.answer(image, asked[1], **options)
+    assert len(set(map(tuple, found.values()))) == 4
+    own = answerer.model.default_decoding
+    assert answerer.settings["decoding"] == own
+    if own in found:
+        assert answerer.answer(*asked) == [found[own]]
+
+
+def test_decodings_that_a_model_does_not_have(student, tmp_path):
+    with pytest.raises(ValueError, match="decoding must be one of"):
+        load_answerer(str(student), decoding="best")
+    llava = str(save_llava(tmp_path / "llava"))
+    with pytest.raises(ValueError, match=r"llava is not an MVaEMa model.*'consensus'"):
+        load_answerer(llava, decoding="consensus")
+    assert "decoding" not in load_answerer(llava, decoding="greedy").settings
 
 
 def test_one_weight_changes_the_fingerprint(student):

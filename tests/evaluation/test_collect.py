@@ -158,6 +158,7 @@ def test_another_evaluation_is_not_overwritten(folder, student, dataset, questio
     other = save_tiny_student(tmp_path / "other_student", seed=1)
     refused(r"evaluation of .*student.* differs in weights", model=other)
     refused("differs in max_new_tokens", max_new_tokens=5)
+    refused("differs in decoding", decoding="beam")
     refused("holds no evaluation", into=dataset)
     assert contents(folder) == before
 

@@ -43,7 +43,7 @@ def test_categories_by_hand(scored, questions, collected):
     classification = scored[0]["classification"]
     dataset = questions.micrographs.dataset
     category_of = dict(zip(dataset["image_id"], dataset["category"], strict=True))
-    for method in ("ITC", "ITM", "LM"):
+    for method in ("ITC", "ITM", "LM", "ITC+ITM"):
         rows = [r for r in collected.categories if r["method"] == method]
         hits = [
             max(r["probabilities"], key=r["probabilities"].get) == category_of[r["image_id"]]
@@ -52,7 +52,7 @@ def test_categories_by_hand(scored, questions, collected):
         assert len(hits) == 6
         assert classification[method]["top_1"] == pytest.approx(np.mean(hits))
     # Half of the training micrographs show nanowires, half particles.
-    assert list(classification) == ["ITC", "ITM", "LM", "chance"]
+    assert list(classification) == ["ITC", "ITM", "LM", "ITC+ITM", "chance"]
     assert classification["chance"]["top_1"] == 0.5
 
 

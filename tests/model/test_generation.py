@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 
 def close(a, b, atol=1e-5):
@@ -109,7 +111,7 @@ def test_what_is_known_of_each_image_reaches_its_prompts(model, processor, image
     ]
 
 
-def test_classify_ranks_by_each_of_the_three_scores(model, processor, images):
+def test_classify_ranks_by_each_score(model, processor, images):
     """Against the definitions, computed one caption at a time."""
     captions = model.config.categories
     pixels = processor(images=images[1])
@@ -130,11 +132,71 @@ def test_classify_ranks_by_each_of_the_three_scores(model, processor, images):
     for by in ("itc", "lm"):
         total = sum(expected[by].values())
         expected[by] = {name: value / total for name, value in expected[by].items()}
+    product = {name: expected["itc"][name] * expected["itm"][name] for name in captions}
+    total = sum(product.values())
+    expected["itc+itm"] = {name: value / total for name, value in product.items()}
     for by, scores in expected.items():
         ranked = model.classify(images, by=by, batch_size=2)[1]
         assert list(ranked) == sorted(scores, key=scores.get, reverse=True)
         assert ranked == pytest.approx(scores, rel=1e-3)
         assert model.classify(images[1], by=by) == pytest.approx(ranked, rel=1e-3)
+
+
+def test_views_are_the_flips_and_turns_of_the_image(model):
+    """Against the same classification of images that Pillow has flipped and turned."""
+    pixels = np.random.default_rng(3).integers(0, 256, (32, 32), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    turned = [image, *(image.transpose(way) for way in Image.Transpose)]
+    assert len({view.tobytes() for view in turned}) == 8
+    for by in ("itc", "itm", "lm", "itc+itm"):
+        logarithms = [
+            {name: math.log(score) for name, score in row.items()}
+            for row in model.classify(turned, by=by)
+        ]
+        for views, used in ((1, turned[:1]), (2, turned[:2]), (8, turned)):
+            rows = logarithms[: len(used)]
+            mean = {n: math.exp(sum(row[n] for row in rows) / len(rows)) for n in rows[0]}
+            total = 1 if by == "itm" else sum(mean.values())
+            expected = {name: value / total for name, value in mean.items()}
+            found = model.classify(image, by=by, views=views)
+            assert found == pytest.approx(expected, rel=1e-3)
+            assert list(found) == sorted(expected, key=expected.get, reverse=True)
+    for wrong in (0, 9, 1.5):
+        with pytest.raises(ValueError, match="views must be from 1 to 8"):
+            model.classify(image, views=wrong)
+
+
+def test_support_is_the_matching_heads_probability(model, processor, images):
+    said = {"basics": "wires of 5 nm", "surface": "a film", "imaging": " "}
+    expected = []
+    for image in images[:2]:
+        states = model.image_encoder(processor(images=image)["pixel_values"])
+        for text in list(said.values())[:2]:
+            one = processor(statements=text)
+            logit = model.match(states, one["statement_ids"], one["statement_mask"])
+            expected.append(1 / (1 + math.exp(-logit.item())))
+        expected.append(0.0)  # a blank answer says nothing of the image
+    assert len(set(expected)) == 5
+    texts, several = list(said.values()), images[:2]
+    assert model.support(images[0], texts[0]) == pytest.approx(expected[0], rel=1e-4)
+    assert model.support(images[0], texts) == pytest.approx(expected[:3], rel=1e-4)
+    assert model.support(images[0], said) == pytest.approx(
+        dict(zip(said, expected[:3], strict=True)), rel=1e-4
+    )
+    for batch_size in (1, 8):
+        found = model.support(several, [said, texts[:1]], batch_size=batch_size)
+        assert list(found[0].values()) == pytest.approx(expected[:3], rel=1e-4)
+        assert found[1] == pytest.approx(expected[3:4], rel=1e-4)
+    # What `answer` returns can be passed on as it is.
+    for questions in (None, "What?", ["What?", "Why?"]):
+        answers = model.answer(several, questions, max_new_tokens=3)
+        for image, row, answer in zip(
+            several, model.support(several, answers), answers, strict=True
+        ):
+            assert model.support(image, answer) == pytest.approx(row, rel=1e-4)
+    assert model.support(images[0], []) == []
+    with pytest.raises(ValueError, match="2 images and answers about 1"):
+        model.support(several, [said])
 
 
 def test_a_model_from_nowhere_asks_for_its_processor(make_model, images):

@@ -109,6 +109,7 @@ def test_a_repository_carries_code_processor_and_generation_options(repository):
         "processor_config.json",
         "tokenizer.json",
         "configuration_mvaema.py",
+        "decoding_mvaema.py",
         "generation_mvaema.py",
         "layers_mvaema.py",
         "losses_mvaema.py",
