@@ -12,6 +12,9 @@ Data passes through three steps, each usable by itself: collect, score, report. 
     records.py            answers scored, averaged, and compared in pairs
     texts.py              BLEU, ROUGE and METEOR of an answer
     wordnet.py            the synonyms that METEOR needs
+    claims.py             facts of an answer: right, false or unsupported
+    facts.py              facts that a text asserts
+    lexicon.py            the words for them
     lengths.py            lengths stated in an answer
     categories.py         classification and its calibration
     intervals.py          confidence intervals and p-values

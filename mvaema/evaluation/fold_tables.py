@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mvaema.evaluation.scores import HEADLINE
 from mvaema.evaluation.tables import Table, markdown
-from mvaema.evaluation.texts import LABELS
+from mvaema.evaluation.texts import heading
 from mvaema.files import write_json, write_text
 
 STUDENT = "student"
@@ -67,7 +67,7 @@ def over_folds(sections: Sequence[Mapping[str, Mapping]]) -> dict[str, dict[str,
 def fold_tables(results: Mapping) -> list[Table]:
     """Answers, categories and training over all folds, then every name fold by fold."""
     answers, categories, training = (results[section] for section in SECTIONS)
-    metrics = {m: f"{LABELS[m]} (↑)" for m in HEADLINE if m in answers[STUDENT]}
+    metrics = {m: heading(m) for m in HEADLINE if m in answers[STUDENT]}
     spread = "± is the standard deviation (n - 1) over the folds."
     return [
         Table(

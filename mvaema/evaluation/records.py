@@ -4,8 +4,9 @@ What is special about it:
 - everything works on answer records (`mvaema/evaluation/questions.py`). `score_records` adds
   `scores` to each; a new measure of an answer belongs there, and `summarize`, `compare` and the
   report take it from there;
-- beside BLEU, ROUGE and METEOR (`mvaema/evaluation/texts.py`) each answer is scored for the lengths
-  it states (`mvaema/evaluation/lengths.py`), since n-gram scores do not see a wrong number;
+- beside BLEU, ROUGE and METEOR (`mvaema/evaluation/texts.py`) each answer is scored for the facts
+  it asserts (`mvaema/evaluation/claims.py`) and the lengths it states
+  (`mvaema/evaluation/lengths.py`), since n-gram scores see neither a false word nor a wrong number;
 - answers about one specimen are not independent, and intervals and p-values respect that
   (`mvaema/evaluation/intervals.py`). The cluster is the record's `group`, or else its micrograph.
 """
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from mvaema.evaluation.claims import score_facts, summarize_facts
 from mvaema.evaluation.intervals import cluster_permutation_p_value, mean_intervals
 from mvaema.evaluation.lengths import length_errors, parse_lengths
 from mvaema.evaluation.questions import Record, by_key
@@ -31,6 +33,9 @@ def score_records(
     records: Iterable[Record], synonyms: bool = True, progress: bool = False
 ) -> list[Record]:
     """Copies of the records with `scores`, metric name to float, or None where undefined.
+
+    Each also gets `facts`: those it asserts and its false claims, in words
+    (`mvaema.evaluation.claims.score_facts`).
 
     An empty prediction scores 0. `length_stated`, `length_error` and `length_within_20_percent`
     are None where the reference states no length, `length_error` also where the prediction states
@@ -50,16 +55,16 @@ def score_records(
     texts = score_texts(
         [r["prediction"] for r in records], [r["reference"] for r in records], synonyms, progress
     )
-    return [
-        {
-            **record,
-            "scores": {
-                **{name: values[i] for name, values in texts.items()},
-                **_score_lengths(record["prediction"], record["reference"]),
-            },
+    scored = []
+    for i, record in enumerate(records):
+        fact_scores, facts = score_facts(record["prediction"], record["reference"])
+        scores = {
+            **{name: values[i] for name, values in texts.items()},
+            **fact_scores,
+            **_score_lengths(record["prediction"], record["reference"]),
         }
-        for i, record in enumerate(records)
-    ]
+        scored.append({**record, "scores": scores, "facts": facts})
+    return scored
 
 
 def summarize(records: list[Record], n_resamples: int = 1000, seed: int = 0) -> dict:
@@ -69,9 +74,9 @@ def summarize(records: list[Record], n_resamples: int = 1000, seed: int = 0) -> 
         `overall`; `by_question`; and `by_category`, where records without a category count as
         "unknown", and which is empty if no record has one. Each summary has `n` answers about
         `images` micrographs in `clusters` independent clusters, the number of `empty` predictions,
-        and `scores`: per metric `n`, `mean`, `std` (over answers, as in the paper's Table 1),
-        `median`, and the clustered bootstrap interval `low`, `high` (None with fewer than two
-        clusters).
+        `facts` by kind (`mvaema.evaluation.claims.summarize_facts`), and `scores`: per metric `n`,
+        `mean`, `std` (over answers, as in the paper's Table 1), `median`, and the clustered
+        bootstrap interval `low`, `high` (None with fewer than two clusters).
     """
 
     def summaries(name_of: Callable[[Record], str]) -> dict:
@@ -205,6 +210,7 @@ def _summarize(records: list[Record], n_resamples: int, seed: int) -> dict:
         "images": len({r["image_id"] for r in records}),
         "clusters": len(set(clusters)),
         "empty": sum(not r["prediction"].strip() for r in records),
+        "facts": summarize_facts(r["facts"] for r in records),
         "scores": scores,
     }
 

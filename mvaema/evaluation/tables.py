@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mvaema.evaluation.questions import Record
 from mvaema.evaluation.scores import CHANCE
-from mvaema.evaluation.texts import LABELS
+from mvaema.evaluation.texts import LABELS, heading
 
 TABLE_7 = ("bleu_2", "rouge_l", "meteor", "meteor_no_synonyms")
 
@@ -29,6 +29,7 @@ def result_tables(results: Mapping) -> list[Table]:
         summaries = results["answers"][student][part]
         if summaries:
             tables.append(_part_table(f"{student}, per {title}", title, results, summaries))
+    tables += _facts_tables(results)
     tables.append(_lengths_table(_overall(results)))
     for name, comparison in results.get("comparisons", {}).items():
         tables.append(_comparison_table(name, comparison))
@@ -89,7 +90,41 @@ def _overall(results: Mapping) -> dict[str, Mapping]:
 
 
 def _metric_header(results: Mapping) -> list[str]:
-    return [f"{label} (↑)" for label in results["metrics"].values()]
+    return [heading(metric) for metric in results["metrics"]]
+
+
+def _facts_tables(results: Mapping) -> list[Table]:
+    """The facts of everyone's answers, and the student's by kind of fact."""
+    student = student_of(results)
+    overall = {name: summary["overall"] for name, summary in results["answers"].items()}
+    return [
+        Table(
+            "Facts asserted in the answers",
+            ["Method", *_FACT_HEADER],
+            [_fact_row(name, s["facts"]["all"], s["n"]) for name, s in overall.items()],
+            "Per answer; “right” is asserted by the teacher too, “false” contradicted by the "
+            "teacher, and on “unsupported” facts the teacher is silent. Precision: right of right "
+            "and false. Recall: right of the teacher's facts.",
+        ),
+        Table(
+            f"Facts asserted by {student}, per kind",
+            ["Kind", *_FACT_HEADER],
+            [
+                _fact_row(kind, counts, overall[student]["n"])
+                for kind, counts in overall[student]["facts"].items()
+            ],
+            "Which words assert which fact: `mvaema/evaluation/facts.toml`.",
+        ),
+    ]
+
+
+_FACT_HEADER = ["Right (↑)", "False (↓)", "Unsupported", "Precision", "Recall"]
+
+
+def _fact_row(name: str, counts: Mapping, n: int) -> list[str]:
+    per_answer = (f"{counts[c] / n:.3f}" for c in ("right", "false", "unsupported"))
+    shares = (_percent(counts[share]) for share in ("fact_precision", "fact_recall"))
+    return [name, *per_answer, *shares]
 
 
 def _lengths_table(summaries: Mapping[str, Mapping]) -> Table:

@@ -29,7 +29,8 @@ from mvaema.evaluation.wordnet import ensure_wordnet
 BLEU_WEIGHTS = {f"bleu_{n}": (1 / n,) * n for n in (1, 2, 3, 4)}
 ROUGE_TYPES = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 METEOR, METEOR_NO_SYNONYMS = "meteor", "meteor_no_synonyms"
-# How the metrics are called in print.
+FALSE_CLAIMS = "false_claims"  # of `claims.py`
+# How the metrics of the tables are called in print.
 LABELS = {
     **{name: f"BLEU-{len(weights)}" for name, weights in BLEU_WEIGHTS.items()},
     "rouge_1": "ROUGE-1",
@@ -37,6 +38,7 @@ LABELS = {
     "rouge_l": "ROUGE-L",
     METEOR: "METEOR",
     METEOR_NO_SYNONYMS: "METEOR without synonyms",
+    FALSE_CLAIMS: "False claims",
 }
 
 _rouge = RougeScorer(list(ROUGE_TYPES.values()), use_stemmer=False)
@@ -47,6 +49,11 @@ _no_synonyms = SimpleNamespace(synsets=lambda word: ())
 @lru_cache(1)
 def _remembering(reader: WordNetCorpusReader) -> SimpleNamespace:
     return SimpleNamespace(synsets=lru_cache(2**16)(reader.synsets))
+
+
+def heading(metric: str) -> str:
+    """A metric of `LABELS` and which way is better, for the head of a table."""
+    return f"{LABELS[metric]} ({'↓' if metric == FALSE_CLAIMS else '↑'})"
 
 
 def metric_names(synonyms: bool = True) -> tuple[str, ...]:

@@ -101,6 +101,7 @@ def eval_results(results: Mapping, dataset: str | None) -> list[EvalResult]:
     found = [
         ("visual-question-answering", label, name.split("_")[0], summary[name]["mean"])
         for name, label in results["metrics"].items()
+        if name != "false_claims"  # no metric that the Hub knows
     ]
     for method, scores in results.get("classification", {}).items():
         if method != "chance":

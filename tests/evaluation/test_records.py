@@ -65,6 +65,18 @@ def test_lengths_are_scored_beside_the_words():
     assert invented["scores"]["length_within_20_percent"] is None
 
 
+def test_false_claims_are_scored_beside_the_words():
+    records = scored(prediction="Angular grains of about 80 nm.")
+    of_20_nm, of_80_nm = (records[2 * i] for i in (0, 3))
+    assert (of_20_nm["scores"]["false_claims"], of_80_nm["scores"]["false_claims"]) == (2, 1)
+    assert of_80_nm["facts"]["false_claims"] == ["shape: angular (reference: shape: round)"]
+    overall = summarize(records)["overall"]
+    means = [r["scores"]["false_claims"] for r in records]
+    assert overall["scores"]["false_claims"]["mean"] == pytest.approx(np.mean(means))
+    assert overall["facts"]["shape"]["false"] == overall["n"]
+    assert overall["facts"]["structure"]["fact_precision"] == 1
+
+
 def test_a_split_without_categories_and_groups():
     records = [
         {k: v for k, v in r.items() if k not in ("category", "group")} for r in make_records()
