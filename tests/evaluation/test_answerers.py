@@ -19,7 +19,8 @@ from transformers import (
 
 from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema.evaluation.answerers import load_answerer, weights_fingerprint
-from mvaema.evaluation.collect import CAPTION, collect
+from mvaema.evaluation.collect import collect
+from mvaema.evaluation.conditions import CAPTION
 from mvaema.evaluation.scores import score
 
 
