@@ -4,7 +4,8 @@ What is special about it:
 - three parts, not two: fold k tests, fold k + 1 chooses the checkpoint and the learning rate, and
   the others are trained on. A fold that both chooses and tests would make the scores too good;
 - every fold has the references of an evaluation (`mvaema/evaluation/scores.py`): the typical
-  training answer, the student shown a blank image or another micrograph, the most frequent category;
+  training answer, the student shown a blank image or another micrograph, the most frequent
+  category;
 - folds are independent. A fold with scores is left alone and a killed one resumes. Processes or
   machines can share the folds of one folder with `--fold`; whoever finishes last writes the tables.
 
