@@ -50,6 +50,7 @@ try:  # inside a model repository, where transformers loads this file as part of
         itm_loss,
         itm_negatives,
         lm_loss,
+        lm_losses,
         row_numbers,
         shift_right,
         similarities,
@@ -73,6 +74,7 @@ except ImportError:  # from the project's root
         itm_loss,
         itm_negatives,
         lm_loss,
+        lm_losses,
         row_numbers,
         shift_right,
         similarities,
@@ -384,6 +386,26 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         memory = self._decoder_memory(memory, attention_mask, cache)
         states, texts = self.text_stack(decoder_input_ids, None, memory, causal=True, cache=cache)
         return self.lm_head(texts.unpack(states))
+
+    def answer_losses(
+        self, labels: Tensor, memory: ModelOutput, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Negative log-likelihood of each token of given answers, in nats: (batch, length).
+
+        Logits are computed for tokens that have a label only.
+
+        Args:
+            labels: (batch, length), -100 where ignored; the loss is 0 there.
+            memory, attention_mask: as in `decode`.
+        """
+        memory = self._decoder_memory(memory, attention_mask, None)
+        ids, needed = self.prepare_decoder_input_ids_from_labels(labels), until_last(labels != -100)
+        states, texts = self.text_stack(ids, None, memory, causal=True, needed=needed)
+        packed = texts.pack(labels)
+        labelled = packed != -100
+        losses = states.new_zeros(packed.shape, dtype=torch.float32)
+        losses[labelled] = lm_losses(self.lm_head(states[labelled]), packed[labelled])
+        return texts.unpack(losses.unsqueeze(-1)).squeeze(-1)
 
     def _project_image(self, states: Tensor) -> Tensor:
         return nn.functional.normalize(self.image_proj(states[:, 0]), dim=-1)

@@ -15,7 +15,9 @@ from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from mvaema.evaluation.run import EvaluationArguments, evaluate
-from mvaema.evaluation.tables import accuracy_table, intervals_table, markdown
+from mvaema.evaluation.sight_tables import twins_table
+from mvaema.evaluation.table import markdown
+from mvaema.evaluation.tables import accuracy_table, intervals_table
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -36,6 +38,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted. Rerun the same command to resume.", file=sys.stderr)
         return 130
+    print(markdown(twins_table(results)))
     print(markdown(intervals_table(results)))
     if results["classification"]:
         print(markdown(accuracy_table(results["classification"])))

@@ -5,7 +5,11 @@ Data passes through three steps, each usable by itself: collect, score, report. 
     questions.py          what is asked: micrographs, questions and the teacher's answers
     answerers.py          who is asked: a student, or a chat model
   collect
+    conditions.py         what a model is shown and told
+    choices.py            which answers and micrographs it has to tell apart
     collect.py            answers, categories and embeddings, written down as they come
+    looking.py            and what a student makes of given answers
+    likelihoods.py        losses, matches, similarities and attention of given texts
   score
     scores.py             everything collected to figures
     references.py         answers that need no look at the micrograph
@@ -17,10 +21,14 @@ Data passes through three steps, each usable by itself: collect, score, report. 
     lexicon.py            the words for them
     lengths.py            lengths stated in an answer
     categories.py         classification and its calibration
+    sight.py              image gain, and which answer is true
+    support.py            whether the matching head knows a good answer
     intervals.py          confidence intervals and p-values
   report
     report.py             figures to one folder with a page
     tables.py             figures to tables
+    sight_tables.py       those of what a student owes to its eyes
+    table.py              a table and its cells
     figures.py            figures to pictures
   all of it, once per fold
     cross_validation.py   a student trained and scored per fold

@@ -44,7 +44,6 @@ def score_classes(
         references, predicted, labels=classes, zero_division=0
     )
     occurring = support > 0
-    bins = _reliability(probabilities.max(axis=1), predicted == references, n_bins)
     return {
         "n": len(references),
         "top_1": float(accuracy_score(references, predicted)),
@@ -65,10 +64,7 @@ def score_classes(
         },
         "confusion_matrix": confusion_matrix(references, predicted, labels=classes).tolist(),
         "labels": list(labels),
-        "expected_calibration_error": sum(
-            b["count"] / len(references) * abs(b["accuracy"] - b["confidence"]) for b in bins
-        ),
-        "reliability": bins,
+        **calibration(probabilities.max(axis=1), predicted == references, n_bins),
     }
 
 
@@ -157,6 +153,28 @@ def _standard_errors(
     return errors
 
 
+def calibration(confidence: np.ndarray, correct: np.ndarray, n_bins: int = 15) -> dict:
+    """How well confidences (n,) agree with how often they are correct (n,).
+
+    Returns:
+        `expected_calibration_error`; `reliability`, the non-empty bins, each with `count`, mean
+        `confidence` and `accuracy`.
+    """
+    # Bins are open below and closed above, ((i - 1) / n, i / n], as in Guo et al.
+    index = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
+    bins = [
+        {
+            "count": int(inside.sum()),
+            "confidence": float(confidence[inside].mean()),
+            "accuracy": float(correct[inside].mean()),
+        }
+        for inside in (index == i for i in range(n_bins))
+        if inside.any()
+    ]
+    error = sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(confidence)
+    return {"expected_calibration_error": error, "reliability": bins}
+
+
 def chance_probabilities(train_categories: Iterable[str | None], labels: Sequence[str]) -> dict:
     """The same guess for every micrograph: each label's frequency in training, by label.
 
@@ -191,17 +209,3 @@ def _check(probabilities: np.ndarray, references: np.ndarray, labels: Sequence[s
         raise ValueError(
             "each row of probabilities must be non-negative and sum to 1; apply a softmax first."
         )
-
-
-def _reliability(confidence: np.ndarray, correct: np.ndarray, n_bins: int) -> list[dict]:
-    # Bins are open below and closed above, ((i - 1) / n, i / n], as in Guo et al.
-    index = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
-    return [
-        {
-            "count": int(inside.sum()),
-            "confidence": float(confidence[inside].mean()),
-            "accuracy": float(correct[inside].mean()),
-        }
-        for inside in (index == i for i in range(n_bins))
-        if inside.any()
-    ]

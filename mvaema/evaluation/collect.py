@@ -9,32 +9,39 @@ The folder then holds
 
     evaluation.json    which model was asked what
     answers.jsonl      answer records (`mvaema/evaluation/questions.py`) with `prediction` and
-                       `condition`, one of `CONDITIONS`
-    categories.jsonl   per micrograph and method: the probability of each category
+                       `condition` (`mvaema/evaluation/conditions.py`)
+    categories.jsonl   per micrograph, condition and method: the probability of each category
+    likelihoods.jsonl  what a student makes of given answers (`mvaema/evaluation/looking.py`)
+    attention.jsonl    and where its own answers look
     embeddings.npz     the model's embedding of each micrograph, training split included
 """
 
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm.auto import tqdm
 
+from modeling_mvaema import MVaEMaModel
 from mvaema.evaluation.answerers import ChatModel, Student
 from mvaema.evaluation.categories import chance_probabilities
+from mvaema.evaluation.choices import CHOICES, SEED, Choices
+from mvaema.evaluation.conditions import (
+    CAPTION,
+    CONDITIONS,
+    OTHER,
+    field_of_view_nm,
+    shown_image,
+)
+from mvaema.evaluation.likelihoods import Scorer
+from mvaema.evaluation.looking import Looker
 from mvaema.evaluation.questions import Questions, Record, key_of
 from mvaema.files import JsonLines, read_json_lines, write_bytes, write_json
-from mvaema.micrographs.dataset import decode_image
-from mvaema.micrographs.schema import OTHER
+from mvaema.micrographs.schema import OTHER as OTHER_CATEGORY
 from mvaema.students.loading import weights_fingerprint
-
-# What a model is given beside the question and the scale, where that is known.
-PLAIN, CAPTION, BLANK = CONDITIONS = ("image", "image and caption", "blank image")
-BLANK_GREY = 128
 
 
 @dataclass(frozen=True)
@@ -46,14 +53,18 @@ class Collected:
             `questions`, which identify both by their content; settings of the model; `parameters`,
             how many it has; `labels`, the categories it ranked.
         answers: records with `prediction` and `condition`.
-        categories: `image_id`, `method` and `probabilities` by label.
+        categories: `image_id`, `condition`, `method` and `probabilities` by label.
         embeddings: image id to vector (d,).
+        likelihoods, attention: rows as `mvaema/evaluation/looking.py` describes them; empty if the
+            model is not a student.
     """
 
     about: dict
     answers: list[Record]
     categories: list[dict]
     embeddings: dict[str, np.ndarray]
+    likelihoods: list[dict] = field(default_factory=list)
+    attention: list[dict] = field(default_factory=list)
 
     def predictions(self, condition: str) -> dict[tuple[str, str], str]:
         """The answers under a condition, by (image id, question id)."""
@@ -61,7 +72,11 @@ class Collected:
 
 
 def collect(
-    answerer: Student | ChatModel, questions: Questions, folder: Path, classify: bool = True
+    answerer: Student | ChatModel,
+    questions: Questions,
+    folder: Path,
+    classify: bool = True,
+    sight: bool = True,
 ) -> Collected:
     """Ask the model everything that `folder` does not have yet.
 
@@ -69,6 +84,7 @@ def collect(
 
     Args:
         classify: have it rank the categories too, if it can.
+        sight: have it judge given answers too, if it can, and answer about other micrographs.
 
     Raises:
         FileExistsError: `folder` holds something else.
@@ -81,23 +97,31 @@ def collect(
         "split": questions.split,
         "weights": weights_fingerprint(answerer.model),
         "questions": questions.digest(),
+        "draw": {"choices": CHOICES, "seed": SEED},
         **answerer.settings,
     }
     check_folder(folder, settings)
     labels = _labels(answerer, questions) if classify else []
     embeddings = _embed(answerer, questions, folder / "embeddings.npz")
+    sight = sight and isinstance(answerer.model, MVaEMaModel)
+    choices = Choices.draw(questions)
+    conditions = [c for c in CONDITIONS if c != OTHER or (sight and choices.partners)]
 
     folder.mkdir(parents=True, exist_ok=True)
     parameters = sum(p.numel() for p in answerer.model.parameters())
-    write_json(folder / "evaluation.json", {**settings, "parameters": parameters, "labels": labels})
+    about = {**settings, "parameters": parameters, "labels": labels, "sight": sight}
+    write_json(folder / "evaluation.json", about)
     _write_embeddings(folder / "embeddings.npz", embeddings)
     answers = JsonLines(folder / "answers.jsonl")
-    for condition in CONDITIONS:
-        _ask(answerer, questions, condition, answers)
+    for condition in conditions:
+        _ask(answerer, questions, condition, choices, answers)
     if labels:
         categories = JsonLines(folder / "categories.jsonl")
-        for method in answerer.methods:
-            _classify(answerer, questions, method, categories)
+        for condition in conditions:
+            for method in () if condition == CAPTION else answerer.methods:
+                _classify(answerer, questions, (condition, method), choices, categories)
+    if sight:
+        _look(answerer, questions, choices, answers.rows, folder)
     return read_collected(folder)
 
 
@@ -109,12 +133,17 @@ def read_collected(folder: Path) -> Collected:
         ValueError: a file of it is damaged.
     """
     about = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    categories = folder / "categories.jsonl"
+    parts = {
+        name: read_json_lines(folder / f"{name}.jsonl") if about.get(has) else []
+        for name, has in (("categories", "labels"), ("likelihoods", "sight"))
+    }
+    attention = folder / "attention.jsonl"
     return Collected(
         about,
         read_json_lines(folder / "answers.jsonl"),
-        read_json_lines(categories) if about.get("labels") else [],
-        _read_embeddings(folder / "embeddings.npz"),
+        embeddings=_read_embeddings(folder / "embeddings.npz"),
+        attention=read_json_lines(attention) if attention.is_file() else [],
+        **parts,
     )
 
 
@@ -144,7 +173,11 @@ def check_folder(folder: Path, settings: dict) -> None:
 
 
 def _ask(
-    answerer: Student | ChatModel, questions: Questions, condition: str, answers: JsonLines
+    answerer: Student | ChatModel,
+    questions: Questions,
+    condition: str,
+    choices: Choices,
+    answers: JsonLines,
 ) -> None:
     """Get the answers under a condition that are not in `answers` yet."""
     # Without a known caption the answer is the plain one.
@@ -161,7 +194,7 @@ def _ask(
     with tqdm(desc=f"answers, {condition}", total=len(records), initial=len(done)) as bar:
         for texts, image_ids in alike.items():
             for batch in _batches(image_ids, answerer.micrographs_per_batch(len(texts))):
-                predictions = _answer_batch(answerer, questions, batch, texts, condition)
+                predictions = _answer_batch(answerer, questions, batch, texts, (condition, choices))
                 answers.append(
                     {**record, "condition": condition, "prediction": prediction}
                     for image_id, of_image in zip(batch, predictions, strict=True)
@@ -175,35 +208,65 @@ def _answer_batch(
     questions: Questions,
     image_ids: list[str],
     texts: tuple[str, ...],
-    condition: str,
+    shown: tuple[str, Choices],
 ) -> list[list[str]]:
-    """The answers to the same questions about some micrographs."""
+    """The answers to the same questions about some micrographs, under a condition."""
+    condition, choices = shown
     rows = [questions.micrographs.row(image_id) for image_id in image_ids]
-    images = [decode_image(row) for row in rows]
-    if condition == BLANK:
-        images = [Image.new("L", image.size, BLANK_GREY) for image in images]
+    images = [shown_image(questions, choices.partners, i, condition) for i in image_ids]
+    widths = [field_of_view_nm(questions, image_id) for image_id in image_ids]
     return answerer.answer(
         images,
         texts,
         captions=[row["caption"] if condition == CAPTION else None for row in rows],
-        pixel_size_nm=[row["pixel_size_nm"] for row in rows],
+        # Another micrograph may have another width; the prompt stays that of its own.
+        pixel_size_nm=[
+            None if width is None else width / image.width
+            for width, image in zip(widths, images, strict=True)
+        ],
         scale_bars=[row["scale_bar"] for row in rows],
     )
 
 
-def _classify(answerer: Student, questions: Questions, method: str, categories: JsonLines) -> None:
-    """Get the probabilities by a method that are not in `categories` yet."""
-    micrographs = questions.micrographs
-    done = {r["image_id"] for r in categories.rows if r["method"] == method}
-    pending = [image_id for image_id in micrographs if image_id not in done]
-    with tqdm(desc=f"categories, {method}", total=len(micrographs), initial=len(done)) as bar:
+def _classify(
+    answerer: Student,
+    questions: Questions,
+    asked: tuple[str, str],
+    choices: Choices,
+    categories: JsonLines,
+) -> None:
+    """Get the probabilities under a condition by a method that are not in `categories` yet."""
+    condition, method = asked
+    done = {r["image_id"] for r in categories.rows if (r["condition"], r["method"]) == asked}
+    pending = [image_id for image_id in questions.micrographs if image_id not in done]
+    title = f"categories, {method}, {condition}"
+    with tqdm(desc=title, total=len(questions.micrographs), initial=len(done)) as bar:
         for batch in _batches(pending, answerer.batch_size):
-            ranked = answerer.classify([micrographs[image_id] for image_id in batch], method)
+            images = [shown_image(questions, choices.partners, i, condition) for i in batch]
+            ranked = answerer.classify(images, method)
             categories.append(
-                {"image_id": image_id, "method": method, "probabilities": probabilities}
+                {
+                    "image_id": image_id,
+                    "condition": condition,
+                    "method": method,
+                    "probabilities": probabilities,
+                }
                 for image_id, probabilities in zip(batch, ranked, strict=True)
             )
             bar.update(len(batch))
+
+
+def _look(
+    answerer: Student, questions: Questions, choices: Choices, answers: list[Record], folder: Path
+) -> None:
+    """Get the likelihoods and attention maps that `folder` does not have yet."""
+    predictions: dict[str, dict] = {}
+    for record in answers:
+        predictions.setdefault(record["condition"], {})[key_of(record)] = record["prediction"]
+    looker = Looker(Scorer(answerer.model), answerer.methods, questions, choices, predictions)
+    looker.write_likelihoods(JsonLines(folder / "likelihoods.jsonl"))
+    if answerer.model.config.use_cross_attention:
+        looker.write_attention(JsonLines(folder / "attention.jsonl"))
 
 
 def _embed(
@@ -242,7 +305,7 @@ def _labels(answerer: Student | ChatModel, questions: Questions) -> list[str]:
             micrograph has one that it knows.
     """
     labels = list(answerer.categories)
-    found = set(questions.micrographs.dataset["category"]) - {None, OTHER}
+    found = set(questions.micrographs.dataset["category"]) - {None, OTHER_CATEGORY}
     if not labels or not found:
         return []
     if unknown := sorted(found - set(labels)):

@@ -4,7 +4,8 @@ What is special about it:
 - three parts, not two: fold k tests, fold k + 1 chooses the checkpoint and the learning rate, and
   the others are trained on. A fold that both chooses and tests would make the scores too good;
 - every fold has the references of an evaluation (`mvaema/evaluation/scores.py`): the typical
-  training answer, the student shown a blank image, the most frequent category;
+  training answer, the student shown a blank image or another micrograph, the most frequent
+  category;
 - folds are independent. A fold with scores is left alone and a killed one resumes. Processes or
   machines can share the folds of one folder with `--fold`; whoever finishes last writes the tables.
 
@@ -36,6 +37,7 @@ from datasets import Dataset
 from mvaema.evaluation.fold_tables import (
     CATEGORY_FIGURES,
     MOST_FREQUENT,
+    SIGHT_FIGURES,
     STUDENT,
     write_fold_tables,
 )
@@ -212,6 +214,14 @@ def _score(recipe: Recipe, rows: FoldedRows, synonyms: bool) -> None:
                 if metric in results["metrics"]
             }
             for name, summary in results["answers"].items()
+        },
+        "sight": {
+            name: {
+                figure: summary["overall"]["scores"][figure]["mean"]
+                for figure in SIGHT_FIGURES
+                if summary["overall"]["scores"][figure]["n"]
+            }
+            for name, summary in results["sight"].items()
         },
         "categories": {
             MOST_FREQUENT if method == CHANCE else method: {f: found[f] for f in CATEGORY_FIGURES}

@@ -41,7 +41,7 @@ def question_bars(answers: Mapping[str, dict], metric: str, label: str) -> Figur
     axes.set_yticks(y, list(scores))
     axes.invert_yaxis()
     axes.set_xlabel(f"{label}, mean and 95 % interval")
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=None if axes.dataLim.x0 < 0 else 0)
     axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
     order = [labels.index(name) for name in answers]  # matplotlib puts bars last
@@ -82,8 +82,15 @@ def confusion_matrix(scores: Mapping, title: str) -> Figure:
     return figure
 
 
-def reliability_diagram(scores: Mapping, title: str) -> Figure:
-    """Accuracy against confidence per bin (Guo et al. 2017), and how many micrographs each has."""
+def reliability_diagram(
+    scores: Mapping, title: str, share: str = "accuracy", counted: str = "micrographs"
+) -> Figure:
+    """Accuracy against confidence per bin (Guo et al. 2017), and how many micrographs each has.
+
+    Args:
+        share: what accuracy is called here.
+        counted: what there are so many of.
+    """
     confidence, accuracy, count = (
         np.array([b[name] for b in scores["reliability"]])
         for name in ("confidence", "accuracy", "count")
@@ -93,12 +100,12 @@ def reliability_diagram(scores: Mapping, title: str) -> Figure:
     upper.plot([0, 1], [0, 1], "--", color=MUTED, lw=1, label="perfectly calibrated")
     upper.plot(confidence, accuracy, "o-", color=STUDENT, ms=5, lw=1.5)
     upper.vlines(confidence, accuracy, confidence, color=STUDENT, alpha=0.35, lw=4)
-    upper.set_ylabel("accuracy")
+    upper.set_ylabel(share)
     upper.set_ylim(0, 1)
     upper.set_title(f"{title}, ECE {scores['expected_calibration_error']:.3f}", fontsize=11)
     upper.legend(frameon=False, fontsize=9, loc="upper left")
     lower.bar(confidence, count, width=0.04, color=STUDENT)
-    lower.set_ylabel("micrographs")
+    lower.set_ylabel(counted)
     lower.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
     lower.set_xlabel("confidence")
     lower.set_xlim(0, 1)

@@ -3,7 +3,8 @@
 `results` is a dictionary, stored as `cross_validation.json`:
 
     folds, dataset                   how many, and the fingerprint of the dataset
-    answers, categories, training    from a name and a figure to `mean`, `std` and `folds`, its
+    answers, sight, categories, training
+                                     from a name and a figure to `mean`, `std` and `folds`, its
                                      value in each fold
 """
 
@@ -12,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mvaema.evaluation.scores import HEADLINE
-from mvaema.evaluation.tables import Table, markdown
+from mvaema.evaluation.sight import ANSWER, CHANCES, WAYS
+from mvaema.evaluation.table import Table, markdown
 from mvaema.evaluation.texts import heading
 from mvaema.files import write_json, write_text
 
@@ -20,7 +22,15 @@ STUDENT = "student"
 MOST_FREQUENT = "most frequent category"
 LOSSES = {"loss": "Loss", "itc_loss": "ITC loss", "itm_loss": "ITM loss", "lm_loss": "LM loss"}
 CATEGORY_FIGURES = {"top_1": "Top-1", "top_5": "Top-5", "macro_f1": "Macro F1"}
-SECTIONS = ("answers", "categories", "training")
+SIGHT_FIGURES = {
+    "image_gain_per_token": "Image gain, nats per token",
+    **{
+        f"{ANSWER}_{way}_{figure}": f"True answer by {by}, {label}"
+        for way, by in {**WAYS, CHANCES: "chance"}.items()
+        for figure, label in (("top_1", "top-1"), ("mrr", "MRR"))
+    },
+}
+SECTIONS = ("answers", "sight", "categories", "training")
 
 
 def write_fold_tables(scores: Sequence[Mapping], folder: Path) -> str:
@@ -65,8 +75,8 @@ def over_folds(sections: Sequence[Mapping[str, Mapping]]) -> dict[str, dict[str,
 
 
 def fold_tables(results: Mapping) -> list[Table]:
-    """Answers, categories and training over all folds, then every name fold by fold."""
-    answers, categories, training = (results[section] for section in SECTIONS)
+    """Answers, sight, categories and training over all folds, then every name fold by fold."""
+    answers, sight, categories, training = (results[section] for section in SECTIONS)
     metrics = {m: heading(m) for m in HEADLINE if m in answers[STUDENT]}
     spread = "± is the standard deviation (n - 1) over the folds."
     return [
@@ -77,6 +87,13 @@ def fold_tables(results: Mapping) -> list[Table]:
             "a blank image, has learnt nothing from the images.",
         ),
         Table(
+            "What the image is worth",
+            *_mean_rows(sight, SIGHT_FIGURES),
+            f"{spread} Image gain: LM loss of the true answers with a blank image minus with the "
+            "image shown. True answer: how often it is ranked first among answers to the same "
+            "question about other micrographs.",
+        ),
+        Table(
             "Categories",
             *_mean_rows(categories, CATEGORY_FIGURES),
             f"{spread} F1 is averaged over the categories that occur in a fold. The "
@@ -85,6 +102,7 @@ def fold_tables(results: Mapping) -> list[Table]:
         ),
         _training_table(training),
         *_tables_per_fold("Answers", answers, metrics),
+        *_tables_per_fold("What the image is worth", sight, SIGHT_FIGURES),
         *_tables_per_fold("Categories", categories, CATEGORY_FIGURES),
     ]
 

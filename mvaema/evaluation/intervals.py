@@ -24,11 +24,19 @@ def cluster_bootstrap(
         clusters: n cluster names.
     """
     sums, counts = _cluster_sums(values, clusters)
-    n_clusters = len(sums)
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), n_resamples)
+    weights = _drawn(len(sums), n_resamples, seed)
     with np.errstate(invalid="ignore"):  # a resample without any value has no mean
         return (weights @ sums) / (weights @ counts)
+
+
+def cluster_weights(clusters: Sequence[str], n_resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """How often each answer is in each resample, (n_resamples, n); for statistics unlike a mean.
+
+    Args:
+        clusters: n cluster names.
+    """
+    names, index = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    return _drawn(len(names), n_resamples, seed)[:, index]
 
 
 def mean_intervals(
@@ -67,6 +75,12 @@ def cluster_permutation_p_value(
         rng=np.random.default_rng(seed),
     )
     return float(test.pvalue)
+
+
+def _drawn(n_clusters: int, n_resamples: int, seed: int) -> np.ndarray:
+    """How often each cluster is drawn, (n_resamples, n_clusters)."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), n_resamples)
 
 
 def _cluster_sums(values: np.ndarray, clusters: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -165,6 +165,11 @@ def key_of(record: Record) -> tuple[str, str]:
     return record["image_id"], record["question_id"]
 
 
+def cluster_of(record: Record) -> str:
+    """What a record is not independent of: its group, or else its micrograph."""
+    return record.get("group") or record["image_id"]
+
+
 def by_key(records: Iterable[Record]) -> dict[tuple[str, str], Record]:
     """Records by their key.
 

@@ -1,9 +1,10 @@
 """Step 3, report: one folder that a lab can read, keep and pass on.
 
     index.html               everything on one page, with each micrograph, question and answer,
-                             worst first; self-contained, it loads nothing from any network
+                             worst first, and where its words look; self-contained, it loads
+                             nothing from any network
     tables.md                the figures as tables, among them the paper's Tables 1, 4 and 7
-    questions.png, confusion_matrix_*.png, reliability_*.png, losses.png
+    questions.png, image_gain.png, confusion_matrix_*.png, reliability_*.png, losses.png
     micrographs/*.jpg        those of Table 7
     results.json             every figure (`mvaema/evaluation/scores.py`); written last
 
@@ -18,18 +19,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
 from mvaema.evaluation import figures
 from mvaema.evaluation.questions import Record, key_of
 from mvaema.evaluation.scores import CHANCE
-from mvaema.evaluation.tables import examples_table, markdown, result_tables, student_of
+from mvaema.evaluation.sight_tables import FALSE_CLAIMS
+from mvaema.evaluation.table import markdown
+from mvaema.evaluation.tables import examples_table, result_tables, student_of
 from mvaema.files import write_bytes, write_json, write_text
 from mvaema.training.curves import loss_curves
 
 MICROGRAPH_SIDE = 384  # longest side of a micrograph in the report, in pixels
 DPI = 144
+MAP_COLOUR = (255, 96, 0)
+MAP_OPACITY = 0.75  # where an answer looks most
 EXAMPLES = 10  # rows of Table 7
 EXAMPLE_QUESTION = "morphology"  # the one of Table 7
 
@@ -40,6 +46,7 @@ def write_report(
     images: Mapping[str, Image.Image],
     folder: str | Path,
     log: Sequence[Mapping] = (),
+    attention: Mapping[tuple[str, str], Sequence[Sequence[int]]] | None = None,
     max_answers: int = 2000,
 ) -> Path:
     """Write the report and return the path of its page. Existing files are replaced.
@@ -50,6 +57,8 @@ def write_report(
             name must be in `results["answers"]`.
         images: image id to micrograph; may load each on demand.
         log: records of the training log, for the loss curves.
+        attention: where each of the student's answers looks, by its record's key: rows of numbers
+            from 0 to 255.
         max_answers: the page shows at most this many answers, the worst ones.
 
     Raises:
@@ -81,7 +90,9 @@ def write_report(
             pictures={name: _embedded_png(png) for name, png in pictures.items()},
             metrics=results["metrics"],
             metric=metric,
+            orders=_orders(answers[student_of(results)], results["metrics"]),
             **_answers_on_page(worst_first[:max_answers], worst_first, answers, images),
+            maps=_maps(worst_first[:max_answers], attention or {}),
         )
     )
     write_text(folder / "index.html", page)
@@ -110,6 +121,31 @@ def _answers_on_page(
     }
 
 
+def _orders(records: list[Record], metrics: Mapping[str, str]) -> list[tuple[str, str, int]]:
+    """What answers can be sorted by: name, label, and 1 if higher is better, else -1."""
+    orders = [(name, label, 1) for name, label in metrics.items()]
+    if FALSE_CLAIMS in records[0]["scores"]:
+        orders.append((FALSE_CLAIMS, "false claims", -1))
+    if "sight" in records[0]:
+        orders += [(name, name.replace("_", " "), 1) for name in records[0]["sight"]]
+    return orders
+
+
+def _maps(
+    records: list[Record], attention: Mapping[tuple[str, str], Sequence[Sequence[int]]]
+) -> dict[tuple[str, str], str]:
+    """Attention maps as pictures to lay over the micrograph, the opaquer the more attention."""
+    found = {}
+    for key in filter(attention.__contains__, map(key_of, records)):
+        weights = np.array(attention[key], dtype=np.uint8)
+        picture = Image.new("RGB", weights.shape[::-1], MAP_COLOUR)
+        picture.putalpha(Image.fromarray((weights * MAP_OPACITY).astype(np.uint8)))
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", optimize=True)
+        found[key] = _data_uri(buffer.getvalue(), "png")
+    return found
+
+
 def _examples(worst_first: list[Record]) -> list[Record]:
     """Answers to the question of the paper's Table 7, evenly spaced from best to worst."""
     best_first = worst_first[::-1]
@@ -123,6 +159,15 @@ def _pictures(results: Mapping, log: Sequence[Mapping]) -> dict[str, Figure]:
     metric = _metric(results)
     label = results["metrics"][metric]
     pictures = {"questions": figures.question_bars(results["answers"], metric, label)}
+    gain = "image_gain_per_token"
+    if any(summary["overall"]["scores"][gain]["n"] for summary in results["sight"].values()):
+        label = "Image gain, nats per token"
+        pictures["image_gain"] = figures.question_bars(results["sight"], gain, label)
+    for quality, scores in results["support"].items():
+        name = "reliability_support" + re.sub(r"\W+", "_", f" {quality}".lower()).rstrip("_")
+        pictures[name] = figures.reliability_diagram(
+            scores, f"Support: {quality}", share="share", counted="answers"
+        )
     for method, scores in results.get("classification", {}).items():
         if method != CHANCE:
             name = re.sub(r"\W+", "_", method.lower()).strip("_")

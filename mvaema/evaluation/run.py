@@ -13,10 +13,10 @@ from pathlib import Path
 
 from decoding_mvaema import DECODINGS
 from mvaema.evaluation.answerers import load_answerer
-from mvaema.evaluation.collect import PLAIN, Collected, collect, read_collected
-from mvaema.evaluation.questions import Questions, Record, key_of, load_questions
+from mvaema.evaluation.collect import Collected, collect, read_collected
+from mvaema.evaluation.questions import Questions, key_of, load_questions
 from mvaema.evaluation.report import write_report
-from mvaema.evaluation.scores import answers_under, score
+from mvaema.evaluation.scores import score
 from mvaema.evaluation.wordnet import ensure_wordnet
 from mvaema.files import read_json_lines
 
@@ -80,6 +80,13 @@ class EvaluationArguments:
     classify: bool = field(
         default=True, metadata={"help": "Classify by ITC, ITM, LM and ITC+ITM (students only)."}
     )
+    sight: bool = field(
+        default=True,
+        metadata={
+            "help": "Measure whether it looks: image gain, choice of the true answer, support, "
+            "attention (students only)."
+        },
+    )
     synonyms: bool = field(
         default=True,
         metadata={"help": "METEOR with WordNet; without, the metric is meteor_no_synonyms."},
@@ -133,6 +140,7 @@ def evaluate_questions(
         questions.micrographs,
         Path(args.output_dir),
         log=read_json_lines(log) if log.is_file() else [],
+        attention={key_of(row): row["map"] for row in collected.attention},
     )
     return results
 
@@ -151,11 +159,11 @@ def _collect(args: EvaluationArguments, questions: Questions) -> Collected:
         batch_size=args.batch_size,
         decoding=args.decoding,
     )
-    return collect(answerer, questions, Path(args.output_dir), args.classify)
+    return collect(answerer, questions, Path(args.output_dir), args.classify, args.sight)
 
 
-def _compared(args: EvaluationArguments, questions: Questions) -> dict[str, list[Record]]:
-    """The other model's answers to the same questions, by its name; asked now if need be."""
+def _compared(args: EvaluationArguments, questions: Questions) -> dict[str, Collected]:
+    """What another model was asked of the same questions, by its name; asked now if need be."""
     folder = Path(args.compare)
     if not (folder / "evaluation.json").is_file():
         folder = Path(args.output_dir) / f"compared-{name_of(args.compare).replace('/', '-')}"
@@ -171,4 +179,4 @@ def _compared(args: EvaluationArguments, questions: Questions) -> dict[str, list
     name = name_of(collected.about["model"])
     if name == name_of(args.model):
         name = args.compare
-    return {name: answers_under(PLAIN, collected, questions)}
+    return {name: collected}

@@ -2,8 +2,10 @@
 
 What is special about it:
 - the references come with every evaluation: the typical, the nearest image's and a random training
-  answer, the same model shown a blank image, and chance for the categories. A score above 0 says
-  little, a score above its references does;
+  answer, the same model shown a blank image or another micrograph, and chance for the categories. A
+  score above 0 says little, a score above its references does;
+- BLEU, ROUGE and METEOR do not tell a student that looks from one that does not. Image gain and the
+  choice of the true answer do (`mvaema/evaluation/sight.py`);
 - no model is needed, and nothing is written: an evaluation can be scored again from its folder.
 
 `score` returns the figures as a dictionary. With the facts that `run.py` puts before them they are
@@ -15,14 +17,22 @@ What is special about it:
                                    student, its variants, models compared with, the references
     classification                 method ("ITC", "ITM", "LM", "ITC+ITM", "chance") to scores
                                    (`mvaema.evaluation.categories.score_categories`); may be empty
+    twin_classification            variant of the student and method to its top-1 and macro F1
+    sight                          the student, its variants and models compared with to summary
+                                   (`mvaema.evaluation.sight`); empty if the model is no student
+    support                        what is predicted to how well the student's ITM predicts it
+                                   (`mvaema.evaluation.support`)
     comparisons                    "first → second" to comparison
-                                   (`mvaema.evaluation.records.compare`)
+                                   (`mvaema.evaluation.records.compare`); its `sight` is another
 """
 
+import math
 from collections.abc import Mapping
 
 from mvaema.evaluation.categories import chance_probabilities, score_categories
-from mvaema.evaluation.collect import BLANK, CAPTION, PLAIN, Collected
+from mvaema.evaluation.choices import Choices
+from mvaema.evaluation.collect import Collected
+from mvaema.evaluation.conditions import BLANK, CAPTION, OTHER, PLAIN
 from mvaema.evaluation.questions import Questions, Record, key_of
 from mvaema.evaluation.records import compare, score_records, summarize
 from mvaema.evaluation.references import (
@@ -30,12 +40,15 @@ from mvaema.evaluation.references import (
     random_answers,
     typical_answers,
 )
+from mvaema.evaluation.sight import comparable, rows_under, sight_records, summarize_sight
+from mvaema.evaluation.support import score_support
 from mvaema.evaluation.texts import FALSE_CLAIMS, LABELS
 
 # The metrics of the paper's Table 1, the stand-in for METEOR, and false claims per answer.
 _TABLE_1 = ("bleu_2", "bleu_4", "rouge_1", "rouge_2", "rouge_l", "meteor", "meteor_no_synonyms")
 HEADLINE = (*_TABLE_1, FALSE_CLAIMS)
 TYPICAL = "typical answer"
+TYPICAL_OF_CATEGORY = "typical answer of the category"
 CHANCE = "chance"
 
 
@@ -43,14 +56,14 @@ def score(
     questions: Questions,
     collected: Collected,
     name: str,
-    others: Mapping[str, list[Record]] | None = None,
+    others: Mapping[str, Collected] | None = None,
     synonyms: bool = True,
 ) -> tuple[dict, dict[str, list[Record]]]:
     """The figures of one student.
 
     Args:
         name: what the report calls the student.
-        others: answers of other models to the same questions, by name, to compare with.
+        others: what was collected from other models, by name, to compare with.
         synonyms: score METEOR with WordNet; if `False`, `meteor_no_synonyms` instead.
 
     Returns:
@@ -62,26 +75,105 @@ def score(
         LookupError: `synonyms`, and this machine has no WordNet.
     """
     others = others or {}
-    told, blank = f"{name}, caption given", f"{name}, blank image"
-    own = {name: PLAIN, told: CAPTION, blank: BLANK}
+    told = f"{name}, caption given"
+    own = {name: PLAIN, told: CAPTION, f"{name}, blank image": BLANK}
     if not questions.with_caption():
         del own[told]
+    if any(record["condition"] == OTHER for record in collected.answers):
+        own[f"{name}, another micrograph"] = OTHER
     answers = {
         **{who: answers_under(condition, collected, questions) for who, condition in own.items()},
-        **others,
+        **{who: answers_under(PLAIN, of_other, questions) for who, of_other in others.items()},
         **reference_answers(questions, collected),
     }
     scored = {who: score_records(a, synonyms, progress=True) for who, a in answers.items()}
-    pairs = [(other, name) for other in (blank, TYPICAL, *others)]
+    twins = [who for who, condition in own.items() if condition in (BLANK, OTHER)]
+    pairs = [(other, name) for other in (*twins, TYPICAL, *others)]
     if told in own:
         pairs.append((name, told))
+    sight = _sight(questions, collected, own, others)
     figures = {
         "metrics": {m: LABELS[m] for m in HEADLINE if m in scored[name][0]["scores"]},
         "answers": {who: summarize(records) for who, records in scored.items()},
         "classification": score_classification(questions, collected),
+        "twin_classification": {
+            who: _headline(score_classification(questions, collected, own[who])) for who in twins
+        },
+        "sight": {who: summarize_sight(records) for who, records in sight.items()},
+        "support": {},
         "comparisons": {f"{a} → {b}": compare(scored[a], scored[b]) for a, b in pairs},
     }
+    for a, b in pairs:
+        if a in sight and b in sight:
+            both = (comparable(sight[who]) for who in (a, b))
+            figures["comparisons"][f"{a} → {b}"]["sight"] = compare(*both)["scores"]
+    if sight:
+        support = _support(questions, collected)
+        figures["support"] = _score_support(scored[name], scored[TYPICAL], support)
+        scored[name] = _with_sight(scored[name], sight[name], support)
     return figures, {who: scored[who] for who in (*own, *others, TYPICAL)}
+
+
+def _sight(
+    questions: Questions,
+    collected: Collected,
+    own: Mapping[str, str],
+    others: Mapping[str, Collected],
+) -> dict[str, list[Record]]:
+    """Sight records of the student, its variants and others that were given the same choices."""
+    if not collected.about["sight"]:
+        return {}
+    choices, alike = Choices.draw(questions), ("sight", "draw", "questions")
+    found = {who: sight_records(questions, collected, choices, c) for who, c in own.items()}
+    for who, of_other in others.items():
+        if all(of_other.about.get(n) == collected.about[n] for n in alike):
+            found[who] = sight_records(questions, of_other, choices, PLAIN)
+    return found
+
+
+def _support(questions: Questions, collected: Collected) -> list[float | None]:
+    """ITM probability that each of the student's answers fits its micrograph; None if it is empty
+    or the student has no matching head."""
+    rows = rows_under(questions, collected, PLAIN)
+    logits = (rows[key_of(record)].get("support") for record in questions.records)
+    return [None if x is None else 0.5 * (1 + math.tanh(x / 2)) for x in logits]
+
+
+def _score_support(
+    records: list[Record], typical: list[Record], support: list[float | None]
+) -> dict[str, dict]:
+    """How well support predicts each quality of an answer; a quality is a yes or no per record."""
+    metric = "meteor" if "meteor" in records[0]["scores"] else "meteor_no_synonyms"
+    qualities: dict[str, list[bool | None]] = {
+        f"{LABELS[metric]} above the typical answer's": [
+            r["scores"][metric] > t["scores"][metric] for r, t in zip(records, typical, strict=True)
+        ]
+    }
+    if "false_claims" in records[0]["scores"]:
+        claims = [r["scores"]["false_claims"] for r in records]
+        qualities["no false claim"] = [None if n is None else n == 0 for n in claims]
+    scored = {n: score_support(records, support, good) for n, good in qualities.items()}
+    return {n: found for n, found in scored.items() if found is not None}
+
+
+def _with_sight(
+    records: list[Record], sight: list[Record], support: list[float | None]
+) -> list[Record]:
+    """The records with what the report says of each answer: gain in nats per token, support."""
+
+    def per_token(scores: dict) -> float | None:
+        gain = scores["image_gain"]
+        return None if gain is None else gain / scores["tokens"]
+
+    return [
+        {**record, "sight": {"image_gain": per_token(seen["scores"]), "support": probability}}
+        for record, seen, probability in zip(records, sight, support, strict=True)
+    ]
+
+
+def _headline(classification: Mapping[str, Mapping]) -> dict[str, dict]:
+    names = ("n", "top_1", "top_1_interval", "macro_f1")
+    return {m: {n: s[n] for n in names} for m, s in classification.items() if m != CHANCE}
 
 
 def answers_under(condition: str, collected: Collected, questions: Questions) -> list[Record]:
@@ -119,11 +211,13 @@ def reference_answers(questions: Questions, collected: Collected) -> dict[str, l
     }
     if any(record["category"] for record in records):
         of_category = typical_answers(train_records, records, of_category=True)
-        answers["typical answer of the category"] = of_category
+        answers[TYPICAL_OF_CATEGORY] = of_category
     return answers
 
 
-def score_classification(questions: Questions, collected: Collected) -> dict[str, dict]:
+def score_classification(
+    questions: Questions, collected: Collected, condition: str = PLAIN
+) -> dict[str, dict]:
     """Scores by method, and those of chance; empty if the model ranked no categories."""
     labels = collected.about["labels"]
     if not labels:
@@ -131,7 +225,8 @@ def score_classification(questions: Questions, collected: Collected) -> dict[str
     rows = list(questions.micrographs.dataset.select_columns(["image_id", "category", "group"]))
     found: dict[str, dict] = {}
     for record in collected.categories:
-        found.setdefault(record["method"], {})[record["image_id"]] = record["probabilities"]
+        if record["condition"] == condition:
+            found.setdefault(record["method"], {})[record["image_id"]] = record["probabilities"]
     chance = chance_probabilities(questions.train.dataset["category"], labels)
     found[CHANCE] = dict.fromkeys(questions.micrographs, chance)
     return {

@@ -3,28 +3,22 @@
 `results` is what `mvaema/evaluation/scores.py` describes.
 """
 
-import html
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from mvaema.evaluation.questions import Record
 from mvaema.evaluation.scores import CHANCE
+from mvaema.evaluation.sight import LABELS as SIGHT_LABELS
+from mvaema.evaluation.sight_tables import sight_tables
+from mvaema.evaluation.table import Table, interval, mean_interval, mean_std
 from mvaema.evaluation.texts import LABELS, heading
 
 TABLE_7 = ("bleu_2", "rouge_l", "meteor", "meteor_no_synonyms")
 
 
-class Table(NamedTuple):
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    note: str = ""
-
-
 def result_tables(results: Mapping) -> list[Table]:
     """All tables of an evaluation."""
     student = student_of(results)
-    tables = [answers_table(results), intervals_table(results)]
+    tables = [*sight_tables(results), answers_table(results), intervals_table(results)]
     for title, part in (("question group", "by_question"), ("category", "by_category")):
         summaries = results["answers"][student][part]
         if summaries:
@@ -32,7 +26,7 @@ def result_tables(results: Mapping) -> list[Table]:
     tables += _facts_tables(results)
     tables.append(_lengths_table(_overall(results)))
     for name, comparison in results.get("comparisons", {}).items():
-        tables.append(_comparison_table(name, comparison))
+        tables += _comparison_tables(name, comparison)
     classification = results.get("classification", {})
     if classification:
         tables.append(accuracy_table(classification))
@@ -54,7 +48,7 @@ def answers_table(results: Mapping) -> Table:
         "Answers (as Table 1 of the paper)",
         ["Method", *_metric_header(results)],
         [
-            [name, *(_mean_std(scores.get(m)) for m in results["metrics"])]
+            [name, *(mean_std(scores.get(m)) for m in results["metrics"])]
             for name, scores in _overall(results).items()
         ],
         f"Mean ± standard deviation over {overall['n']} answers about {overall['images']} "
@@ -69,7 +63,7 @@ def intervals_table(results: Mapping) -> Table:
         "Answers, with 95 % intervals",
         ["Method", *_metric_header(results)],
         [
-            [name, *(_mean_interval(scores.get(m)) for m in results["metrics"])]
+            [name, *(mean_interval(scores.get(m)) for m in results["metrics"])]
             for name, scores in _overall(results).items()
         ],
         f"Bootstrap over {overall['clusters']} clusters (specimens or publications), because "
@@ -79,7 +73,7 @@ def intervals_table(results: Mapping) -> Table:
 
 def _part_table(title: str, part: str, results: Mapping, summaries: Mapping[str, Mapping]) -> Table:
     rows = [
-        [name, str(s["n"]), *(_mean_std(s["scores"].get(m)) for m in results["metrics"])]
+        [name, str(s["n"]), *(mean_std(s["scores"].get(m)) for m in results["metrics"])]
         for name, s in summaries.items()
     ]
     return Table(title, [part.capitalize(), "Answers", *_metric_header(results)], rows)
@@ -150,26 +144,39 @@ def _lengths_table(summaries: Mapping[str, Mapping]) -> Table:
     )
 
 
-def _comparison_table(name: str, comparison: Mapping) -> Table:
-    rows = [
+def _comparison_tables(name: str, comparison: Mapping) -> list[Table]:
+    """Two: the scores of answers, and what each side owes to its eyes, where both have eyes."""
+    header = ["Metric", "First", "Second", "Difference", "95 % interval", "p"]
+    # A single wrong unit dominates the mean of the length errors.
+    scores = {m: s for m, s in comparison["scores"].items() if m != "length_error"}
+    tables = [
+        Table(
+            f"Paired comparison: {name}",
+            header,
+            _compared_rows(scores, LABELS),
+            f"{comparison['n']} answers to the same questions, in {comparison['clusters']} "
+            "clusters. p: sign-flip permutation test over clusters, not corrected for the number "
+            "of metrics.",
+        )
+    ]
+    if sight := comparison.get("sight"):
+        title = f"Paired comparison of sight: {name}"
+        tables.append(Table(title, header, _compared_rows(sight, SIGHT_LABELS)))
+    return tables
+
+
+def _compared_rows(scores: Mapping[str, Mapping], labels: Mapping[str, str]) -> list[list[str]]:
+    return [
         [
-            LABELS.get(m, m.replace("_", " ")),
+            labels.get(m, m.replace("_", " ")),
             f"{s['first']:.3f}",
             f"{s['second']:.3f}",
             f"{s['difference']:+.3f}",
-            _interval(s, "+.3f"),
+            interval(s, "+.3f"),
             "–" if s["p_value"] is None else f"{s['p_value']:.4f}",
         ]
-        for m, s in comparison["scores"].items()
-        if m != "length_error"  # a single wrong unit dominates its mean
+        for m, s in scores.items()
     ]
-    return Table(
-        f"Paired comparison: {name}",
-        ["Metric", "First", "Second", "Difference", "95 % interval", "p"],
-        rows,
-        f"{comparison['n']} answers to the same questions, in {comparison['clusters']} clusters. "
-        "p: sign-flip permutation test over clusters, not corrected for the number of metrics.",
-    )
 
 
 def accuracy_table(classification: Mapping[str, Mapping]) -> Table:
@@ -236,31 +243,6 @@ def examples_table(student: str, examples: list[Record]) -> Table:
         rows,
         "Not hand-picked: evenly spaced from the best to the worst answer.",
     )
-
-
-def markdown(table: Table) -> str:
-    """A table as Markdown, under its title."""
-
-    def line(cells: list[str]) -> str:
-        # Neither a pipe nor markup in an answer may end the cell.
-        clean = (" ".join(html.escape(c, quote=False).split()).replace("|", "\\|") for c in cells)
-        return f"| {' | '.join(clean)} |"
-
-    rows = [line(table.header), line(["---"] * len(table.header)), *map(line, table.rows)]
-    note = f"\n{table.note}\n" if table.note else ""
-    return f"## {table.title}\n\n" + "\n".join(rows) + f"\n{note}"
-
-
-def _mean_std(score: Mapping | None) -> str:
-    return f"{score['mean']:.3f}±{score['std']:.3f}" if score and score["n"] else "–"
-
-
-def _mean_interval(score: Mapping | None) -> str:
-    return f"{score['mean']:.3f} {_interval(score)}" if score and score["n"] else "–"
-
-
-def _interval(score: Mapping, form: str = ".3f") -> str:
-    return "–" if score["low"] is None else f"[{score['low']:{form}}, {score['high']:{form}}]"
 
 
 def _percent(value: float | None) -> str:

@@ -31,6 +31,12 @@ REFERENCES = (
 )
 # The metrics in the card's table. The model-index has all that the results name.
 METRICS = ("bleu_2", "bleu_4", "rouge_l", "meteor", "meteor_no_synonyms")
+# What shows whether a student looks: name in the results' `sight` to what the card calls it.
+SIGHT = {
+    "image_gain_per_token": "image gain, nats per token",
+    "answer_gain_top_1": "true answer by likelihood gain",
+    "answer_itm_top_1": "true answer by ITM",
+}
 LOSSES = {"itc_loss": "ITC", "itm_loss": "ITM", "lm_loss": "LM"}
 
 
@@ -102,6 +108,10 @@ def eval_results(results: Mapping, dataset: str | None) -> list[EvalResult]:
         ("visual-question-answering", label, name.split("_")[0], summary[name]["mean"])
         for name, label in results["metrics"].items()
         if name != "false_claims"  # no metric that the Hub knows
+    ]
+    found += [
+        ("visual-question-answering", SIGHT[name], "accuracy" if "top_1" in name else name, value)
+        for name, value in _sight_means(results)
     ]
     for method, scores in results.get("classification", {}).items():
         if method != "chance":
@@ -181,7 +191,42 @@ def _scores(results: Mapping) -> dict:
         "questions": overall["n"],
         "micrographs": overall["images"],
         "classification": results.get("classification"),
+        **_sight(results, student),
     }
+
+
+def _sight(results: Mapping, student: str) -> dict:
+    """What the template shows of what the student and its variants owe to their eyes."""
+    names = [name for name, _ in _sight_means(results)]
+    rows = []
+    for name, summary in results.get("sight", {}).items():
+        if name == student or name.startswith(f"{student}, "):
+            scores = (summary["overall"]["scores"][figure] for figure in names)
+            who = name.replace(student, "this student", 1)
+            rows.append((who, [_with_interval(score) for score in scores]))
+    chance = None
+    if rows:
+        chance = results["sight"][student]["overall"]["scores"]["answer_chance_top_1"].get("mean")
+    return {
+        "sight": rows if names else [],
+        "sight_figures": [SIGHT[name] for name in names],
+        "chance": chance,
+        "support": results.get("support", {}),
+    }
+
+
+def _sight_means(results: Mapping) -> list[tuple[str, float]]:
+    """The student's figures of `SIGHT` that were measured; evaluations may lack them."""
+    summary = next(iter(results.get("sight", {}).values()), None)
+    scores = summary["overall"]["scores"] if summary else {}
+    return [(name, scores[name]["mean"]) for name in SIGHT if scores.get(name, {}).get("n")]
+
+
+def _with_interval(score: Mapping) -> str:
+    if not score["n"]:
+        return "–"
+    interval = "" if score["low"] is None else f" [{score['low']:.3f}, {score['high']:.3f}]"
+    return f"{score['mean']:.3f}{interval}"
 
 
 def _read_results(report: Path) -> dict:

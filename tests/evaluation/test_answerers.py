@@ -18,9 +18,11 @@ from transformers import (
 )
 
 from configuration_mvaema import CATEGORY_CAPTIONS
-from mvaema.evaluation.answerers import load_answerer, weights_fingerprint
-from mvaema.evaluation.collect import CAPTION, collect
+from mvaema.evaluation.answerers import load_answerer
+from mvaema.evaluation.collect import collect
+from mvaema.evaluation.conditions import CAPTION
 from mvaema.evaluation.scores import score
+from mvaema.students.loading import weights_fingerprint
 
 
 def test_a_chat_model_is_asked_the_same_prompts(dataset, questions, tmp_path):

@@ -17,7 +17,9 @@ from support.tiny_student import MAX_NEW_TOKENS, save_tiny_student, write_splits
 from transformers import AutoModel
 
 from mvaema.evaluation.answerers import Student, load_answerer
-from mvaema.evaluation.collect import BLANK, CAPTION, CONDITIONS, PLAIN, collect, read_collected
+from mvaema.evaluation.choices import Choices
+from mvaema.evaluation.collect import collect, read_collected
+from mvaema.evaluation.conditions import BLANK, CAPTION, CONDITIONS, OTHER, PLAIN
 from mvaema.evaluation.questions import load_questions
 from mvaema.files import read_json_lines
 from mvaema.micrographs.dataset import DatasetError
@@ -48,17 +50,21 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_answers_and_categories_are_those_of_asking_by_hand(collected, student, dataset):
+def test_answers_and_categories_are_those_of_asking_by_hand(collected, student, dataset, questions):
     model = AutoModel.from_pretrained(student, trust_remote_code=True)
     blank = Image.fromarray(np.full((64, 64), 128, np.uint8))
     expected = {condition: {} for condition in CONDITIONS}
-    for row in split_of(dataset):
-        image = Image.open(dataset / "validation" / row["file_name"])
-        for condition, shown, caption in (
-            (PLAIN, image, None),
-            (CAPTION, image, row["caption"]),
-            (BLANK, blank, None),
-        ):
+    partners, rows = Choices.draw(questions).partners, split_of(dataset)
+    images = {r["image_id"]: Image.open(dataset / "validation" / r["file_name"]) for r in rows}
+    for row in rows:
+        shown_under = {
+            PLAIN: images[row["image_id"]],
+            BLANK: blank,
+            OTHER: images[partners[row["image_id"]]],
+        }
+        for condition in CONDITIONS:
+            shown = shown_under.get(condition, images[row["image_id"]])
+            caption = row["caption"] if condition == CAPTION else None
             for qa in row["qa"][:3]:  # the fourth was refused by the teacher
                 expected[condition][row["image_id"], qa["question_id"]] = model.answer(
                     shown,
@@ -69,14 +75,15 @@ def test_answers_and_categories_are_those_of_asking_by_hand(collected, student, 
                 )
         for found in collected.categories:
             if found["image_id"] == row["image_id"]:
-                ranked = model.classify(image, by=found["method"].lower())
+                shown = shown_under[found["condition"]]
+                ranked = model.classify(shown, by=found["method"].lower())
                 probabilities = found["probabilities"]
                 assert sum(probabilities.values()) == pytest.approx(1)
                 assert max(probabilities, key=probabilities.get) == next(iter(ranked))
     found = {condition: collected.predictions(condition) for condition in CONDITIONS}
     assert found == expected
-    assert len({tuple(sorted(answers.items())) for answers in found.values()}) == 3
-    assert len(collected.categories) == 3 * 6 and len(collected.embeddings) == 18
+    assert len({tuple(sorted(answers.items())) for answers in found.values()}) == 4
+    assert len(collected.categories) == 3 * 3 * 6 and len(collected.embeddings) == 18
 
 
 def test_an_interrupted_collection_resumes(answerer, questions, collected, tmp_path):
@@ -91,7 +98,7 @@ def test_an_interrupted_collection_resumes(answerer, questions, collected, tmp_p
         file.write('{"image_id": "image22", "predic')
     second, third = Watched(answerer), Watched(answerer)
     assert collect(second, questions, folder).answers == collected.answers
-    assert second.calls == [2] * 5 and path.read_text(encoding="utf-8").startswith(before)
+    assert second.calls == [2] * 8 and path.read_text(encoding="utf-8").startswith(before)
     assert collect(third, questions, folder).categories == collected.categories
     assert not third.calls
 
@@ -134,7 +141,7 @@ def test_a_killed_collection_resumes_in_another_process(
     assert len(read_json_lines(tmp_path / "report" / "answers.jsonl")) == 18
     watched = Watched(answerer)
     resumed = collect(watched, questions, tmp_path / "report")
-    assert watched.calls == [2] * 6
+    assert watched.calls == [2] * 9
     assert resumed.about == collected.about and resumed.answers == collected.answers
     assert resumed.categories == collected.categories
 
@@ -177,7 +184,7 @@ def test_a_split_without_categories(answerer, tmp_path):
     watched = Watched(answerer)
     plain = load_questions(str(data), "validation", "train")
     collected = collect(watched, plain, tmp_path / "report")
-    assert watched.calls == [2] * 6  # with the image, and without
+    assert watched.calls == [2] * 9  # with the image, without, and with another
     assert collected.about["labels"] == collected.categories == []
     assert not (tmp_path / "report" / "categories.jsonl").exists()
 
@@ -194,7 +201,8 @@ def test_only_micrographs_with_a_caption_are_asked_about_with_it(answerer, tmp_p
     for record in collected.answers:
         about[record["condition"]].add(record["image_id"])
     everyone = {row["image_id"] for row in rows}
-    assert about == {PLAIN: everyone, BLANK: everyone, CAPTION: everyone - {"image20"}}
+    asked = dict.fromkeys((PLAIN, BLANK, OTHER), everyone)
+    assert about == {**asked, CAPTION: everyone - {"image20"}}
 
 
 def test_a_way_to_classify_that_was_not_trained_is_left_out(student, questions, tmp_path):

@@ -18,7 +18,7 @@ import pytest
 from support import ROOT
 from support.micrograph_data import write_dataset
 
-from mvaema.evaluation.collect import BLANK, CAPTION, PLAIN
+from mvaema.evaluation.conditions import BLANK, CAPTION, PLAIN
 from mvaema.evaluation.cross_validation import cross_validate
 from mvaema.evaluation.fold_tables import write_fold_tables
 from mvaema.evaluation.records import score_records

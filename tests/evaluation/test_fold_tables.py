@@ -12,6 +12,7 @@ def scores_of(fold: int, **categories: dict[str, float]) -> dict:
         "fold": fold,
         "dataset": "5eed",
         "answers": {"student": {"bleu_2": 0.1 * fold, "meteor": 0.5}},
+        "sight": {"student": {"image_gain_per_token": 0.25 + fold, "answer_itm_top_1": 0.5}},
         "categories": categories,
         "training": {
             "micrographs": {"train": 10, "validation": 5, "test": 5 + fold, "unreadable": 0},
@@ -36,11 +37,15 @@ def test_a_figure_that_a_fold_lacks_has_no_mean():
 
 
 def test_tables():
-    sections = ("answers", "categories", "training")
+    sections = ("answers", "sight", "categories", "training")
     results = {s: over_folds([scores[s] for scores in FOLDS]) for s in sections}
     tables = {table.title: table for table in fold_tables(results)}
     assert tables["Answers"].header == ["Method", "BLEU-2 (↑)", "METEOR (↑)"]
     assert tables["Answers"].rows == [["student", "0.100±0.100", "0.500±0.000"]]
+    sight = tables["What the image is worth"]
+    cells = dict(zip(sight.header, sight.rows[0], strict=True))
+    assert cells["Image gain, nats per token"] == "1.250±1.000"
+    assert cells["True answer by matching head (ITM), top-1"] == "0.500±0.000"
     assert tables["Categories"].rows == [["ITC", "0.700±0.200", "–", "–"], ["LM", "–", "–", "–"]]
     assert [row[1] for row in tables["Categories: LM"].rows] == ["0.100", "–", "0.300", "–"]
     header, *rows = [tables["Training"].header, *tables["Training"].rows]

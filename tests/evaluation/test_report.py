@@ -66,6 +66,9 @@ def make_results(answers: dict[str, list[dict]]) -> dict:
         "metrics": {m: METRICS[m] for m in PAPER_METRICS},
         "answers": {name: summarize(records) for name, records in answers.items()},
         "classification": {"ITC": scores, "chance": scores},
+        "twin_classification": {},
+        "sight": {},
+        "support": {},
         "comparisons": {"typical answer → student": compare(*reversed(answers.values()))},
     }
 

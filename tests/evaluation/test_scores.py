@@ -7,7 +7,8 @@ import pytest
 from nltk.translate.bleu_score import sentence_bleu
 from support.tiny_student import write_splits
 
-from mvaema.evaluation.collect import BLANK, CAPTION, PLAIN, collect, read_collected
+from mvaema.evaluation.collect import collect, read_collected
+from mvaema.evaluation.conditions import BLANK, CAPTION, PLAIN
 from mvaema.evaluation.questions import load_questions
 from mvaema.evaluation.scores import answers_under, score
 
@@ -45,6 +46,7 @@ def test_categories_by_hand(scored, questions, collected):
     category_of = dict(zip(dataset["image_id"], dataset["category"], strict=True))
     for method in ("ITC", "ITM", "LM", "ITC+ITM"):
         rows = [r for r in collected.categories if r["method"] == method]
+        rows = [r for r in rows if r["condition"] == PLAIN]
         hits = [
             max(r["probabilities"], key=r["probabilities"].get) == category_of[r["image_id"]]
             for r in rows
@@ -65,6 +67,7 @@ def test_references_and_comparisons(scored, questions, collected):
         assert figures["answers"][name]["overall"]["n"] == 18
     assert set(figures["comparisons"]) == {
         "student, blank image → student",
+        "student, another micrograph → student",
         "typical answer → student",
         "student → student, caption given",
     }
@@ -92,7 +95,8 @@ def test_results_say_what_their_metrics_are_called(scored):
 
 
 def test_other_models_are_compared_on_the_same_questions(questions, collected):
-    other = [{**r, "prediction": r["reference"]} for r in questions.records]
+    answers = [{**r, "condition": PLAIN, "prediction": r["reference"]} for r in questions.records]
+    other = replace(collected, answers=answers)
     figures, answers = score(questions, collected, "student", {"better": other}, synonyms=False)
     scores = figures["comparisons"]["better → student"]["scores"]["rouge_1"]
     for side, name in (("first", "better"), ("second", "student")):
