@@ -62,7 +62,7 @@ def write_card(
     results = _read_results(Path(report)) if report is not None else None
     published = run.get("hub_ids", {})
     dataset, base = published.get("dataset"), hub_id(base_of(folder))
-    epoch, losses = _kept_epoch(folder)
+    epoch, losses = _kept_epoch(folder, recipe.get("keep_by", "loss"))
     figures = _loss_results(losses, dataset)
     if results is not None:
         # The evaluation may be of another dataset than the one trained on.
@@ -141,13 +141,13 @@ def read_run(folder: Path) -> tuple[dict, dict]:
     )
 
 
-def _kept_epoch(folder: Path) -> tuple[int | None, list[tuple[str, float]]]:
-    """The epoch with the lowest validation loss, and its losses by name."""
+def _kept_epoch(folder: Path, keep_by: str) -> tuple[int | None, list[tuple[str, float]]]:
+    """The epoch with the lowest validation loss `keep_by`, and its losses by name."""
     log = folder / "training_log.jsonl"
     epochs = read_json_lines(log) if log.is_file() else []
     if not epochs:
         return None, []
-    kept = min(epochs, key=lambda record: record["validation"]["loss"])
+    kept = min(epochs, key=lambda record: record["validation"][keep_by])
     validation = kept["validation"]
     return kept["epoch"], [(n, validation[key]) for key, n in LOSSES.items() if key in validation]
 
