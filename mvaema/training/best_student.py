@@ -18,6 +18,8 @@ def keep_student(model: torch.nn.Module, recipe: Recipe, accelerator: Accelerato
     state = accelerator.get_state_dict(model)  # all processes have a part where it is sharded
     if not accelerator.is_main_process:
         return
+    if recipe.save_dtype == "float16":
+        state = {n: w.half() if w.is_floating_point() else w for n, w in state.items()}
     student, folder = accelerator.unwrap_model(model), Path(recipe.output_dir)
     if recipe.lora:
         from mvaema.students.lora import save_adapters

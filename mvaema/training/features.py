@@ -24,6 +24,10 @@ from mvaema.students.loading import weights_fingerprint
 from mvaema.training.views import View
 
 
+# Images that a vision model is shown together on a CPU: the states of more do not fit its cache.
+CPU_IMAGES = 2
+
+
 class FeatureStore:
     """A folder of features of one vision model.
 
@@ -118,7 +122,9 @@ class FrozenVision:
         if missing:
             device = self.student.image_encoder.cls_token.device
             pixels = inputs["pixel_values"].to(device)
-            computed = self.student.image_encoder.features(pixels).half().cpu()
+            parts = pixels.split(CPU_IMAGES if device.type == "cpu" else len(pixels))
+            computed = torch.cat([self.student.image_encoder.features(part) for part in parts])
+            computed = computed.half().cpu()
             for place, found in zip(missing, computed, strict=True):
                 features[place] = found
                 self.store.write(keys[place], found)

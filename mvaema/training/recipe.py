@@ -161,6 +161,11 @@ class Recipe:
     merge: bool = _setting("Also write the student with its adapters merged, in merged/.", False)
 
     # What is kept and shown.
+    save_dtype: str = _setting(
+        "Numbers in which the student's weights are written: float32, or float16 for half the "
+        "size. It computes in 32 bits either way.",
+        "float32",
+    )
     checkpoint_steps: int = _setting(
         "Steps between checkpoints to resume from. There is also one after each epoch.", 500
     )
@@ -240,6 +245,7 @@ class Recipe:
             ),
             "schedule": (self.schedule in ("plateau", "cosine"), "plateau or cosine"),
             "keep_by": (self.keep_by in LOSSES, f"one of {', '.join(LOSSES)}"),
+            "save_dtype": (self.save_dtype in ("float32", "float16"), "float32 or float16"),
             "vision_views": (self.vision_views >= 0, "at least 0"),
             "caption_dropout": (0 <= self.caption_dropout <= 1, "in [0, 1]"),
             "scale_dropout": (0 <= self.scale_dropout <= 1, "in [0, 1]"),
