@@ -205,14 +205,16 @@ def _summarize(records: list[Record], n_resamples: int, seed: int) -> dict:
                 "low": low,
                 "high": high,
             }
-    return {
+    summary = {
         "n": len(records),
         "images": len({r["image_id"] for r in records}),
         "clusters": len(set(clusters)),
         "empty": sum(not r["prediction"].strip() for r in records),
-        "facts": summarize_facts(r["facts"] for r in records),
         "scores": scores,
     }
+    if all("facts" in record for record in records):
+        summary["facts"] = summarize_facts(record["facts"] for record in records)
+    return summary
 
 
 def _score_table(records: list[Record]) -> tuple[list[str], np.ndarray]:

@@ -83,7 +83,7 @@ def test_answers_and_categories_are_those_of_asking_by_hand(collected, student, 
     found = {condition: collected.predictions(condition) for condition in CONDITIONS}
     assert found == expected
     assert len({tuple(sorted(answers.items())) for answers in found.values()}) == 4
-    assert len(collected.categories) == 3 * 3 * 6 and len(collected.embeddings) == 18
+    assert len(collected.categories) == 3 * 4 * 6 and len(collected.embeddings) == 18
 
 
 def test_an_interrupted_collection_resumes(answerer, questions, collected, tmp_path):
