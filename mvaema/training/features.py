@@ -23,7 +23,6 @@ from modeling_mvaema import MVaEMaModel
 from mvaema.students.loading import weights_fingerprint
 from mvaema.training.views import View
 
-
 # Images that a vision model is shown together on a CPU: the states of more do not fit its cache.
 CPU_IMAGES = 2
 
