@@ -2,7 +2,8 @@
 
 In the order of a student's life:
     new.py          a new student: its shapes, tokenizer, questions and categories
-    warm_start.py   the weights of a ViT and a BERT in a new student
+    vision.py       a pre-trained vision model: its kind, its images, its weights
+    warm_start.py   a vision model and the weights of a BERT in a new student
     loading.py      a student from a folder or the Hub, its adapters merged
     lora.py         LoRA adapters: added, saved, merged
     repository.py   the files of a model repository, replaced whole or not at all
