@@ -2,6 +2,7 @@
 
 In the order of a student's life:
     new.py          a new student: its shapes, tokenizer, questions and categories
+    lite0.py        EfficientNet-Lite0, a vision model that a Python package brings
     vision.py       a pre-trained vision model: its kind, its images, its weights
     warm_start.py   a vision model and the weights of a BERT in a new student
     loading.py      a student from a folder or the Hub, its adapters merged

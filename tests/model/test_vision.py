@@ -68,7 +68,9 @@ def test_image_states_are_those_of_the_encoder_called_by_hand(make_seeing, kind)
             pixels = torch.randn(2, 3, *size)
             expected = by_hand(model, kind, pixels)
             close(model.image_encoder(pixels), expected)
-    assert tuple(model.image_encoder.features(torch.zeros(1, 3, 32, 32)).shape[1:]) == FEATURES[kind]
+    assert (
+        tuple(model.image_encoder.features(torch.zeros(1, 3, 32, 32)).shape[1:]) == FEATURES[kind]
+    )
 
 
 def test_places_are_those_of_the_image_at_any_resolution():
