@@ -189,10 +189,12 @@ class MVaEMaConfig(PreTrainedConfig):
         vision_config (`PreTrainedConfig` or `dict`, *optional*):
             Configuration of the vision model that takes the place of the paper's ViT: any that
             transformers builds through `AutoModel`, timm's models included. `patch_size` then
-            means nothing.
+            means nothing: the vision model has its own, and what lies beyond the last whole patch
+            of an image is not seen.
         vision_feature_layer (`int` or `list[int]`, *optional*, defaults to -1):
-            Which of that model's hidden states are its features; -1 is its last output. Several
-            lie side by side: early layers of a network hold texture, late ones objects.
+            Which of that model's `hidden_states` are its features; -1 is its
+            `last_hidden_state`. Several lie side by side: early layers of a network hold texture,
+            late ones objects. Maps are averaged to the coarsest grid among them.
         categories (`dict[str, str]`, *optional*):
             Category name to the caption that names it; what `classify` ranks by default.
         questions (`dict[str, str]`, *optional*):
@@ -280,7 +282,7 @@ class MVaEMaConfig(PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "MVaEMaConfig":
-        """The configuration of a preset (`paper`, `small` or `base`), fields overridden.
+        """The configuration of a preset (a key of `PRESETS`), fields overridden.
 
         Raises:
             ValueError: there is no preset of that name.
@@ -323,6 +325,8 @@ class MVaEMaConfig(PreTrainedConfig):
             )
         if self.num_image_layers < 0:
             raise ValueError(f"num_image_layers must not be negative; got {self.num_image_layers}.")
+        if self.vision_feature_layer == []:
+            raise ValueError("vision_feature_layer names no layer; -1 is the last output.")
         if self.vision_config is None and self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size ({self.image_size}) must be a multiple of patch_size "

@@ -14,12 +14,12 @@ model repository.
 
 import operator
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, ImageProcessingMixin, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import get_class_in_module, init_hf_modules
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
@@ -215,7 +215,7 @@ class MVaEMaProcessor(ProcessorMixin, Portable):
         tokenizer,
         image_size: int = 224,
         max_length: int = 256,
-        of_vision: ImageProcessingMixin | None = None,
+        images: Mapping | None = None,
     ) -> "MVaEMaProcessor":
         """A processor with a tokenizer, to which missing special tokens are added.
 
@@ -223,16 +223,14 @@ class MVaEMaProcessor(ProcessorMixin, Portable):
             tokenizer: a tokenizer, or its name or folder.
             image_size: images are resized to a square of this side, in pixels.
             max_length: maximum length of a text, in tokens.
-            of_vision: image processor of a vision model, whose resampling, mean and deviation the
-                student takes over. Nothing is cropped: micrographs are seen whole.
+            images: fields of [`MVaEMaImageProcessor`] that differ from its own, such as the
+                `image_mean` of a vision model.
         """
         if isinstance(tokenizer, str | os.PathLike):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        values = {"size": {"height": image_size, "width": image_size}}
-        for name in ("resample", "image_mean", "image_std"):
-            if getattr(of_vision, name, None) is not None:
-                values[name] = getattr(of_vision, name)
-        return cls(MVaEMaImageProcessor(**values), _with_special_tokens(tokenizer, max_length))
+        size = {"height": image_size, "width": image_size}
+        image_processor = MVaEMaImageProcessor(size=size, **(images or {}))
+        return cls(image_processor, _with_special_tokens(tokenizer, max_length))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "MVaEMaProcessor":

@@ -13,13 +13,13 @@ This file travels with `layers_mvaema.py`: `save_pretrained` and `push_to_hub` c
 model repository.
 """
 
-import copy
 import inspect
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ModelOutput
 
 try:  # inside a model repository, where transformers loads this file as part of a package
     from .configuration_mvaema import MVaEMaConfig
@@ -62,6 +62,7 @@ class MVaEMaImageEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.add_input(config)  # first: a seed draws the weights in this order
         self.instruction_proj = (
             nn.Linear(config.hidden_size, config.hidden_size) if config.instruction_aware else None
         )
@@ -70,6 +71,10 @@ class MVaEMaImageEncoder(nn.Module):
             MVaEMaImageLayer(config) for _ in range(config.num_image_layers)
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def add_input(self, config: MVaEMaConfig) -> None:
+        """The modules that `features` and `embed` need."""
+        raise NotImplementedError
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """(images, channels, height, width) -> tokens (images, tokens, width) or a map (images,
@@ -118,19 +123,23 @@ class MVaEMaImageEncoder(nn.Module):
                 recorded.states(hidden_states)
         return hidden_states
 
-    def _check(self, pixel_values: Tensor) -> None:
+    def _check(self, pixel_values: Tensor, patch_size: int) -> None:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
                 f"pixel_values must be (images, {self.config.num_channels}, height, width); "
                 f"got {tuple(pixel_values.shape)}."
+            )
+        if min(pixel_values.shape[2:]) < patch_size:
+            raise ValueError(
+                f"pixel_values of {pixel_values.shape[2]} x {pixel_values.shape[3]} pixels are "
+                f"smaller than one patch (patch_size={patch_size})."
             )
 
 
 class MVaEMaViT(MVaEMaImageEncoder):
     """The paper's pre-norm ViT: patches, a [CLS] token, learned positions."""
 
-    def __init__(self, config: MVaEMaConfig):
-        super().__init__(config)
+    def add_input(self, config: MVaEMaConfig) -> None:
         self.patch_embedding = nn.Conv2d(
             config.num_channels,
             config.hidden_size,
@@ -143,12 +152,7 @@ class MVaEMaViT(MVaEMaImageEncoder):
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """The map of embedded patches; see `MVaEMaImageEncoder.features`."""
-        self._check(pixel_values)
-        if min(pixel_values.shape[2:]) < self.config.patch_size:
-            raise ValueError(
-                f"pixel_values of {pixel_values.shape[2]} x {pixel_values.shape[3]} pixels are "
-                f"smaller than one patch (patch_size={self.config.patch_size})."
-            )
+        self._check(pixel_values, self.config.patch_size)
         return self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
 
     def embed(self, features: Tensor) -> Tensor:
@@ -180,18 +184,91 @@ class MVaEMaVisionEncoder(MVaEMaImageEncoder):
             feature map.
     """
 
-    def __init__(self, config: MVaEMaConfig):
-        super().__init__(config)
-        self.vision_model = AutoModel.from_config(config.vision_config)
-        width = feature_width(config)
+    def add_input(self, config: MVaEMaConfig) -> None:
+        check_vision_config(config.vision_config)
+        if config.image_size < patch_size(config):
+            raise ValueError(
+                f"image_size ({config.image_size}) is smaller than one patch of the vision model "
+                f"({patch_size(config)})."
+            )
+        # Of the student's own dtype, not of the one that the checkpoint was stored in.
+        self.vision_model = AutoModel.from_config(
+            config.vision_config, dtype=torch.get_default_dtype(), trust_remote_code=False
+        )
+        self.options = {}
+        if "interpolate_pos_encoding" in inspect.signature(self.vision_model.forward).parameters:
+            self.options["interpolate_pos_encoding"] = True
+        if config.vision_feature_layer not in (-1, [-1]):
+            self.options["output_hidden_states"] = True
+        width = self._width()
         self.feature_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.projection = nn.Linear(width, config.hidden_size)
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """The vision model's tokens or map; see `MVaEMaImageEncoder.features`."""
-        self._check(pixel_values)
-        dtype = self.vision_model.dtype
-        return vision_features(self.vision_model, pixel_values.to(dtype), self.config)
+        self._check(pixel_values, patch_size(self.config))
+        output = self._seen(pixel_values.to(self.vision_model.dtype))
+        return chosen_features(output, self.config.vision_feature_layer)
+
+    def _seen(self, pixel_values: Tensor) -> ModelOutput:
+        return self.vision_model(pixel_values=pixel_values, **self.options)
+
+    def _blank(self) -> Tensor:
+        """An image without anything on it, for the vision model's shapes."""
+        shape = (1, self.config.num_channels, self.config.image_size, self.config.image_size)
+        return torch.zeros(shape, dtype=self.vision_model.dtype, device=self.vision_model.device)
+
+    def _width(self) -> int:
+        """Width of the features, found by a run, and what this has to be called with for them.
+
+        Raises:
+            ValueError: see the class.
+        """
+        model, pixels = self.vision_model, self._blank()
+        kind, attention = model.config.model_type, model.config._attn_implementation
+        # While a checkpoint is loaded, weights are on "meta", where only eager attention runs.
+        model.config._attn_implementation = "eager"
+        model.eval()
+        try:
+            with torch.no_grad():
+                output = self._seen(pixels)
+                if hasattr(output, "reshaped_hidden_states"):
+                    self.options["output_hidden_states"] = True
+                    output = self._seen(pixels)
+        except Exception as error:
+            raise ValueError(
+                f"vision_config: a {kind!r} model does not turn pixel_values of "
+                f"{tuple(pixels.shape)} into tokens or a feature map. Give a vision model, and an "
+                f"image_size that fits it. ({type(error).__name__}: {error})"
+            ) from error
+        finally:
+            model.config._attn_implementation = attention
+            model.train()
+        features = chosen_features(output, self.config.vision_feature_layer)
+        if features.ndim not in (3, 4):
+            raise ValueError(
+                f"vision_config: the features of a {kind!r} model have the shape "
+                f"{tuple(features.shape)}; expected tokens (images, tokens, width) or a map "
+                "(images, width, rows, columns)."
+            )
+        return features.shape[-1] if features.ndim == 3 else features.shape[1]
+
+    def unused_weights(self) -> set[str]:
+        """Names of the vision model's parameters that the features do not depend on.
+
+        Such as those of a pooler: in training they get no gradient.
+        """
+        names, parameters = zip(*self.vision_model.named_parameters(), strict=True)
+        trained = [parameter.requires_grad for parameter in parameters]
+        try:
+            self.vision_model.requires_grad_(True)
+            with torch.enable_grad():
+                features = self.features(self._blank())
+                gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True)
+        finally:
+            for parameter, flag in zip(parameters, trained, strict=True):
+                parameter.requires_grad_(flag)
+        return {name for name, found in zip(names, gradients, strict=True) if found is None}
 
     def embed(self, features: Tensor) -> Tensor:
         grid = features.shape[2:] if features.ndim == 4 else None
@@ -230,24 +307,18 @@ def _keep_frozen(module: nn.Module) -> None:
             _keep_frozen(child)
 
 
-def vision_features(model: PreTrainedModel, pixel_values: Tensor, config: MVaEMaConfig) -> Tensor:
-    """What a vision model makes of pixels: tokens (images, tokens, width) or a map (images, width,
-    rows, columns).
+def chosen_features(output: ModelOutput, layers: int | list[int]) -> Tensor:
+    """Of what a vision model returns, tokens (images, tokens, width) or a map (images, width, rows,
+    columns).
 
-    Several layers (`config.vision_feature_layer`) lie side by side in the width; maps are averaged
-    to the coarsest grid among them.
+    Args:
+        layers: as `vision_feature_layer` of the configuration.
 
     Raises:
-        ValueError: the layers have different numbers of tokens.
+        ValueError: there is no such layer, or layers have different numbers of tokens.
     """
-    layers, options = config.vision_feature_layer, {}
     layers = [layers] if isinstance(layers, int) else layers
-    if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
-        options["interpolate_pos_encoding"] = True
-    if layers != [-1]:
-        options["output_hidden_states"] = True
-    output = model(pixel_values=pixel_values, **options)
-    chosen = [output.last_hidden_state if i == -1 else output.hidden_states[i] for i in layers]
+    chosen = [_features_of(output, layer) for layer in layers]
     if len(chosen) == 1:
         return chosen[0]
     if all(x.ndim == 4 for x in chosen):
@@ -262,35 +333,63 @@ def vision_features(model: PreTrainedModel, pixel_values: Tensor, config: MVaEMa
     return torch.cat(chosen, dim=-1)
 
 
-def feature_width(config: MVaEMaConfig) -> int:
-    """Width of the features of `config.vision_config`, found by a run without numbers.
+def _features_of(output: ModelOutput, layer: int) -> Tensor:
+    """Tokens or a map of one layer."""
+    # Of models that are hierarchies of windows (Swin): the same tokens on their grid, as they know
+    # their place inside a window only.
+    maps = getattr(output, "reshaped_hidden_states", None)
+    if layer != -1:
+        states = output.hidden_states if maps is None else maps
+        if not -len(states) <= layer < len(states):
+            raise ValueError(
+                f"vision_feature_layer: there is no hidden state {layer} among the {len(states)}."
+            )
+        return states[layer]
+    states = output.last_hidden_state
+    if maps is not None:
+        return states.transpose(1, 2).unflatten(2, maps[-1].shape[2:])
+    pooled = getattr(output, "pooler_output", None)
+    if states.ndim == 4 and pooled is not None:
+        width = pooled.flatten(1).shape[1]
+        if states.shape[-1] == width != states.shape[1]:  # as timm's Swin: (rows, columns, width)
+            return states.movedim(-1, 1)
+    return states
+
+
+def patch_size(config: MVaEMaConfig) -> int:
+    """Side of the vision model's patches in pixels; 1 where it has none."""
+    size = getattr(config.vision_config, "patch_size", None)
+    return size if isinstance(size, int) else 1
+
+
+def check_vision_config(vision_config: PreTrainedConfig) -> None:
+    """That a configuration is of a model whose input are images, and nothing else.
 
     Raises:
-        ValueError: see `MVaEMaVisionEncoder`.
+        ValueError: it is not.
     """
-    vision_config, size = copy.deepcopy(config.vision_config), config.image_size
     kind = vision_config.model_type
-    try:
-        vision_config._attn_implementation = "eager"  # others have no kernels for meta tensors
-        with torch.device("meta"), torch.no_grad():
-            model = AutoModel.from_config(vision_config).eval()
-            pixels = torch.empty(1, config.num_channels, size, size, dtype=model.dtype)
-            features = vision_features(model, pixels, config)
-    except ImportError:
-        raise
-    except Exception as error:
+    if type(vision_config) not in MODEL_MAPPING:
+        raise ValueError(f"vision_config: AutoModel builds no model of the kind {kind!r}.")
+    model = MODEL_MAPPING[type(vision_config)]
+    if model.main_input_name != "pixel_values":
         raise ValueError(
-            f"vision_config: a {kind!r} model does not turn pixel_values of (1, "
-            f"{config.num_channels}, {size}, {size}) into tokens or a feature map. Give a vision "
-            f"model, and an image_size that fits it. ({type(error).__name__}: {error})"
-        ) from error
-    if features.ndim not in (3, 4):
-        raise ValueError(
-            f"vision_config: the features of a {kind!r} model have the shape "
-            f"{tuple(features.shape)}; expected tokens (images, tokens, width) or a map (images, "
-            "width, rows, columns)."
+            f"vision_config: a {kind!r} model is no vision model: it takes "
+            f"{model.main_input_name}, not pixel_values."
         )
-    return features.shape[-1] if features.ndim == 3 else features.shape[1]
+    others = [
+        parameter.name
+        for parameter in list(inspect.signature(model.forward).parameters.values())[1:]
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and parameter.name != "pixel_values"
+    ]
+    if others:
+        raise ValueError(
+            f"vision_config: a {kind!r} model needs {', '.join(others)} beside pixel_values: its "
+            "images have no fixed size (NaFlex). Take a checkpoint of a fixed resolution, such as "
+            "google/siglip2-base-patch16-224."
+        )
 
 
 def grid_positions(rows: int, columns: int, width: int) -> Tensor:

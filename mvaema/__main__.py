@@ -23,6 +23,7 @@ COMMANDS = {
     "folds": Command("hold out micrographs that share no specimen with the others", "train"),
     "synthetic": Command("render a dataset of simulated micrographs", "train"),
     "teach": Command("ask a large vision model about each micrograph", "teacher"),
+    "eyes": Command("write a small pre-trained vision model, without a model hub", "lite"),
     "train": Command("train a student, or one per fold", "train"),
     "eval": Command("score a student and write the report", "eval"),
     "ask": Command("ask a student about micrographs", "train,microscopy"),

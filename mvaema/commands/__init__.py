@@ -6,6 +6,7 @@ order a lab uses them:
     folds.py       folds that do not leak, and a hold-out split
     synthetic.py   simulated micrographs to a dataset
     teach.py       a large vision model's answers; also generate_teacher_data.py
+    eyes.py        EfficientNet-Lite0, to start a student from
     train.py       a student, or one per fold; also train.py at the root
     eval.py        scores and the report; also eval.py at the root
     ask.py         questions to a student

@@ -2,7 +2,9 @@
 
 In the order of a student's life:
     new.py          a new student: its shapes, tokenizer, questions and categories
-    warm_start.py   a pre-trained vision model, and the weights of a BERT, in a new student
+    lite0.py        EfficientNet-Lite0, a vision model that a Python package brings
+    vision.py       a pre-trained vision model: its kind, its images, its weights
+    warm_start.py   a vision model and the weights of a BERT in a new student
     freezing.py     which part of the vision model is trained
     loading.py      a student from a folder or the Hub, its adapters merged
     lora.py         LoRA adapters: added, saved, merged

@@ -1,9 +1,11 @@
 """LoRA adapters: a trained student learns a new domain by a few percent of its weights.
 
 What is special about it:
-- one list of targets for every preset: the attentions and mlps of the image encoder and of the text
-  stack (docs/own_images.md compares other choices). The three modes of the text stack share their
-  modules, so each is wrapped once, what one mode learns the others have, and merging is exact;
+- one pattern of targets for every preset: the attentions and mlps of the student's own layers, in
+  image encoder and text stack, and the projection of a vision model's features (docs/own_images.md
+  compares other choices). A pre-trained vision model itself stays as it is, whatever its layers are
+  called. The three modes of the text stack share their modules, so each is wrapped once, what one
+  mode learns the others have, and merging is exact;
 - the heads that the losses end in (`itm_head`, `image_proj`, `text_proj`) are small and trained
   whole. Everything else stays the base's, including the embeddings and the ITC temperature (which
   is not a module, and peft can save nothing else whole).
@@ -26,7 +28,11 @@ from modeling_mvaema import MVaEMaModel
 from mvaema.students.loading import base_of, load_student
 from mvaema.students.repository import replacing_files, save_repository
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
+# A regular expression, of whole names.
+TARGETS = (
+    r"(image_encoder|text_stack)\.layers\.\d+\.\w+\.(q_proj|k_proj|v_proj|o_proj|fc1|fc2)"
+    r"|image_encoder\.projection"
+)
 TRAINED_WHOLE = ["itm_head", "image_proj", "text_proj"]
 
 

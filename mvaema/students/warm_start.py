@@ -11,19 +11,13 @@ What is special about it:
 import logging
 
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    ImageProcessingMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from configuration_mvaema import MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
+from mvaema.students.vision import copy_vision, preprocessing, read_config, vision_config
 from processing_mvaema import MVaEMaProcessor
+from vision_mvaema import patch_size
 
 logger = logging.getLogger(__name__)
 
@@ -52,34 +46,34 @@ def from_encoders(
         the model, its `processor` set.
 
     Raises:
-        ValueError: no checkpoint is given, one is of the wrong kind, or the image size or a field
-            does not fit it.
+        ValueError: no checkpoint is given, one is of the wrong kind or incomplete, or the image
+            size or a field does not fit it.
+        OSError: a checkpoint is not there.
+        ImportError: the vision model is of timm, which is missing.
     """
     if vision is None and text is None:
         raise ValueError("from_encoders needs a vision checkpoint, a text checkpoint, or both.")
     if (text is None) == (tokenizer is None):
         raise ValueError("from_encoders needs a text checkpoint or a tokenizer, not both.")
-    fields, of_vision, bert = {}, None, None
+    vision, text = (None if name is None else str(name) for name in (vision, text))
+    fields, images, bert = {}, {}, None
     if vision is not None:
-        of_vision = _image_processor(vision)
-        fields |= {"vision_config": _vision_config(vision), "num_image_layers": 0}
-        fields["image_size"] = _image_size(of_vision, fields["vision_config"])
+        fields |= {"vision_config": vision_config(vision), "num_image_layers": 0}
+        images = preprocessing(vision, fields["vision_config"])
+        fields["image_size"] = images.pop("image_size")
     if text is not None:
         bert = _load_bert(text)
         fields |= _text_fields(bert, overrides)
     fields |= overrides
     shapes = MVaEMaConfig(**fields)
     processor = MVaEMaProcessor.from_tokenizer(
-        text or tokenizer, shapes.image_size, shapes.max_position_embeddings, of_vision
+        text or tokenizer, shapes.image_size, shapes.max_position_embeddings, images
     )
     model = MVaEMaModel(MVaEMaConfig(**{**fields, **processor.token_fields()}))
     model.processor = processor
     copied = []
     if vision is not None:
-        config = model.config.vision_config
-        source = AutoModel.from_pretrained(vision, config=config, dtype=model.dtype)
-        model.image_encoder.vision_model.load_state_dict(source.state_dict())
-        copied.append(f"image_encoder.vision_model ({config.model_type})")
+        copied.append(copy_vision(vision, model))
     if bert is not None:
         copied += _copy_bert(bert, model, processor.tokenizer.sep_token_id)
     _say(model, copied)
@@ -87,57 +81,26 @@ def from_encoders(
 
 
 def _say(model: MVaEMaModel, copied: list[str]) -> None:
-    names = [name.split(" ")[0] for name in copied]
+    """Log what was copied, what is projected and what is new."""
+    config, told = model.config, []
     new = {
         _module_of(name)
         for name, _ in model.named_parameters()
-        if not any(name.startswith(f"{done}.") or _module_of(name) == done for done in names)
+        if not any(name.startswith(f"{done}.") or _module_of(name) == done for done in copied)
     }
-    projected = "image_encoder.projection" in new
-    logger.warning(
-        "from_encoders: copied %s;%s new, to be trained: %s.",
-        ", ".join(sorted(copied)),
-        f" its features of width {model.image_encoder.projection.in_features} are projected to "
-        f"{model.config.hidden_size};"
-        if projected
-        else "",
-        ", ".join(sorted(new)),
-    )
-
-
-def _config_of(name: str, argument: str) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except ValueError as error:
-        raise ValueError(f"{argument}: {name!r} holds no model of transformers: {error}") from error
-
-
-def _vision_config(name: str) -> PreTrainedConfig:
-    """Of the vision model itself, where the checkpoint is of a model that has one."""
-    config = _config_of(name, "vision")
-    return getattr(config, "vision_config", None) or config
-
-
-def _image_processor(name: str) -> ImageProcessingMixin:
-    try:
-        return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"vision: {name!r} has no image processor (preprocessor_config.json), so it is no "
-            f"vision checkpoint, or an incomplete one: {error}"
-        ) from error
-
-
-def _image_size(processor: ImageProcessingMixin, config: PreTrainedConfig) -> int:
-    """Side of the square that the vision model was made for, in pixels."""
-    names = ("crop_size", "size") if getattr(processor, "do_center_crop", False) else ("size",)
-    for size in (getattr(processor, name, None) for name in names):
-        if size is not None:
-            found = size.get("height") or size.get("shortest_edge") or size.get("longest_edge")
-            if found:
-                return found
-    shape = (getattr(config, "pretrained_cfg", None) or {}).get("input_size")  # of a timm model
-    return shape[-1] if shape else getattr(config, "image_size", MVaEMaConfig.image_size)
+    told.append(f"copied {', '.join(sorted(copied))}")
+    if config.vision_config is not None:
+        told.append(
+            f"the features of {config.vision_config.model_type}, of width "
+            f"{model.image_encoder.projection.in_features}, are projected to {config.hidden_size}"
+        )
+        if rest := config.image_size % patch_size(config):
+            told.append(
+                f"images of {config.image_size} pixels are not a multiple of its patches of "
+                f"{patch_size(config)}: it may not see the last {rest} rows and columns"
+            )
+    told.append(f"new, to be trained: {', '.join(sorted(new))}")
+    logger.warning("from_encoders: %s.", "; ".join(told))
 
 
 def _module_of(name: str) -> str:
@@ -147,7 +110,7 @@ def _module_of(name: str) -> str:
 
 
 def _load_bert(name: str) -> PreTrainedModel:
-    found = _config_of(name, "text").model_type
+    found = read_config(name, "text").model_type
     if found != "bert":
         raise ValueError(f"text must be a 'bert' checkpoint; {name!r} is a {found!r} checkpoint.")
     return AutoModel.from_pretrained(name, add_pooling_layer=False)
