@@ -18,6 +18,7 @@ Data passes through three steps, each usable by itself: collect, score, report. 
     lengths.py            lengths stated in an answer
     categories.py         classification and its calibration
     intervals.py          confidence intervals and p-values
+    judge.py              grades that a chat model gives to answers
   report
     report.py             figures to one folder with a page
     tables.py             figures to tables

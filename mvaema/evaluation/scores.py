@@ -15,6 +15,8 @@ What is special about it:
                                    student, its variants, models compared with, the references
     classification                 method ("ITC", "ITM", "LM", "chance") to scores
                                    (`mvaema.evaluation.categories.score_categories`); may be empty
+    judge                          of `--judge` only: its grades
+                                   (`mvaema.evaluation.judge.Judge.grade`)
     comparisons                    "first → second" to comparison
                                    (`mvaema.evaluation.records.compare`)
 """
