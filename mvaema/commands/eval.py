@@ -24,10 +24,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         (EvaluationArguments, JudgeArguments), prog=prog, description=__doc__, allow_abbrev=False
     )
     try:
-        args, judging = parser.parse_args_into_dataclasses(argv)
+        args, judging, rest = parser.parse_args_into_dataclasses(
+            argv, return_remaining_strings=True
+        )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if rest:  # without values: one may be a key
+        flags = [word.partition("=")[0] for word in rest if word.startswith("-")]
+        parser.error(f"unrecognized arguments: {' '.join(flags) or 'a value without a flag'}")
     datasets.disable_progress_bars()
     disable_progress_bar()
     # It warns of every dataset folder whose README is not a Hub card.
