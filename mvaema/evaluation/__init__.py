@@ -24,6 +24,7 @@ Data passes through three steps, each usable by itself: collect, score, report. 
     sight.py              image gain, and which answer is true
     support.py            whether the matching head knows a good answer
     intervals.py          confidence intervals and p-values
+    judge.py              grades that a chat model gives to answers
   report
     report.py             figures to one folder with a page
     tables.py             figures to tables

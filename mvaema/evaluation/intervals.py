@@ -8,7 +8,7 @@ Treating answers as independent would make the intervals too narrow.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import permutation_test
+from scipy.stats import permutation_test, rankdata
 
 
 def cluster_bootstrap(
@@ -54,6 +54,33 @@ def mean_intervals(
         else (None, None)
         for column, column_draws in zip(values.T, draws.T, strict=True)
     ]
+
+
+def rank_correlation(
+    first: np.ndarray,
+    second: np.ndarray,
+    clusters: Sequence[str],
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, float | None]:
+    """Spearman's `rho` of two columns (n,), and its 95 % interval `low`, `high`.
+
+    The interval resamples clusters and keeps the ranks of the whole. All are None where a column
+    does not vary, and the interval where there are fewer than two clusters.
+    """
+    rho = low = high = None
+    if len(first) > 1 and np.ptp(first) > 0 and np.ptp(second) > 0:
+        x, y = (rankdata(column) for column in (first, second))
+        rho = float(np.corrcoef(x, y)[0, 1])
+        if len(set(clusters)) > 1:
+            columns = np.stack([x, y, x * x, y * y, x * y], axis=1)
+            mx, my, xx, yy, xy = cluster_bootstrap(columns, clusters, n_resamples, seed).T
+            with np.errstate(invalid="ignore", divide="ignore"):  # a resample that does not vary
+                draws = (xy - mx * my) / np.sqrt((xx - mx**2) * (yy - my**2))
+            draws = draws[np.isfinite(draws)]
+            if len(draws):
+                low, high = np.percentile(draws, [2.5, 97.5]).tolist()
+    return {"n": len(first), "rho": rho, "low": low, "high": high}
 
 
 def cluster_permutation_p_value(

@@ -8,6 +8,7 @@ What is special about it:
 """
 
 import datetime
+import sqlite3
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mvaema.evaluation.report import write_report
 from mvaema.evaluation.scores import score
 from mvaema.evaluation.wordnet import ensure_wordnet
 from mvaema.files import read_json_lines
+from mvaema.teacher.requests import RequestArguments, check_positive
 
 
 @dataclass
@@ -93,8 +95,34 @@ class EvaluationArguments:
     )
 
 
-def evaluate(args: EvaluationArguments) -> dict:
+@dataclass(kw_only=True)
+class JudgeArguments(RequestArguments):
+    """A model that grades answers; every field is a flag of `mvaema eval`."""
+
+    judge: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of a vision model at --endpoint that grades each answer against image "
+            "and reference. Replies are kept: rerun to resume, and nothing is paid for twice."
+        },
+    )
+
+    def __post_init__(self):
+        check_positive(self, ("max_tokens", "concurrency", "timeout", "max_cost"))
+        if self.judge and not self.endpoint:
+            raise ValueError(
+                "--judge needs --endpoint, the base URL of an OpenAI-compatible server, as in "
+                "http://localhost:8000/v1."
+            )
+        if self.endpoint and not self.judge:
+            raise ValueError("--endpoint needs --judge, the name of the model there.")
+
+
+def evaluate(args: EvaluationArguments, judging: JudgeArguments | None = None) -> dict:
     """Ask every question of a split, score the answers and write the report.
+
+    Args:
+        judging: a judge to grade the answers with.
 
     Returns:
         the results (`mvaema/evaluation/scores.py`), as in `output_dir/results.json`.
@@ -106,11 +134,15 @@ def evaluate(args: EvaluationArguments) -> dict:
         ValueError: the model cannot be asked, or does not know the dataset's categories.
         LookupError: `synonyms`, and this machine has no WordNet.
     """
-    return evaluate_questions(args, load_questions(args.dataset, args.split, args.train_split))
+    questions = load_questions(args.dataset, args.split, args.train_split)
+    return evaluate_questions(args, questions, judging=judging)
 
 
 def evaluate_questions(
-    args: EvaluationArguments, questions: Questions, name: str | None = None
+    args: EvaluationArguments,
+    questions: Questions,
+    name: str | None = None,
+    judging: JudgeArguments | None = None,
 ) -> dict:
     """`evaluate` with questions that are loaded already.
 
@@ -120,9 +152,15 @@ def evaluate_questions(
     if args.synonyms:
         ensure_wordnet()
     name = name or name_of(args.model)
+    judge = _judge(judging)
     collected = _collect(args, questions)
     others = _compared(args, questions) if args.compare else {}
     figures, answers = score(questions, collected, name, others, args.synonyms)
+    if judge:
+        try:
+            figures["judge"], answers = judge.grade(questions, answers, Path(args.output_dir))
+        except (RuntimeError, sqlite3.Error) as error:  # of the journal; answers are complete
+            raise ValueError(str(error)) from error
     results = {
         "model": args.model,
         "dataset": questions.dataset,
@@ -148,6 +186,19 @@ def evaluate_questions(
 def name_of(model: str) -> str:
     """What to call a model: its folder's name, or its Hub id."""
     return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def _judge(judging: JudgeArguments | None):
+    """The judge, checked before a student is asked anything; None if there is to be none."""
+    if judging is None or not judging.judge:
+        return None
+    try:
+        from mvaema.evaluation.judge import Judge  # the only part that needs a client
+    except ImportError as error:
+        raise ValueError(
+            f"--judge needs {error.name}; install it with pip install 'mvaema[teacher]'."
+        ) from error
+    return Judge(judging)
 
 
 def _collect(args: EvaluationArguments, questions: Questions) -> Collected:

@@ -22,6 +22,8 @@ What is special about it:
                                    (`mvaema.evaluation.sight`); empty if the model is no student
     support                        what is predicted to how well the student's ITM predicts it
                                    (`mvaema.evaluation.support`)
+    judge                          of `--judge` only: its grades
+                                   (`mvaema.evaluation.judge.Judge.grade`)
     comparisons                    "first → second" to comparison
                                    (`mvaema.evaluation.records.compare`); its `sight` is another
 """

@@ -25,6 +25,7 @@ def result_tables(results: Mapping) -> list[Table]:
             tables.append(_part_table(f"{student}, per {title}", title, results, summaries))
     tables += _facts_tables(results)
     tables.append(_lengths_table(_overall(results)))
+    tables += judge_tables(results)
     for name, comparison in results.get("comparisons", {}).items():
         tables += _comparison_tables(name, comparison)
     classification = results.get("classification", {})
@@ -110,6 +111,54 @@ def _facts_tables(results: Mapping) -> list[Table]:
             "Which words assert which fact: `mvaema/evaluation/facts.toml`.",
         ),
     ]
+
+
+def judge_tables(results: Mapping) -> list[Table]:
+    """The grades of everyone that a judge graded, and what they agree with; none without a judge.
+
+    Returns:
+        the grades of all, those of the student per question group, and the agreement.
+    """
+    if not (judge := results.get("judge")) or not judge["graded"]:
+        return []
+    names = ["Correctness (↑)", "Completeness (↑)", "False claims (↓)"]
+    student = student_of(results)
+
+    def row(name: str, summary: Mapping) -> list[str]:
+        grades = (f"{g['mean']:.2f} {_span(g, '.2f')}" for g in summary["scores"].values())
+        return [name, str(summary["n"]), *grades]
+
+    tables = [
+        Table(
+            f"Grades by {judge['model']}",
+            ["Method", "Answers", *names],
+            [row(who, summary["overall"]) for who, summary in judge["answers"].items()],
+            f"Grades from 0 to 3, with 95 % intervals over clusters. {judge['graded']} of "
+            f"{judge['asked']} answers were graded.",
+        )
+    ]
+    if student in judge["answers"]:
+        parts = judge["answers"][student]["by_question"]
+        title = f"Grades of {student} by {judge['model']}, per question group"
+        rows = [row(question, summary) for question, summary in parts.items()]
+        tables.append(Table(title, ["Question group", "Answers", *names], rows))
+    agreement = [
+        [
+            measure.replace("_", " "),
+            *(
+                "–" if a["rho"] is None else f"{a['rho']:+.2f} {_span(a, '+.2f')}"
+                for a in of.values()
+            ),
+        ]
+        for measure, of in judge["agreement"].items()
+    ]
+    note = f"Spearman's rank correlation over the answers of {student}, with 95 % intervals."
+    tables.append(Table("Agreement with the judge", ["Measure", *names], agreement, note))
+    return tables
+
+
+def _span(figure: Mapping, form: str) -> str:
+    return "" if figure["low"] is None else f"[{figure['low']:{form}}, {figure['high']:{form}}]"
 
 
 _FACT_HEADER = ["Right (↑)", "False (↓)", "Unsupported", "Precision", "Recall"]

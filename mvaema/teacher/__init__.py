@@ -1,7 +1,8 @@
 """The teacher: instruction data from any OpenAI-compatible vision model.
 
 In the order in which data passes through:
-    arguments.py   what a user may choose
+    requests.py    where requests may be sent, how fast and for how much: for all who ask
+    arguments.py   what a user of the teacher may choose
     run.py         one run: from checked arguments to answers in the journal
     preparing.py   from a micrograph to the bytes that leave the lab
     prompt.py      from image, caption, scale and question to a request, and its fingerprint

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from mvaema.micrographs.schema import OUTCOMES
 from mvaema.teacher.batch import BatchLimits
 from mvaema.teacher.prompt import Sampling
+from mvaema.teacher.requests import RequestArguments, check_positive
 
 POSITIVE = (
     "max_tokens",
@@ -31,7 +32,7 @@ class ExportArguments:
         }
     )
     prices: str | None = field(
-        default=None, metadata={"help": "Prices file instead of mvaema/teacher/prices.yaml."}
+        default=None, metadata=RequestArguments.__dataclass_fields__["prices"].metadata
     )
     push_to_hub: str | None = field(
         default=None, metadata={"help": "Repository (owner/name) to upload the dataset to."}
@@ -55,7 +56,7 @@ class MergeArguments(ExportArguments):
 
 
 @dataclass(kw_only=True)
-class AskArguments(ExportArguments):
+class AskArguments(RequestArguments, ExportArguments):
     """What is asked, whom, and how carefully."""
 
     images: str = field(
@@ -67,24 +68,7 @@ class AskArguments(ExportArguments):
     teacher_model: str = field(metadata={"help": "Name of the vision model at the endpoint."})
     endpoint: str = field(
         default="http://localhost:8000/v1",
-        metadata={
-            "help": "Base URL of an OpenAI-compatible server (vLLM, Ollama, llama.cpp, "
-            "transformers serve, OpenAI, ...)."
-        },
-    )
-    api_key_env: str | None = field(
-        default=None,
-        metadata={
-            "help": "Environment variable that holds the key. By default OPENAI_API_KEY for an "
-            "external endpoint, and no key for a private one."
-        },
-    )
-    allow_external: bool = field(
-        default=False,
-        metadata={
-            "help": "Permit an endpoint outside the private address ranges: micrographs leave "
-            "the network."
-        },
+        metadata=RequestArguments.__dataclass_fields__["endpoint"].metadata,
     )
     split: str = field(
         default="train", metadata={"help": "Split to read where --images is a dataset."}
@@ -99,41 +83,13 @@ class AskArguments(ExportArguments):
         default=Sampling.temperature, metadata={"help": "Sampling temperature."}
     )
     top_p: float = field(default=Sampling.top_p, metadata={"help": "Nucleus sampling."})
-    max_tokens: int = field(
-        default=Sampling.max_tokens,
-        metadata={"help": "Output tokens of one reply, at most, reasoning included."},
-    )
-    profile: str = field(
-        default="standard",
-        metadata={
-            "help": "How parameters are passed: `standard`, `max-completion-tokens` (newer name "
-            "of the limit), or `reasoning` (models that refuse temperature and top_p). Recorded "
-            "with the answers."
-        },
-    )
-    max_side: int = field(
-        default=1024, metadata={"help": "Longer side of prepared images, in pixels."}
-    )
     image_format: str = field(
         default="png", metadata={"help": "`png` (lossless), `jpeg` or `webp` (smaller uploads)."}
-    )
-    crop_info_bar: bool = field(
-        default=False,
-        metadata={
-            "help": "Crop burnt-in info bars before sending (they may name lots and operators)."
-        },
-    )
-    concurrency: int = field(
-        default=64,
-        metadata={
-            "help": "Requests in flight, at most. Fewer are sent when the server answers 429."
-        },
     )
     requests_per_minute: float | None = field(default=None, metadata={"help": "Cap on requests."})
     tokens_per_minute: float | None = field(
         default=None, metadata={"help": "Cap on tokens, in and out together."}
     )
-    timeout: float = field(default=600.0, metadata={"help": "Seconds to wait for one reply."})
     retry: list[str] = field(
         default_factory=list,
         metadata={
@@ -173,15 +129,6 @@ class AskArguments(ExportArguments):
         default=None,
         metadata={"help": "Ask about the first N images only and extrapolate; the answers count."},
     )
-    max_cost: float | None = field(
-        default=None,
-        metadata={
-            "help": "US dollars that all replies of this run or shard, earlier ones included, may "
-            "cost together. One request is sent alone until its reply shows what a request costs; "
-            "it may pass the limit. After that, the limit is passed only where requests cost more "
-            "than any before, and by one request in flight each at most."
-        },
-    )
     export: bool = field(
         default=True, metadata={"help": "Whether to write the dataset at the end."}
     )
@@ -192,10 +139,7 @@ class AskArguments(ExportArguments):
             raise ValueError(
                 f"--retry {' '.join(wrong)}: expected some of {', '.join(OUTCOMES[1:])}."
             )
-        for name in POSITIVE:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"--{name} must be positive, not {value}.")
+        check_positive(self, POSITIVE)
         found = re.fullmatch(r"(\d+)/(\d+)", self.shard)
         if not found or int(found[1]) >= int(found[2]):
             raise ValueError(f"--shard must be i/n with 0 <= i < n, as in 3/100, not {self.shard}.")

@@ -29,6 +29,10 @@ class Plan:
     retry: frozenset[str] = frozenset()
     retry_until: int = 0
 
+    def asked_about(self, image: PreparedImage) -> tuple[str, ...]:
+        """Ids of the questions about an image."""
+        return self.question_ids
+
     def text(self, image: PreparedImage, question_id: str) -> str:
         """The rendered prompt of one question."""
         return self.prompt.render(
@@ -67,11 +71,11 @@ class Plan:
         attempts = journal.attempts(image.image_id)
         in_batches = journal.in_batches(image.image_id)
         questions = []
-        for question_id in self.question_ids:
+        for question_id in self.asked_about(image):
             name = self.fingerprint(image, question_id)
             earlier = attempts.get(name, [])
             settled = [row for row in earlier if row["settled"]]
-            if name in in_batches or (settled and not self._again(settled)):
+            if name in in_batches or (settled and not self._again(name, settled)):
                 continue
             questions.append(
                 Question(
@@ -86,7 +90,7 @@ class Plan:
             )
         return questions
 
-    def _again(self, settled: list) -> bool:
+    def _again(self, fingerprint: str, settled: list) -> bool:
         last = settled[-1]
         return (
             last["outcome"] in self.retry

@@ -191,7 +191,7 @@ class TeacherRun:
                         asker.run(questions)
                 else:
                     asker = Asker(*shared, self._limits(), args.timeout, on_progress)
-                    asyncio.run(_interruptible(asker, questions()))
+                    asyncio.run(interruptible(asker, questions()))
             return RunResult(
                 accounts.tally,
                 time.monotonic() - began,
@@ -249,7 +249,7 @@ def _stopped_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-async def _interruptible(asker: Asker, questions: Iterator[list[Question]]):
+async def interruptible(asker: Asker, questions: Iterator[list[Question]]):
     """Run the asker. The first Ctrl-C (or SIGTERM, or SIGHUP) finishes the requests in flight, the
     second does not wait for them."""
     loop = asyncio.get_running_loop()
