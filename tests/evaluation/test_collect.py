@@ -76,7 +76,7 @@ def test_answers_and_categories_are_those_of_asking_by_hand(collected, student, 
     found = {condition: collected.predictions(condition) for condition in CONDITIONS}
     assert found == expected
     assert len({tuple(sorted(answers.items())) for answers in found.values()}) == 3
-    assert len(collected.categories) == 4 * 6 and len(collected.embeddings) == 18
+    assert len(collected.categories) == 3 * 6 and len(collected.embeddings) == 18
 
 
 def test_an_interrupted_collection_resumes(answerer, questions, collected, tmp_path):
