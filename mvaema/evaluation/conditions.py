@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from PIL import Image
 
+from decoding_mvaema import BLANK_GREY
 from mvaema.evaluation.questions import Questions
 from mvaema.micrographs.dataset import decode_image
 
@@ -18,7 +19,6 @@ PLAIN, CAPTION, BLANK, OTHER = CONDITIONS = (
     "blank image",
     "another micrograph",
 )
-BLANK_GREY = 128
 
 
 def blank_image(size: tuple[int, int] = (64, 64)) -> Image.Image:
