@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     _show_answers(student, data)
     say("Done")
     chance = results["classification"]["chance"]["top_1"]
-    for method in ("ITC", "ITM", "LM"):
+    for method in ("ITC", "ITM", "LM", "ITC+ITM"):
         top_1 = results["classification"][method]["top_1"]
         print(f"Category by {method}: {top_1:.2f} correct (chance: {chance:.2f})")
     print(f"Open {args.output_dir / 'report' / 'index.html'}")
