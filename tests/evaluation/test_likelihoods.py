@@ -7,8 +7,8 @@ from PIL import Image
 from support.tiny_student import save_tiny_student
 from transformers import AutoModel
 
-from mvaema.evaluation.likelihoods import Scorer, eager_attention, image_grid
 from modeling_mvaema import MVaEMaModel
+from mvaema.evaluation.likelihoods import Scorer, eager_attention, image_grid
 
 PROMPTS = ["What is it?", "The scale bar marks 1 µm. How large are the structures?"]
 # More than one pass, and of many lengths.
