@@ -97,6 +97,18 @@ def test_what_was_not_trained_is_not_asked(answerer, asked, tmp_path):
     assert not any({"losses", "loss", "similarities"} & r.keys() for r in file.rows)
 
 
+def assert_alike(rows: list[dict], others: list[dict]) -> None:
+    """Equal, but for what float32 differs between batches."""
+    for row, other in zip(rows, others, strict=True):
+        assert row.keys() == other.keys()
+        for name, value in row.items():
+            assert value == (other[name] if isinstance(value, str) else approx(other[name]))
+
+
+def approx(value):
+    return pytest.approx(value, abs=1e-3)
+
+
 class Encoded:
     """How many images a model has encoded; it may be interrupted before one of them."""
 
@@ -129,7 +141,8 @@ def test_nothing_is_scored_twice(rows, answerer, asked, tmp_path):
     assert first.count + second.count == 16 + 16 + 2
     assert path.read_bytes().startswith(before)
     found = {(r["condition"], *key_of(r)): r for r in resumed.rows}
-    assert len(resumed.rows) == len(found) and found == rows
+    assert len(resumed.rows) == len(found)
+    assert_alike(list(found.values()), [rows[key] for key in found])
 
 
 def test_attention_maps_resume_and_leave_empty_answers_out(answerer, asked, tmp_path):
@@ -178,5 +191,8 @@ def test_a_killed_process_resumes(student, sights, asked, tmp_path):
     resumed = collect(answerer, asked, report, classify=False)
     whole = collect(answerer, asked, tmp_path / "whole", classify=False)
     assert (report / "likelihoods.jsonl").read_bytes().startswith(before)
-    assert sorted(map(str, resumed.likelihoods)) == sorted(map(str, whole.likelihoods))
+    by_key = {(r["condition"], *key_of(r)): r for r in whole.likelihoods}
+    assert len(resumed.likelihoods) == len(by_key) == 160
+    keys = [(r["condition"], *key_of(r)) for r in resumed.likelihoods]
+    assert_alike(resumed.likelihoods, [by_key.pop(key) for key in keys])
     assert read_json_lines(report / "attention.jsonl") == whole.attention
