@@ -46,8 +46,8 @@ WAYS = {
 ANSWER, MICROGRAPH = "answer", "micrograph"
 GAINS = ("image_gain", "own_gain")
 PREFIX = {ANY: "", SAME: "same_"}
-# Scores in float32 differ that much between batches though they are the same.
-TIE = 1e-3
+# Scores that agree to this many decimals are equal: float32 differs by 1e-5 between batches.
+DECIMALS = 3
 CHANCES = "chance"
 
 
@@ -67,6 +67,8 @@ def _labels() -> dict[str, str]:
 
 
 LABELS = _labels()
+
+LOSSES = ("loss", "tokens", "losses")  # what a caption in the prompt changes
 
 Rows = Mapping[tuple[str, str], dict]  # of `likelihoods.jsonl` under one condition
 
@@ -103,14 +105,16 @@ def sight_records(
 def rows_under(questions: Questions, collected: Collected, condition: str) -> Rows:
     """The rows of `likelihoods.jsonl` under a condition, by key.
 
-    Without a known caption, the row under `CAPTION` is the plain one.
+    Without a known caption, the losses under `CAPTION` are the plain ones.
 
     Raises:
         ValueError: rows are missing.
     """
     rows = {key_of(r): r for r in collected.likelihoods if r["condition"] == condition}
     if condition == CAPTION:
-        rows = {**rows_under(questions, collected, PLAIN), **rows}
+        plain = rows_under(questions, collected, PLAIN)
+        told = {key: {n: r[n] for n in LOSSES if n in r} for key, r in plain.items()}
+        rows = {**told, **rows}
     missing = [r for r in questions.records if key_of(r) not in rows]
     if missing:
         raise ValueError(
@@ -153,14 +157,15 @@ def comparable(records: list[Record]) -> list[Record]:
 
 
 def rank_scores(scores: list[float], true: int) -> tuple[float, float]:
-    """Whether the true one is first, and 1 / its rank; equals are put in random order.
+    """Whether the true one is first, and 1 / its rank; the mean over all orders of equal ones.
 
     Args:
-        scores: of all that are ranked, higher is better. Those within `TIE` are equal.
+        scores: of all that are ranked, higher is better. Equal to `DECIMALS` is equal.
         true: the number of the true one.
     """
-    better = sum(score > scores[true] + TIE for score in scores)
-    equal = sum(abs(score - scores[true]) <= TIE for score in scores)
+    rounded = [round(score, DECIMALS) for score in scores]
+    better = sum(score > rounded[true] for score in rounded)
+    equal = rounded.count(rounded[true])
     ranks = range(better + 1, better + equal + 1)
     return float(better == 0) / equal, sum(1 / rank for rank in ranks) / equal
 

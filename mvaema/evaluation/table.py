@@ -30,8 +30,8 @@ def mean_std(score: Mapping | None) -> str:
 
 
 def mean_interval(score: Mapping | None) -> str:
-    return f"{score['mean']:.3f} {interval(score)}" if score and score["n"] else "–"
+    return f"{score['mean']:z.3f} {interval(score)}" if score and score["n"] else "–"
 
 
-def interval(score: Mapping, form: str = ".3f") -> str:
+def interval(score: Mapping, form: str = "z.3f") -> str:
     return "–" if score["low"] is None else f"[{score['low']:{form}}, {score['high']:{form}}]"

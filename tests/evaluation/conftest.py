@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from nltk.corpus import WordNetCorpusReader
 from nltk.corpus.util import LazyCorpusLoader
 from PIL import Image
+from support.sights import write_sights
 from support.tiny_student import MAX_NEW_TOKENS, save_tiny_student, write_splits
 
 from mvaema.evaluation import wordnet
@@ -80,3 +81,15 @@ def no_wordnet(monkeypatch, tmp_path) -> list:
     wordnet.ensure_wordnet.cache_clear()
     yield downloads
     wordnet.ensure_wordnet.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def sights(tmp_path_factory) -> Path:
+    """The folder of a dataset that has to be looked at (`support/sights.py`)."""
+    return write_sights(tmp_path_factory.mktemp("sights") / "data")
+
+
+@pytest.fixture(scope="session")
+def asked(sights) -> Questions:
+    """The questions of `sights`."""
+    return load_questions(str(sights), "validation", "train")

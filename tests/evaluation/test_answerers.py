@@ -22,6 +22,7 @@ from mvaema.evaluation.answerers import load_answerer
 from mvaema.evaluation.collect import collect
 from mvaema.evaluation.conditions import CAPTION
 from mvaema.evaluation.scores import score
+from mvaema.evaluation.sight_tables import twins_table
 from mvaema.students.loading import weights_fingerprint
 
 
@@ -50,6 +51,9 @@ def test_a_chat_model_is_asked_the_same_prompts(dataset, questions, tmp_path):
     assert len({found for found, _ in answers.values()}) > 3
     figures, _ = score(questions, collected, "llava", synonyms=False)
     assert figures["classification"] == {}
+    # It gives no likelihoods that could be compared; that is said, and no error.
+    assert collected.likelihoods == [] and figures["sight"] == figures["support"] == {}
+    assert "not measured" in twins_table(figures).note
     for name in ("llava", "nearest image's answer"):
         assert figures["answers"][name]["overall"]["n"] == 18
 

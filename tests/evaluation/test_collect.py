@@ -209,7 +209,8 @@ def test_a_way_to_classify_that_was_not_trained_is_left_out(student, questions, 
     folder = Path(shutil.copytree(student, tmp_path / "student"))
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"itc_weight": 0}))
-    collected = collect(load_answerer(str(folder)), questions, tmp_path / "report")
+    answerer = load_answerer(str(folder), max_new_tokens=MAX_NEW_TOKENS)
+    collected = collect(answerer, questions, tmp_path / "report", sight=False)
     assert {record["method"] for record in collected.categories} == {"ITM", "LM"}
 
 
@@ -221,7 +222,8 @@ def test_unknown_categories_are_refused_and_can_be_left_out(answerer, tmp_path):
     with pytest.raises(ValueError, match=r"model does not know: Foam.*--no_classify"):
         collect(watched, foams, tmp_path / "report")
     assert not watched.calls and not (tmp_path / "report").exists()
-    assert collect(answerer, foams, tmp_path / "report", classify=False).categories == []
+    collected = collect(answerer, foams, tmp_path / "report", classify=False, sight=False)
+    assert collected.categories == []
 
 
 def test_an_unreadable_image_is_named_before_the_first_answer(answerer, dataset, tmp_path):

@@ -86,6 +86,12 @@ def make_images() -> dict[str, Image.Image]:
     return images
 
 
+def make_attention() -> dict[tuple[str, str], list[list[int]]]:
+    """Of one answer each about half of the micrographs."""
+    rng = np.random.default_rng(1)
+    return {(f"id{i}", "surface"): rng.integers(0, 256, (7, 7)).tolist() for i in range(3)}
+
+
 LOSSES = {"loss": 3.0, "lm_loss": 3.0}
 LOG = [{"epoch": i, "learning_rate": 1e-3, "train": LOSSES, "validation": LOSSES} for i in range(9)]
 
@@ -95,7 +101,11 @@ def report(tmp_path_factory):
     answers = make_answers()
     folder = tmp_path_factory.mktemp("report")
     results = make_results(answers)
-    return write_report(results, answers, make_images(), folder, LOG), results, answers
+    for i, record in enumerate(answers["student"]):
+        record["sight"] = {"image_gain": 0.01 * i - 0.02, "support": i / 12 if i else None}
+        record["scores"]["false_claims"] = float(i % 3)
+    page = write_report(results, answers, make_images(), folder, LOG, make_attention())
+    return page, results, answers
 
 
 def test_folder(report):
@@ -157,6 +167,27 @@ def test_page_is_self_contained_and_escaped(report):
     assert all(url.startswith(("data:image/", "#")) for url in urls)
     assert references.tags.count("article") == 12
     assert "<b>bold</b>" not in page and "&lt;b&gt;bold&lt;/b&gt;" in page
+
+
+def test_page_shows_where_answers_look(report):
+    page = report[0].read_text(encoding="utf-8")
+    uris = re.findall(r'class="looked m\d+"><img src="data:image/png;base64,([\w+/=]+)"', page)
+    assert len(uris) == 3 and sum(map(len, uris)) < 3000
+    pictures = [Image.open(io.BytesIO(b64decode(uri))) for uri in uris]
+    found = sorted(np.asarray(picture)[..., 3].tolist() for picture in pictures)
+    expected = [(0.75 * np.array(m)).astype(int).tolist() for m in make_attention().values()]
+    assert found == sorted(expected)
+
+
+def test_page_sorts_by_what_the_eyes_add(report):
+    page = report[0].read_text(encoding="utf-8")
+    for name, better in (("image_gain", 1), ("support", 1), ("false_claims", -1), ("rouge_l", 1)):
+        assert f'<option value="{name}" data-better="{better}">' in page
+    assert "<span>image gain</span> -0.020" in page and "<span>support</span> 0.92" in page
+    scores = [
+        json.loads(s.replace("&#34;", '"')) for s in re.findall(r'data-scores="([^"]*)"', page)
+    ]
+    assert sorted(s["image_gain"] for s in scores)[0] == pytest.approx(-0.02)
 
 
 def test_no_metadata_leaves_with_the_images(report):
@@ -223,12 +254,17 @@ def test_page_in_a_browser(tmp_path):
         url = f"http://127.0.0.1:{server.server_port}"
         markup = f"</p><script>document.title = 'broken'</script><img src='{url}/answer.png'>"
         answers = make_answers(markup)
+        for i, record in enumerate(answers["student"]):
+            record["sight"] = {"image_gain": 0.5, "support": (7 * i % 12) / 12 if i else None}
         page = write_report(make_results(answers), answers, make_images(), tmp_path)
         everything = open_in_chromium(page, tmp_path)
         driver = "<script>control.question.value = 'surface'; control.order.value = '-1'; update();"
+        by_support = "control.metric.value = 'support'; control.order.value = '1'; update();"
         driven = tmp_path / "driven.html"
         driven.write_text(page.read_text(encoding="utf-8") + driver + "</script>")
         filtered = open_in_chromium(driven, tmp_path)
+        driven.write_text(page.read_text(encoding="utf-8") + f"<script>{by_support}</script>")
+        supported = open_in_chromium(driven, tmp_path)
         # The server does see a page that is not protected.
         open_page = tmp_path / "open.html"
         open_page.write_text(f"<img src='{url}/open.png'>")
@@ -242,6 +278,11 @@ def test_page_in_a_browser(tmp_path):
         for s in re.findall(r'data-scores="([^"]*)"', everything)
     ]
     assert len(scores) == 12 and scores == sorted(scores)
+    support = [
+        json.loads(s.replace("&quot;", '"'))["support"]
+        for s in re.findall(r'data-scores="([^"]*)"', supported)
+    ]
+    assert support[:-1] == sorted(support[:-1]) and support[-1] is None  # which comes last
     shown = re.findall(r'<article data-question="(\w+)"(?:(?!hidden)[^>])*>', filtered)
     assert shown == ["surface"] * 6
 

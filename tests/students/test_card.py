@@ -22,6 +22,11 @@ EPOCHS = [
     {"epoch": e, "validation": {"loss": x, "itc_loss": 1.25, "itm_loss": 0.5, "lm_loss": x - 1.75}}
     for e, x in ((1, 5.0), (2, 4.0), (3, 4.5))
 ]
+SIGHT = {
+    "image_gain_per_token": {"n": 9, "mean": 0.25, "low": 0.2, "high": 0.3},
+    "answer_itm_top_1": {"n": 9, "mean": 0.5, "low": None, "high": None},
+    "answer_chance_top_1": {"n": 9, "mean": 0.125, "low": 0.125, "high": 0.125},
+}
 METRICS = {"bleu_2": "BLEU-2", "bleu_4": "BLEU-4", "rouge_1": "ROUGE-1", "meteor": "METEOR"}
 
 
@@ -63,6 +68,8 @@ def write_results(folder: Path, **changes) -> Path:
         "split": "validation",
         "metrics": METRICS,
         "answers": dict.fromkeys(names, summary),
+        "sight": {name: {"overall": {"scores": SIGHT}} for name in names[:3]},
+        "support": {"METEOR above the typical answer's": {"auroc": 0.75, "low": 0.7, "high": 0.8}},
         "classification": {"ITC": {"top_1": 0.625, "macro_f1": 0.5}, "chance": {"top_1": 0.1}},
         **changes,
     }
@@ -108,10 +115,16 @@ def test_the_figures_of_an_evaluation(run, tmp_path):
     assert found["ROUGE-1"] == ("rouge", 0.2) and found["top 1 by ITC"] == ("accuracy", 0.625)
     assert found["macro f1 by ITC"] == ("f1", 0.5) and not any("chance" in name for name in found)
     assert found["validation loss, LM"] == ("loss", 2.25)
+    assert found["image gain, nats per token"] == ("image_gain_per_token", 0.25)
+    assert found["true answer by ITM"] == ("accuracy", 0.5)
+    assert "(chance 0.125)" in card.text
+    assert "answer's\" with AUROC 0.75 [0.70, 0.80] (chance 0.5)." in card.text
     assert "4,000 questions about 400 micrographs" in card.text
     for row in (
         "| | BLEU-2 | BLEU-4 | METEOR |",
         "| this student | 0.000 | 0.100 | 0.300 |",
+        "| shown | image gain, nats per token | true answer by ITM |\n|---|---|---|",
+        "| this student, blank image | 0.250 [0.200, 0.300] | 0.500 |",
         "| this student, blank image | 0.000 | 0.100 | 0.300 |\n| typical answer |",
     ):
         assert row in card.text
