@@ -62,12 +62,12 @@ pipeline_tag: image-feature-extraction
 
 # EfficientNet-Lite0
 
-ImageNet weights of EfficientNet-Lite0 (Google, Apache 2.0, from TensorFlow's `tpu` repository), as the
-package `{PACKAGE}` {{version}} of the Python Package Index converted them to PyTorch.
+ImageNet weights of EfficientNet-Lite0 (Google, Apache 2.0, from TensorFlow's `tpu` repository), as
+the package `{PACKAGE}` {{version}} of the Python Package Index converted them to PyTorch.
 
 `mvaema eyes` has put them into the shapes of transformers' `EfficientNetModel`. Lite0 has no
-squeeze-and-excitation: the gates here are always open (weights 0, bias {OPEN:g}). The classifier is left
-out.
+squeeze-and-excitation: the gates here are always open (weights 0, bias {OPEN:g}). The classifier is
+left out.
 """
 FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "LICENSE"}
 

@@ -127,4 +127,5 @@ def copy_vision(name: str, model: MVaEMaModel) -> str:
             "names; take the checkpoint of the vision model alone."
         )
     encoder.vision_model.load_state_dict(source.state_dict())
+    model.config.vision_config.name_or_path = ""  # a folder's name must not go into config.json
     return "image_encoder.vision_model"
