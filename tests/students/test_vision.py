@@ -64,7 +64,7 @@ def test_weights_of_every_kind_arrive(student_of, tmp_path, kind):
     student.save_pretrained(tmp_path / "student")
     shutil.rmtree(tmp_path / "eyes")
     loaded, pixels = load_student(tmp_path / "student").eval(), torch.randn(1, 3, 32, 32)
-    assert torch.equal(loaded.image_encoder(pixels), student.image_encoder(pixels))
+    close(loaded.image_encoder(pixels), student.image_encoder(pixels))
     assert str(tmp_path) not in (tmp_path / "student" / "config.json").read_text()
     names = {
         file.name for pattern in STUDENT_FILES for file in (tmp_path / "student").glob(pattern)
@@ -235,8 +235,8 @@ def test_timm_models_see_too(student_of, tmp_path):
             if name.startswith("swin"):
                 expected = expected.permute(0, 3, 1, 2)
             close(student.image_encoder.features(pixels), expected)
-        mean = model.pretrained_cfg["mean"]
-        assert student.processor.image_processor.image_mean == pytest.approx(list(mean))
+        mean = np.broadcast_to(student.processor.image_processor.image_mean, 3)
+        assert mean.tolist() == pytest.approx(model.pretrained_cfg["mean"])
         student.save_pretrained(tmp_path / "student")
         loaded = load_student(tmp_path / "student").eval()
         assert torch.equal(loaded.image_encoder(pixels), student.image_encoder(pixels))
