@@ -232,6 +232,17 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         if kwargs.get("is_main_process", True):
             processor.save_pretrained(save_directory, push_to_hub=push_to_hub, **hub)
 
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs) -> None:
+        """As in transformers, but a vision model that has no such attention keeps its own."""
+        vision_model = getattr(self.image_encoder, "vision_model", None)
+        if vision_model is not None and isinstance(attn_implementation, str):
+            try:
+                vision_model.get_correct_attn_implementation(attn_implementation)
+            except ValueError:
+                own = vision_model.config._attn_implementation
+                attn_implementation = {"": attn_implementation, "vision_config": own}
+        super().set_attn_implementation(attn_implementation, **kwargs)
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text_stack.word_embeddings
 

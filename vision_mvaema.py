@@ -259,8 +259,9 @@ class MVaEMaVisionEncoder(MVaEMaImageEncoder):
         Such as those of a pooler: in training they get no gradient.
         """
         names, parameters = zip(*self.vision_model.named_parameters(), strict=True)
-        trained = [parameter.requires_grad for parameter in parameters]
+        trained, mode = [parameter.requires_grad for parameter in parameters], self.training
         try:
+            self.eval()
             self.vision_model.requires_grad_(True)
             with torch.enable_grad():
                 features = self.features(self._blank())
@@ -268,6 +269,7 @@ class MVaEMaVisionEncoder(MVaEMaImageEncoder):
         finally:
             for parameter, flag in zip(parameters, trained, strict=True):
                 parameter.requires_grad_(flag)
+            self.train(mode)
         return {name for name, found in zip(names, gradients, strict=True) if found is None}
 
     def embed(self, features: Tensor) -> Tensor:

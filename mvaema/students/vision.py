@@ -57,7 +57,11 @@ def vision_config(name: str) -> PreTrainedConfig:
     """
     config = read_config(name, "vision")
     config = getattr(config, "vision_config", None) or config
-    config.num_labels = 2  # transformers' default: names of a classifier's classes have no use here
+    # Of a classifier there is nothing to keep: neither 1,000 names nor, of timm, its size, which
+    # transformers passes to timm itself.
+    config.num_labels = 2
+    if getattr(config, "model_args", None):
+        config.model_args.pop("num_classes", None)
     try:
         check_vision_config(config)
     except ValueError as error:
@@ -127,4 +131,5 @@ def copy_vision(name: str, model: MVaEMaModel) -> str:
             "names; take the checkpoint of the vision model alone."
         )
     encoder.vision_model.load_state_dict(source.state_dict())
+    model.config.vision_config.name_or_path = ""  # a folder's name must not go into config.json
     return "image_encoder.vision_model"

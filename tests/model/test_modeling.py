@@ -182,10 +182,14 @@ def test_ten_samples_are_overfitted_to_exact_answers(make_model, processor):
 
 
 def test_presets_have_the_designed_shapes():
-    paper, small, base = (MVaEMaConfig.from_preset(name) for name in PRESETS)
+    paper, small, lite, base = (MVaEMaConfig.from_preset(name) for name in PRESETS)
     assert (paper.hidden_size, paper.head_dim, paper.num_patches) == (64, 16, 49)
     assert (small.hidden_size, small.head_dim, small.num_patches) == (384, 32, 196)
     assert (small.num_image_layers, small.num_text_layers) == (12, 6)
+    assert (lite.vision_config.model_type, lite.vision_config.hidden_act) == (
+        "efficientnet",
+        "relu6",
+    )
     assert (base.hidden_size, base.head_dim, base.num_text_layers) == (768, 64, 12)
 
 
@@ -210,7 +214,7 @@ def test_contradictions_are_refused_by_name(fields, named):
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="paper, small, base"):
+    with pytest.raises(ValueError, match="paper, small, lite, base"):
         MVaEMaConfig.from_preset("large")
 
 

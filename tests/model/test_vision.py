@@ -6,12 +6,14 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from support.vision_models import FEATURES, MODELS, randomized
 from transformers import AutoModel, BertConfig, CLIPConfig, Siglip2VisionConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from configuration_mvaema import MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
-from vision_mvaema import grid_positions
+from vision_mvaema import chosen_features, grid_positions
 
 KINDS = list(MODELS)
 SOME = ["clip", "swin", "efficientnet"]
@@ -85,7 +87,7 @@ def test_places_are_those_of_the_image_at_any_resolution():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_reaches_all_weights_that_are_used_and_moves_no_statistics(make_seeing, batch, kind):
     model = make_seeing(kind).train()
-    encoder, before = model.image_encoder, {}
+    encoder = model.image_encoder
     before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     unused = encoder.unused_weights()
     model(**batch).loss.backward()
@@ -128,8 +130,7 @@ def test_features_may_be_given_instead_of_pixels(make_seeing, batch, kind, instr
     for name in ("loss", "itc_loss", "itm_loss", "lm_loss", "logits", "image_embeds"):
         close(output[name], expected[name])
     model.train()
-    losses = [model(**batch, image_features=features).loss]
-    close(losses[0], expected.loss)
+    close(model(**batch, image_features=features).loss, expected.loss)
     with pytest.raises(ValueError, match="pixel_values and image_features were given"):
         model(**batch, image_features=features, pixel_values=torch.zeros(4, 3, 32, 32))
 
@@ -166,12 +167,8 @@ def test_several_layers_lie_side_by_side(make_seeing, kind):
     assert one.shape[0] == 2
 
 
-def test_maps_with_the_width_last_are_turned(make_seeing):
+def test_maps_with_the_width_last_are_turned():
     """As timm's Swin gives them: (rows, columns, width)."""
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    from vision_mvaema import chosen_features
-
     states = torch.randn(2, 3, 5, 7)
     output = BaseModelOutputWithPooling(states, torch.zeros(2, 7))
     assert torch.equal(chosen_features(output, -1), states.permute(0, 3, 1, 2))
@@ -190,8 +187,8 @@ def test_attention_and_half_precision(make_seeing, batch, kind):
         assert vision.config._attn_implementation == "eager"
         close(model(**batch).loss, expected.loss)
         model.set_attn_implementation("sdpa")
-        if kind != "efficientnet":
-            assert vision.config._attn_implementation == "sdpa"
+        implementation = "eager" if kind == "efficientnet" else "sdpa"
+        assert vision.config._attn_implementation == implementation
         close(model(**batch).loss, expected.loss)
         output = model.to(torch.bfloat16)(**batch)
     for name in ("itc_loss", "itm_loss", "lm_loss"):
@@ -295,9 +292,9 @@ def test_configurations_that_do_not_fit_are_refused_with_the_reason():
     refused("needs pixel_attention_mask, spatial_shapes beside pixel_values", Siglip2VisionConfig())
     refused(r"image_size \(7\) is smaller than one patch .* \(8\)", MODELS["vit"](), image_size=7)
     refused("no hidden state 7 among the 3", MODELS["vit"](), vision_feature_layer=7)
-    with pytest.raises(ValueError, match="names no layer"):
+    with pytest.raises(StrictDataclassError, match="names no layer"):
         MVaEMaConfig(vision_config=MODELS["vit"](), vision_feature_layer=[])
-    with pytest.raises(ValueError, match="num_image_layers must not be negative"):
+    with pytest.raises(StrictDataclassError, match="num_image_layers must not be negative"):
         MVaEMaConfig(vision_config=MODELS["vit"](), num_image_layers=-1)
 
 

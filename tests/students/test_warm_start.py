@@ -1,10 +1,11 @@
-"""A student started from ViT and BERT checkpoints gives their outputs."""
+"""A student started from a vision model and a BERT gives their outputs."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizer, ViTConfig, ViTModel
+from support.vision_models import MODELS, randomized, save_vision
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from modeling_mvaema import Memory, MVaEMaModel
 from mvaema.students.warm_start import from_encoders
@@ -16,22 +17,6 @@ SHAPES = {
     "num_hidden_layers": 2,
     "initializer_range": 0.2,
 }
-
-
-def randomized(model):
-    """Biases and norms too, so that none is left at a value that hides a mistake."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.eval()
-
-
-@pytest.fixture
-def vit(tmp_path):
-    model = randomized(ViTModel(ViTConfig(**SHAPES, image_size=32, patch_size=8)))
-    model.save_pretrained(tmp_path / "vit")
-    return model
 
 
 @pytest.fixture
@@ -52,14 +37,6 @@ def make_bert(tmp_path):
 
 def close(a, b):
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-
-
-def test_image_encoder_equals_vit(vit, tmp_path, processor):
-    student = from_encoders(vision=tmp_path / "vit", **processor.token_fields()).eval()
-    for size in (32, 48):
-        pixels = torch.randn(2, 3, size, size)
-        expected = vit(pixels, interpolate_pos_encoding=True).last_hidden_state
-        close(student.image_encoder(pixels), expected)
 
 
 def in_rows(states, texts):
@@ -95,37 +72,43 @@ def test_decoder_and_grounded_encoder_equal_bert_with_cross_attention(make_bert,
 
 
 def test_both_together_say_what_is_new_and_make_a_working_student(
-    vit, make_bert, tmp_path, images, caplog
+    make_bert, tmp_path, images, caplog
 ):
+    """Their widths are independent: 24 and 32."""
+    vit = save_vision(tmp_path / "vit", MODELS["vit"]())
     make_bert()
     with caplog.at_level("WARNING"):
         student = from_encoders(tmp_path / "vit", tmp_path / "bert")
     message = caplog.messages[-1]
     copied, new = message.split("new, to be trained:")
-    assert "image_encoder.layers.self_attn" in copied and "causal_attn" in copied
+    assert "image_encoder.vision_model" in copied and "causal_attn" in copied
+    assert "the features of vit, of width 24, are projected to 32" in copied
     assert "cross_attn" in new and "itm_head" in new and "causal_attn" not in new
+    assert "image_encoder.projection" in new and "vision_model" not in new
+    pixels = torch.randn(1, 3, 32, 32)
+    close(student.eval().image_encoder.features(pixels), vit(pixels).last_hidden_state)
     words = student.get_input_embeddings().weight
     config = student.config
     assert torch.equal(words[config.enc_token_id], words[config.cls_token_id])
     assert torch.equal(words[config.eos_token_id], words[3])
-    student.eval().save_pretrained(tmp_path / "student")
-    student.processor.save_pretrained(tmp_path / "student")
+    student.save_pretrained(tmp_path / "student")
     reloaded = MVaEMaModel.from_pretrained(tmp_path / "student").eval()
     assert reloaded.answer(images[0], "gold ?", max_new_tokens=3) == student.answer(
         images[0], "gold ?", max_new_tokens=3
     )
 
 
-def test_checkpoints_that_do_not_fit_are_refused_by_name(vit, make_bert, tmp_path):
+def test_checkpoints_that_do_not_fit_are_refused_by_name(make_bert, tmp_path):
     make_bert(num_attention_heads=8)
-    with pytest.raises(ValueError, match="num_attention_heads is 4 in vision and 8 in text"):
-        from_encoders(tmp_path / "vit", tmp_path / "bert")
-    with pytest.raises(ValueError, match="hidden_size is 32 in the checkpoint; 64 does not fit it"):
+    with pytest.raises(ValueError, match="hidden_size is 32 in the text checkpoint; 64 does not"):
         from_encoders(text=tmp_path / "bert", hidden_size=64)
-    with pytest.raises(ValueError, match="vision must be a 'vit' checkpoint"):
-        from_encoders(vision=tmp_path / "bert")
+    save_vision(tmp_path / "vit", MODELS["vit"]())
+    with pytest.raises(ValueError, match=r"text must be a 'bert' checkpoint; .* a 'vit'"):
+        from_encoders(text=tmp_path / "vit")
     with pytest.raises(ValueError, match="needs a vision checkpoint"):
         from_encoders()
+    with pytest.raises(ValueError, match="a text checkpoint or a tokenizer, not both"):
+        from_encoders(tmp_path / "vit")
 
 
 @pytest.mark.slow
