@@ -286,7 +286,9 @@ def _surface(w: Writer) -> str:
 
 def _composition(w: Writer) -> str:
     f = w.facts
-    if f.kind == "section":
+    if f.technique != "SEM":
+        first = _transmitted_contrast(w)
+    elif f.kind == "section":
         first = w.say(
             "The layers differ in brightness, which hints at different materials.",
             "Different grey levels of the layers suggest different compositions.",
@@ -318,6 +320,30 @@ def _composition(w: Writer) -> str:
         "There is no label that names an element.",
         "No element or compound is named by any label.",
         "Labels that name an element or compound are absent.",
+    )
+
+
+def _transmitted_contrast(w: Writer) -> str:
+    """What grey levels mean in a projection."""
+    f = w.facts
+    if f.technique == "STEM":
+        return w.say(
+            "Bright regions are thicker or made of heavier elements, as dark-field contrast shows.",
+            "Brightness grows with thickness and atomic number.",
+        )
+    if f.kind == "virus":
+        return w.say(
+            "The stain is dark, and the unstained {units} are brighter.",
+            "Heavy stain around the {units} absorbs more than they do.",
+        )
+    if f.two_materials == "darker":
+        return w.say(
+            "The {units} are darker than the support, because they are thicker or denser.",
+            "Darker {units} on a bright support absorb and scatter more of the beam.",
+        )
+    return w.say(
+        "Dark regions are thicker, denser or more strongly stained.",
+        "Grey levels follow mass and thickness, so darker regions scatter more.",
     )
 
 
@@ -365,7 +391,9 @@ def _interfaces(w: Writer) -> str:
     else:
         second = w.say(
             "Boundaries are distinct rather than blended.",
-            "Bright edges make the boundaries distinct.",
+            "Boundaries can be made out clearly."
+            if f.technique != "SEM"
+            else "Bright edges make the boundaries distinct.",
             "Outlines can be followed clearly.",
         )
     return f"{first} {second}"
@@ -406,7 +434,7 @@ def _environment(w: Writer) -> str:
                 "Printed bar and text are not part of the material.",
             )
         )
-    elif len(parts) < 2:
+    elif len(parts) < 2 and not f.marks:
         parts.append(
             w.say(
                 "No labels, debris or other foreign objects are present.",
@@ -423,13 +451,28 @@ def _environment(w: Writer) -> str:
     return " ".join(parts)
 
 
-def _imaging(w: Writer) -> str:
-    f = w.facts
-    first = w.say(
+_TECHNIQUES = {
+    "SEM": (
         "This is a simulated scanning electron (SEM) image in greyscale, not a real recording.",
         "The image imitates secondary-electron SEM; it was computed, not recorded.",
         "It looks like a secondary-electron SEM image, but it is synthetic.",
-    )
+    ),
+    "TEM": (
+        "This is a simulated bright-field TEM image in greyscale, not a real recording.",
+        "The image imitates transmission electron microscopy (TEM); it was computed, not recorded.",
+        "It looks like a bright-field TEM image, but it is synthetic.",
+    ),
+    "STEM": (
+        "This is a simulated dark-field STEM image in greyscale, not a real recording.",
+        "The image imitates HAADF-STEM; it was computed, not recorded.",
+        "It looks like a dark-field STEM image, but it is synthetic.",
+    ),
+}
+
+
+def _imaging(w: Writer) -> str:
+    f = w.facts
+    first = w.say(*_TECHNIQUES[f.technique])
     if f.noise_grey > VERY_NOISY:
         quality = w.say("It is very noisy", "Noise is strong")
     elif f.noise_grey > NOISY:
@@ -442,11 +485,13 @@ def _imaging(w: Writer) -> str:
         quality += w.say(", with charging streaks", ", and charging artefacts appear")
     if f.bar:
         printed = f" with {', '.join(f.printed)}" if f.printed else ""
-        where = "an overlay" if f.bar == "overlay" else f"a {f.bar}"
-        last = w.say(
-            f"Annotated by {where}{printed} and a scale bar.",
-            f"There is {where}{printed} and a scale bar at the bottom.",
-        )
+        where = [] if f.bar == "overlay" else [f"a {f.bar}{printed}"]
+        *first_ones, final = [*where, "a scale bar", *f.marks]
+        what = f"{', '.join(first_ones)} and {final}" if first_ones else final
+        last = w.say(f"Annotated by {what}.", f"There is {what}.")
+    elif f.marks:
+        what = " and ".join(f.marks)
+        last = w.say(f"Printed over it: {what}.", f"Annotated by {what}, without a scale bar.")
     else:
         last = w.say("There is no annotation or info bar.", "No bar or label has been added.")
     return f"{first} {quality}. {last}"
