@@ -249,6 +249,9 @@ def _surface(w: Writer) -> str:
                     "bead-like swelling sits on the fibres",
                     "bead-like swellings sit on the fibres",
                 ),
+                "plain": _plural(
+                    f.broken, "scratch crosses the surface", "scratches cross the surface"
+                ),
                 "insect_eye": _plural(
                     f.broken,
                     "bristle stands between the lenses",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mvaema.synthetic.canvas import CLOUDY, GRAINY, Canvas, noise, smooth
+from mvaema.synthetic.canvas import CLOUDY, GRAINY, Canvas, bumps, noise, smooth
 from mvaema.synthetic.optics import mottle
 from mvaema.synthetic.specimen import (
     Facts,
@@ -18,7 +18,7 @@ from mvaema.synthetic.specimen import (
     tilt,
     visible,
 )
-from mvaema.synthetic.surfaces import jittered, measure_cells, rounded
+from mvaema.synthetic.surfaces import bend, jittered, measure_cells, rounded
 
 
 def biological(stage: Stage) -> Specimen:
@@ -34,6 +34,32 @@ def biological(stage: Stage) -> Specimen:
     }
     kind = choose(stage.specimen, {name: weight for name, (_, weight) in kinds.items()})
     return kinds[kind][0](stage, kind)
+
+
+def outlined_cells(stage: Stage) -> Specimen:
+    """Flat cells of a skin, outlined by thin raised borders."""
+    s, v = stage.specimen, stage.view
+    size_nm = log_uniform(s, 8000, 80_000)
+    border, wild, bulge = s.uniform(0.02, 0.07), s.uniform(0, 0.18), s.uniform(-0.1, 0.2)
+    stretch = s.uniform(1, 2.5)
+    canvas = stage.canvas(size_nm * v.uniform(3.5, 16))
+    d = size_nm / canvas.nm
+    points = jittered(v, canvas, d, s.uniform(0.12, 0.3))
+    edge, index = canvas.cells(points)
+    rows, columns = bend(v, canvas, wild * d, 0.8 * d)
+    rows = (rows / stretch).astype(np.int32)
+    edge, index = edge[rows, columns], index[rows, columns]
+    ridge = np.exp(-((edge / np.float32(max(1.2, border * d))) ** 2))
+    dome = np.clip(edge / (0.5 * d), 0, 1)
+    z = 0.12 * d * ridge + bulge * d * np.sqrt(dome * (2 - dome)) * (1 - ridge)
+    z += 0.03 * d * bumps(v, canvas.shape, 0.3 * d)
+    canvas.z = (z + 0.3 * noise(v, canvas.shape, GRAINY)).astype(np.float32)
+    facts = Facts("outlined_cells", arrangement="packed", substrate=False)
+    facts.dimension = "equivalent diameter"
+    measure_cells(facts, index, np.ones_like(index, bool), len(points), canvas.nm)
+    facts.coverage, facts.touching = 1.0, 1.0
+    facts.debris = sprinkle(canvas, v, stage.difficulty)
+    return Specimen(canvas, facts, mottle(canvas, v, 0.05))
 
 
 def _pollen(stage: Stage, kind: str) -> Specimen:

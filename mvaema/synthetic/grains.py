@@ -100,7 +100,7 @@ def particles(stage: Stage) -> Specimen:
     hexagonal = s.random() < 0.8
     rough = s.random() < 0.3
     across = {"dots": v.uniform(26, 60), "packed_spheres": v.uniform(7, 16)}.get(
-        kind, v.uniform(6, 24)
+        kind, log_uniform(v, 2.5, 32)
     )
     tilt_deg = tilt(v, 0.25)
     canvas = stage.canvas(size_nm * across * (aspect**0.5 if kind == "rods" else 1), tilt_deg)
@@ -116,7 +116,7 @@ def particles(stage: Stage) -> Specimen:
     else:
         area = {"dots": 0.5, "rods": aspect}.get(kind, 1.0) * d * d
         filling = {"dots": v.uniform(0.02, 0.08)}.get(kind, v.uniform(0.1, 0.5))
-        count = int(np.clip(filling * canvas.width * canvas.depth / area, 5, 140))
+        count = int(np.clip(filling * canvas.width * canvas.depth / area, 2, 200))
         sizes = np.clip(d * np.exp(v.normal(0, spread, count)), 0.3 * d, 2.5 * d)
         if arrangement == "scattered":
             count = min(count, int(0.35 * canvas.width * canvas.depth / sizes.max() ** 2) + 3)

@@ -69,8 +69,8 @@ class Microscope:
             charging=float(rng.uniform(0.3, 1)) if rng.random() < 0.45 * d else 0.0,
             drift_px=float(rng.uniform(1, 4) * d) if rng.random() < 0.4 * d else 0.0,
             vibration_px=float(rng.uniform(0.3, 0.8) * d) if rng.random() < 0.25 * d else 0.0,
-            black=float(rng.uniform(5, 60)),
-            white=float(rng.uniform(185, 250)),
+            black=(black := float(rng.uniform(5, 60) if rng.random() < 0.7 else rng.uniform(40, 110))),
+            white=float(min(250, black + rng.uniform(90, 230))),
             gamma=float(rng.uniform(0.75, 1.15)),
         )
 

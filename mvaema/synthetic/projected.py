@@ -3,6 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
+from mvaema.synthetic.aggregates import grow
 from mvaema.synthetic.canvas import CLOUDY, GRAINY, Canvas, bumps, noise, smooth
 from mvaema.synthetic.specimen import (
     Facts,
@@ -25,28 +26,6 @@ _BODIES = {
 _BODIES["truncated"] = np.concatenate([_BODIES["cubic"], _BODIES["octahedral"]])
 
 
-def grow(rng, canvas: Canvas, count: int, d: float, clusters: int, loose: float) -> np.ndarray:
-    """Centres (count, 3) of touching spheres of diameter `d`, grown into clusters.
-
-    Every new sphere sticks to a random one that is there; the higher `loose` (0 to 1), the more
-    it is a late one, so that branches reach out.
-    """
-    centres = np.empty((count, 3))
-    members: list[list[int]] = [[] for _ in range(clusters)]
-    start = rng.uniform(0.05, 0.95, (clusters, 2)) * (canvas.width, canvas.height)
-    way = rng.normal(size=(count, 3)) * (1, 1, 0.5)
-    way /= np.linalg.norm(way, axis=1, keepdims=True)
-    cluster = rng.choice(clusters, count, p=rng.dirichlet(np.full(clusters, 2.0)))
-    pick = rng.random(count) ** (1 - 0.93 * loose)
-    for i in range(count):
-        mine = members[cluster[i]]
-        if mine:
-            centres[i] = centres[mine[int(pick[i] * len(mine))]] + 0.95 * d * way[i]
-        else:
-            centres[i] = (*start[cluster[i]], d)
-        mine.append(i)
-    centres[:, 2] = np.abs(centres[:, 2])
-    return centres
 
 
 def _support(stage: Stage, canvas: Canvas) -> np.ndarray | float:

@@ -7,11 +7,14 @@ import numpy as np
 from PIL import Image
 
 from mvaema.synthetic import (
+    aggregates,
     annotations,
     biology,
+    coatings,
     devices,
     grains,
     optics,
+    outlines,
     projected,
     sections,
     surfaces,
@@ -23,30 +26,61 @@ from mvaema.synthetic.infobar import InfoBar, choose_length, settings
 from mvaema.synthetic.specimen import Facts, Specimen, Stage, choose
 from processing_mvaema import format_length
 
-# One function for each of the ten categories of `configuration_mvaema.CATEGORY_CAPTIONS`.
+# What each of the ten categories of `configuration_mvaema.CATEGORY_CAPTIONS` shows: functions that
+# make a specimen, the technique that images it, and their weights. A third is seen in transmission,
+# as of published micrographs.
 CATEGORIES = {
-    "Biological": biology.biological,
-    "Fibres": wires.fibres,
-    "Films_Coated_Surface": surfaces.films,
-    "MEMS_devices_and_electrodes": devices.devices,
-    "Nanowires": wires.nanowires,
-    "Particles": grains.particles,
-    "Patterned_surface": surfaces.patterned,
-    "Porous_Sponge": surfaces.porous,
-    "Powder": grains.powder,
-    "Tips": wires.tips,
+    "Biological": (
+        (biology.biological, "SEM", 6.0),
+        (biology.outlined_cells, "SEM", 0.8),
+        (sections.stained, "TEM", 4.0),
+    ),
+    "Fibres": ((wires.fibres, "SEM", 1.0),),
+    "Films_Coated_Surface": (
+        (surfaces.films, "SEM", 5.0),
+        (coatings.nanosheets, "SEM", 1.0),
+        (coatings.folds, "SEM", 1.0),
+        (coatings.plain, "SEM", 1.2),
+        (coatings.flaky, "SEM", 1.0),
+        (coatings.embedded_section, "SEM", 1.6),
+        (coatings.trench, "SEM", 0.6),
+        (sections.thin_films, "TEM", 1.0),
+        (sections.thin_films, "STEM", 0.4),
+    ),
+    "MEMS_devices_and_electrodes": ((devices.devices, "SEM", 1.0),),
+    "Nanowires": (
+        (wires.nanowires, "SEM", 6.5),
+        (projected.thin_wires, "TEM", 3.0),
+        (projected.thin_wires, "STEM", 0.4),
+    ),
+    "Particles": (
+        (grains.particles, "SEM", 4.0),
+        (aggregates.particle_aggregates, "SEM", 1.2),
+        (aggregates.packed_cubes, "SEM", 0.6),
+        (aggregates.specks, "SEM", 0.7),
+        (aggregates.inclusions, "SEM", 0.7),
+        (projected.nanoparticles, "TEM", 5.0),
+        (projected.nanoparticles, "STEM", 1.0),
+    ),
+    "Patterned_surface": (
+        (surfaces.patterned, "SEM", 4.0),
+        (outlines.trenches, "SEM", 1.3),
+        (outlines.small_array, "SEM", 1.3),
+    ),
+    "Porous_Sponge": (
+        (surfaces.porous, "SEM", 6.0),
+        (surfaces.round_pores, "SEM", 1.2),
+        (aggregates.granular_sponge, "SEM", 1.8),
+        (projected.networks, "TEM", 0.7),
+        (projected.networks, "STEM", 0.5),
+    ),
+    "Powder": (
+        (grains.powder, "SEM", 4.0),
+        (aggregates.fine_powder, "SEM", 2.6),
+        (aggregates.loose_grains, "SEM", 1.4),
+    ),
+    "Tips": ((wires.tips, "SEM", 1.0),),
 }
-
-# Categories that a transmission microscope shows as well: their specimens, and the weights of the
-# techniques, which are about those of published micrographs.
-TRANSMITTED = {
-    "Biological": (sections.stained, {"SEM": 0.6, "TEM": 0.4}),
-    "Films_Coated_Surface": (sections.thin_films, {"SEM": 0.86, "TEM": 0.1, "STEM": 0.04}),
-    "Nanowires": (projected.thin_wires, {"SEM": 0.65, "TEM": 0.31, "STEM": 0.04}),
-    "Particles": (projected.nanoparticles, {"SEM": 0.5, "TEM": 0.4, "STEM": 0.1}),
-    "Porous_Sponge": (projected.networks, {"SEM": 0.9, "TEM": 0.06, "STEM": 0.04}),
-}
-
 
 # Where the scale bar is, with the shares of all images, and how many went through JPEG.
 _BARS = {"strip": 0.33, "overlay": 0.42, "none": 0.25}
@@ -100,10 +134,9 @@ def render(
     bar = choose(rng, _BARS)
     strip = InfoBar.draw(rng, size) if bar == "strip" else None
     height = size - (strip.height if strip else 0)
-    make, technique = CATEGORIES[category], "SEM"
-    if category in TRANSMITTED:
-        technique = choose(specimen_rng, TRANSMITTED[category][1])
-        make = make if technique == "SEM" else TRANSMITTED[category][0]
+    weights = np.array([weight for *_, weight in CATEGORIES[category]])
+    chosen = specimen_rng.choice(len(weights), p=weights / weights.sum())
+    make, technique, _ = CATEGORIES[category][chosen]
     specimen = make(Stage(size, height, specimen_rng, rng, difficulty, technique))
     facts = specimen.facts
     pixel_nm = specimen.canvas.nm * specimen.canvas.width / size

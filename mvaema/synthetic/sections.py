@@ -13,7 +13,7 @@ from mvaema.synthetic.specimen import (
     measure_sizes,
     scatter,
 )
-from mvaema.synthetic.surfaces import jittered, measure_cells
+from mvaema.synthetic.surfaces import bend, jittered, measure_cells
 from mvaema.synthetic.transmission import support_film
 
 
@@ -28,14 +28,6 @@ def stained(stage: Stage) -> Specimen:
     }
     kind = choose(stage.specimen, {name: weight for name, (_, weight) in kinds.items()})
     return kinds[kind][0](stage, kind)
-
-
-def _warp(rng, canvas: Canvas, amount: float, length: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel coordinates (rows, columns) of the canvas, bent smoothly by about `amount` pixels."""
-    y = canvas.ys + amount * bumps(rng, canvas.shape, length)
-    x = canvas.xs + amount * bumps(rng, canvas.shape, length)
-    rows = np.clip(y, 0, canvas.height - 1).astype(np.int32)
-    return rows, np.clip(x, 0, canvas.width - 1).astype(np.int32)
 
 
 def _oval(canvas: Canvas, x, y, a, b, angle):
@@ -58,7 +50,7 @@ def _cell_section(stage: Stage, kind: str) -> Specimen:
     d = size_nm / canvas.nm
     points = jittered(v, canvas, d, 0.34)
     edge, index = canvas.cells(points)
-    rows, columns = _warp(v, canvas, 0.16 * d, 0.6 * d)
+    rows, columns = bend(v, canvas, 0.16 * d, 0.6 * d)
     edge, index = smooth(edge, 0.1 * d)[rows, columns], index[rows, columns]
     n = len(points)
     matrix = v.normal(0.3, 0.12, n).clip(0.05, 0.7).astype(np.float32)
@@ -116,7 +108,7 @@ def _fibre_section(stage: Stage, kind: str) -> Specimen:
     stretch = v.uniform(1, 1.8)
     points = jittered(v, canvas, d, 0.25)
     edge, index = canvas.cells(points)
-    rows, columns = _warp(v, canvas, 0.09 * d, 0.7 * d)
+    rows, columns = bend(v, canvas, 0.09 * d, 0.7 * d)
     rows = np.clip((rows / stretch), 0, canvas.height - 1).astype(np.int32)
     edge, index = smooth(edge, 0.1 * d)[rows, columns], index[rows, columns]
     n = len(points)

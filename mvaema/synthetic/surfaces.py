@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from mvaema.synthetic.canvas import CLOUDY, GRAINY, WHITE, Canvas, noise, smooth
+from mvaema.synthetic.canvas import CLOUDY, GRAINY, WHITE, Canvas, bumps, noise, smooth
 from mvaema.synthetic.optics import mottle
 from mvaema.synthetic.specimen import (
     Facts,
@@ -27,6 +27,15 @@ def jittered(rng, canvas: Canvas, pitch: float, jitter: float) -> np.ndarray:
         pitch * 1.0746, canvas.width, canvas.height, rng.uniform(0, 1), True, 1.6 * pitch
     )
     return points + rng.normal(0, jitter * pitch, points.shape)
+
+
+def bend(rng, canvas: Canvas, amount: float, length: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel coordinates (rows, columns) of the canvas, shifted smoothly by about `amount` pixels
+    over hills of `length`: indexing with them bends a picture."""
+    y = canvas.ys + amount * bumps(rng, canvas.shape, length)
+    x = canvas.xs + amount * bumps(rng, canvas.shape, length)
+    rows = np.clip(y, 0, canvas.height - 1).astype(np.int32)
+    return rows, np.clip(x, 0, canvas.width - 1).astype(np.int32)
 
 
 def measure_cells(facts: Facts, index: np.ndarray, mask: np.ndarray, count: int, nm: float) -> None:
@@ -78,7 +87,7 @@ def films(stage: Stage) -> Specimen:
             "cracked": 1,
             "granular": 1,
             "wrinkled": 0.8,
-            "pinholes": 0.9,
+            "pinholes": 0.4,
             "section": 0.8,
         },
     )
@@ -200,15 +209,26 @@ def _wrinkled(stage: Stage, kind: str) -> Specimen:
     return Specimen(canvas, facts, mottle(canvas, v, 0.05))
 
 
+def round_pores(stage: Stage) -> Specimen:
+    """A solid with round pores of many sizes, as bubbles leave them."""
+    return _perforated(stage, "round_pores", s_spread=(0.3, 0.8), most=110, across=(8, 30))
+
+
 def _pinholes(stage: Stage, kind: str) -> Specimen:
+    return _perforated(stage, kind, s_spread=(0.1, 0.4), most=30, across=(10, 32))
+
+
+def _perforated(stage: Stage, kind: str, s_spread, most: int, across) -> Specimen:
+    """A surface with round holes, whose sizes spread by `s_spread` in the logarithm."""
     s, v = stage.specimen, stage.view
     size_nm = log_uniform(s, 40, 20_000)
-    spread = s.uniform(0.1, 0.4)
-    canvas = stage.canvas(size_nm * v.uniform(10, 32))
+    spread = s.uniform(*s_spread)
+    canvas = stage.canvas(size_nm * v.uniform(*across))
     d = size_nm / canvas.nm
-    count = int(v.integers(4, 30))
-    points = scatter(v, count, canvas.width, canvas.height, 2.2 * d)
-    sizes = np.clip(d * np.exp(v.normal(0, spread, len(points))), 0.4 * d, 1.9 * d)
+    count = int(v.integers(4, most))
+    points = scatter(v, count, canvas.width, canvas.height, (2.2 if most < 50 else 1.3) * d)
+    large = 1.9 if most < 50 else 4.0
+    sizes = np.clip(d * np.exp(v.normal(0, spread, len(points))), 0.4 * d, large * d)
     canvas.z += (0.2 + 0.8 * s.random()) * noise(v, canvas.shape, GRAINY)
     depth, openings = 0.8 * d, np.zeros(canvas.shape, bool)
     floor = np.float32(s.uniform(0.3, 1.5))
@@ -379,8 +399,9 @@ def porous(stage: Stage) -> Specimen:
     if kind == "sponge":
         return _sponge(stage, pore_nm)
     strut = s.uniform(0.05, 0.14)
-    wall = s.uniform(0.13, 0.21)
-    canvas = stage.canvas(pore_nm * v.uniform(4, 8), tilt(v, 0.2, 10, 30) if kind != "foam" else 0)
+    wall = s.uniform(0.11, 0.21)
+    wild = s.uniform(0, 0.3) if s.random() < 0.7 else 0.0
+    canvas = stage.canvas(pore_nm * log_uniform(v, 3, 18), tilt(v, 0.2, 10, 30) if kind != "foam" else 0)
     d = pore_nm / canvas.nm
     plane = canvas.plane(0.1 * d)
     clouds = noise(v, plane.shape, CLOUDY, max(0.5, d / 40))
@@ -391,6 +412,9 @@ def porous(stage: Stage) -> Specimen:
         pitch = d * (1 if layer == 0 else v.uniform(0.8, 1.1))
         points = jittered(v, plane, pitch, jitter)
         edge, index = plane.cells(points)
+        if wild and kind != "membrane":
+            bent = bend(v, plane, wild * d, 0.9 * d)
+            edge, index = edge[bent], index[bent]
         if kind == "membrane":
             # Round pores of their own sizes, one in each cell.
             r = np.hypot(plane.xs - points[index, 0], plane.ys - points[index, 1])

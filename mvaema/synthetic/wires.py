@@ -48,7 +48,7 @@ def nanowires(stage: Stage) -> Specimen:
     """Upright forests and ordered arrays, tangled mats, single wires lying on a ground."""
     s, v = stage.specimen, stage.view
     kind = choose(
-        s, {"forest": 1.3, "wire_array": 1.2, "wires_from_above": 0.8, "mat": 1.2, "lying": 1}
+        s, {"forest": 1.8, "wire_array": 1.4, "wires_from_above": 0.8, "mat": 0.7, "lying": 1}
     )
     diameter_nm = log_uniform(s, 20, 2000)
     spread = float(s.choice([0.04, 0.12, 0.25]))
@@ -185,8 +185,8 @@ def fibres(stage: Stage) -> Specimen:
     bend = s.uniform(0.01, 0.09)
     grooved = s.random() < 0.4
     beads = kind == "spun" and s.random() < 0.3
-    across = {"woven": v.uniform(18, 36), "few_fibres": v.uniform(15, 45)}.get(
-        kind, v.uniform(8, 32)
+    across = {"woven": v.uniform(18, 36), "few_fibres": log_uniform(v, 2, 45)}.get(
+        kind, log_uniform(v, 5, 70) if kind == "spun" else v.uniform(6, 32)
     )
     canvas = stage.canvas(width_nm * across)
     d = width_nm / canvas.nm
@@ -214,7 +214,7 @@ def _strands(
     kind = facts.kind
     layers = {"few_fibres": 1.5, "bundle": 3.0}.get(kind, 7.0)
     fill = {"few_fibres": v.uniform(0.08, 0.2), "bundle": 1.6}.get(kind, v.uniform(0.8, 1.6))
-    count = int(np.clip(fill * canvas.width / d, 2, 34))
+    count = int(np.clip(fill * canvas.width / d, 2, 60))
     aligned = kind == "bundle" or (kind == "spun" and s.random() < 0.2)
     facts.arrangement = "aligned" if aligned else "random"
     preferred = v.uniform(0, np.pi)
