@@ -117,7 +117,9 @@ def cross_validate(features: np.ndarray, facts: list[dict]) -> None:
     categories, groups = [f["category"] for f in facts], [f["group"] for f in facts]
     for strength in (0.0001, 0.001, 0.01, 0.1, 1.0):
         folds = GroupKFold(5)
-        scores = cross_val_score(classifier(strength), features, categories, groups=groups, cv=folds)
+        scores = cross_val_score(
+            classifier(strength), features, categories, groups=groups, cv=folds
+        )
         print(f"  C = {strength:g}: {scores.mean():.3f} on held-out simulated scenes")
 
 

@@ -52,7 +52,9 @@ def particle_aggregates(stage: Stage) -> Specimen:
     spread, loose, ground = s.uniform(0.03, 0.3), s.uniform(0.2, 1), s.uniform(0.15, 0.7)
     canvas = stage.canvas(size_nm * log_uniform(v, 9, 50), tilt(v, 0.15))
     d = size_nm / canvas.nm
-    facts = Facts("particle_aggregates", arrangement="clustered", tilt_deg=float(np.rad2deg(canvas.tilt)))
+    facts = Facts(
+        "particle_aggregates", arrangement="clustered", tilt_deg=float(np.rad2deg(canvas.tilt))
+    )
     canvas.yields[0] = ground
     canvas.z += 0.2 * s.random() * noise(v, canvas.shape, GRAINY)
     fill = v.uniform(0.15, 2.0)
@@ -119,7 +121,8 @@ def loose_grains(stage: Stage) -> Specimen:
         n = int(v.integers(5, 9))
         faces = v.normal(size=(n, 3))
         faces /= np.linalg.norm(faces, axis=1, keepdims=True)
-        faces = np.concatenate([faces, rotation(v).T, -rotation(v).T])
+        box = rotation(v)
+        faces = np.concatenate([faces, box, -box])
         offsets = size / 2 * np.append(v.uniform(0.6, 1.0, n), np.full(6, 1.0))
         canvas.begin(size * 1.05, v.normal(1, 0.07))
         canvas.polyhedron(x, y, 0.4 * flat * size, faces, offsets, relief, reach=0.75 * size)
@@ -159,7 +162,7 @@ def packed_cubes(stage: Stage) -> Specimen:
     """Equal cubes side by side in a nearly square lattice, with gaps and missing ones."""
     s, v = stage.specimen, stage.view
     size_nm = log_uniform(s, 15, 2000)
-    canvas = stage.canvas(size_nm * v.uniform(5, 21), tilt(v, 0.15))
+    canvas = stage.canvas(size_nm * v.uniform(4, 14), tilt(v, 0.15))
     d = size_nm / canvas.nm
     facts = Facts("packed_cubes", dimension="edge length", arrangement="packed", shape="square")
     facts.tilt_deg = float(np.rad2deg(canvas.tilt))
@@ -207,7 +210,9 @@ def specks(stage: Stage) -> Specimen:
             faces = np.concatenate([faces, np.eye(3), -np.eye(3)])
             offsets = size / 2 * np.append(v.uniform(0.6, 1, 6), np.ones(6))
             canvas.polyhedron(x + dx, y + dy, 0.4 * size, faces, offsets, reach=0.8 * size)
-        canvas.sizes[-1] = 2 * float(np.sqrt(np.count_nonzero(canvas.owner == len(canvas.sizes) - 1) / np.pi))
+        canvas.sizes[-1] = 2 * float(
+            np.sqrt(np.count_nonzero(canvas.owner == len(canvas.sizes) - 1) / np.pi)
+        )
     measure_objects(canvas, facts)
     facts.two_materials = "brighter"
     return Specimen(canvas, facts, mottle(canvas, v, 0.03))
@@ -228,9 +233,12 @@ def inclusions(stage: Stage) -> Specimen:
     placed = np.empty((0, 3))
     for size in sizes:
         for x, y in v.random((6, 2)) * (canvas.width, canvas.height):
-            if len(placed) and (
-                np.hypot(placed[:, 0] - x, placed[:, 1] - y) < placed[:, 2] + size / 2 + 1
-            ).any():
+            if (
+                len(placed)
+                and (
+                    np.hypot(placed[:, 0] - x, placed[:, 1] - y) < placed[:, 2] + size / 2 + 1
+                ).any()
+            ):
                 continue
             placed = np.vstack([placed, (x, y, size / 2)])
             canvas.begin(size, tone * canvas.yields[0] * v.normal(1, 0.05))

@@ -118,5 +118,7 @@ def mark(rng: np.random.Generator, image: Image.Image) -> list[str]:
     if rng.random() < 0.4:
         marks.append(letter_panel(rng, image))
     if rng.random() < 0.09:
-        marks.append({"arrow": _arrow, "box": _box}[choose(rng, {"arrow": 1, "box": 1})](rng, image))
+        marks.append(
+            {"arrow": _arrow, "box": _box}[choose(rng, {"arrow": 1, "box": 1})](rng, image)
+        )
     return marks

@@ -200,7 +200,14 @@ def _size_distribution(w: Writer) -> str:
                     f"Its standard deviation is about {w.length(f.size_std_nm)}.",
                 )
             )
-    if f.count is not None and w.kind.units not in ("tips", "shells", "layers"):
+    else:
+        parts.append(
+            w.say(
+                "There are no separate structures whose size could be stated.",
+                "No single structures stand out that could be measured.",
+            )
+        )
+    if f.count and w.kind.units not in ("tips", "shells", "layers"):
         number = w.number()
         be = "is" if f.count == 1 else "are"
         parts.append(
@@ -310,6 +317,11 @@ def _composition(w: Writer) -> str:
         first = w.say(
             "Grey levels vary from grain to grain, as with crystal orientation.",
             "Grains of different brightness suggest orientation rather than composition.",
+        )
+    elif f.detector == "BSE":
+        first = w.say(
+            "Backscattered electrons show composition, and no second phase stands out.",
+            "In backscattered contrast the {units} look alike, so one material is likely.",
         )
     else:
         first = w.say(
@@ -476,6 +488,9 @@ _TECHNIQUES = {
 def _imaging(w: Writer) -> str:
     f = w.facts
     first = w.say(*_TECHNIQUES[f.technique])
+    if f.detector == "BSE":
+        first = first.replace("secondary-electron", "backscattered-electron")
+        first = first.replace("scanning electron (SEM)", "backscattered-electron SEM")
     if f.noise_grey > VERY_NOISY:
         quality = w.say("It is very noisy", "Noise is strong")
     elif f.noise_grey > NOISY:

@@ -42,7 +42,7 @@ def outlined_cells(stage: Stage) -> Specimen:
     size_nm = log_uniform(s, 8000, 80_000)
     border, wild, bulge = s.uniform(0.02, 0.07), s.uniform(0, 0.18), s.uniform(-0.1, 0.2)
     stretch = s.uniform(1, 2.5)
-    canvas = stage.canvas(size_nm * v.uniform(3.5, 16))
+    canvas = stage.canvas(size_nm * v.uniform(3.5, 12))
     d = size_nm / canvas.nm
     points = jittered(v, canvas, d, s.uniform(0.12, 0.3))
     edge, index = canvas.cells(points)

@@ -3,7 +3,7 @@ trenches cut by an ion beam."""
 
 import numpy as np
 
-from mvaema.synthetic.canvas import CLOUDY, GRAINY, Canvas, bumps, noise, smooth
+from mvaema.synthetic.canvas import CLOUDY, GRAINY, bumps, noise, smooth
 from mvaema.synthetic.optics import mottle
 from mvaema.synthetic.specimen import (
     Facts,
@@ -18,24 +18,27 @@ from mvaema.synthetic.surfaces import jittered, measure_cells
 
 
 def nanosheets(stage: Stage) -> Specimen:
-    """Thin sheets that stand upright and cross each other, with deep gaps between."""
+    """Thin sheets that stand upright at random and cross each other, with deep gaps between."""
     s, v = stage.specimen, stage.view
-    gap_nm = log_uniform(s, 60, 6000)
-    thin, families = s.uniform(0.05, 0.14), int(s.integers(2, 5))
-    straight = s.uniform(0.15, 0.5)
-    canvas = stage.canvas(gap_nm * v.uniform(6, 26))
-    d = gap_nm / canvas.nm
-    z = np.full(canvas.shape, -1.5 * d, np.float32)
-    half = max(1.0, thin * d)
-    for _ in range(families):
-        field = bumps(v, canvas.shape, v.uniform(0.9, 1.6) * d / straight**0.5)
-        slope = np.hypot(*np.gradient(field)) + 0.02 / d
-        far = np.abs(field - v.normal(0, 0.5)) / slope  # distance to the sheet, in pixels
-        top = 0.5 * d * bumps(v, canvas.shape, 1.2 * d) - 0.2 * d
-        wall = top - 1.4 * d * np.clip((far - half) / (0.7 * half), 0, 1)
-        np.maximum(z, wall, out=z)
-    canvas.z = smooth(z, 0.5) + 0.1 * noise(v, canvas.shape, GRAINY)
+    width_nm = log_uniform(s, 100, 8000)
+    thin, lean = s.uniform(0.02, 0.06), s.uniform(0.1, 0.5)
+    canvas = stage.canvas(width_nm * v.uniform(3, 8))
+    d = width_nm / canvas.nm
+    half = max(0.9, thin * d)
     facts = Facts("nanosheets", dimension="thickness", arrangement="packed", substrate=False)
+    canvas.z -= 1.1 * d
+    count = int(np.clip(3.2 * canvas.width * canvas.height / (d * d), 25, 200))
+    for x, y in v.random((count, 2)) * (canvas.width, canvas.height):
+        a, up = v.uniform(0, np.pi), v.normal(0, lean)
+        across = np.array([np.cos(a) * np.cos(up), np.sin(a) * np.cos(up), np.sin(up)])
+        along = np.array([-np.sin(a), np.cos(a), 0.0])
+        high = np.cross(across, along)
+        corner = (high + along * v.choice([-1, 1])) / 2**0.5
+        faces = np.stack([across, -across, along, -along, high, -high, corner])
+        wide, tall = d * v.uniform(0.35, 0.8), d * v.uniform(0.4, 0.75)
+        canvas.begin(2 * half, v.normal(1, 0.06))
+        offsets = [half, half, wide, wide, tall, tall, 0.55 * (wide + tall)]
+        canvas.polyhedron(x, y, -0.6 * d, faces, offsets, reach=0.9 * d)
     facts.size_mean_nm, facts.size_std_nm = 2 * half * canvas.nm, 0.0
     facts.size_min_nm = facts.size_max_nm = facts.size_mean_nm
     facts.coverage, facts.touching = 1.0, 1.0
@@ -51,8 +54,13 @@ def folds(stage: Stage) -> Specimen:
     d = width_nm / canvas.nm
     z = 0.35 * d * bumps(v, canvas.shape, 1.2 * d)
     for _ in range(count):
-        field = bumps(v, canvas.shape, d * v.uniform(0.6, 2.0))
-        z += v.uniform(0.1, 0.35) * d * np.exp(-np.abs(field - v.normal(0, 0.6)) / sharp)
+        # Creases run one behind the other, wander and fade.
+        a, period = v.uniform(0, np.pi), d * v.uniform(0.6, 2.5)
+        along = canvas.xs * np.float32(np.cos(a)) + canvas.ys * np.float32(np.sin(a))
+        phase = along / period + 0.8 * bumps(v, canvas.shape, 1.5 * period)
+        crest = np.abs(phase - np.round(phase))
+        fade = np.clip(0.5 + bumps(v, canvas.shape, 1.2 * d), 0, 1)
+        z += v.uniform(0.1, 0.35) * d * fade * np.exp(-crest / (0.4 * sharp))
     canvas.z = canvas.z + (z + 0.2 * noise(v, canvas.shape, GRAINY)).astype(np.float32)
     facts = Facts("folds", arrangement="random", substrate=False)
     facts.tilt_deg = float(np.rad2deg(canvas.tilt))
@@ -152,7 +160,9 @@ def embedded_section(stage: Stage) -> Specimen:
         z -= np.float32(6) * (pores & (labels == i))
     canvas.z = smooth(z, 0.8) + 0.15 * noise(v, canvas.shape, GRAINY)
     canvas.owner = np.where((labels > 0) & (labels <= layers), 1, 0).astype(np.int32)
-    facts = Facts("embedded_section", dimension="thickness", arrangement="stacked", shape=str(layers))
+    facts = Facts(
+        "embedded_section", dimension="thickness", arrangement="stacked", shape=str(layers)
+    )
     facts.count = layers
     measure_sizes(np.full(layers, thick_nm), facts)
     facts.coverage, facts.touching = float(canvas.owner.mean()), 1.0

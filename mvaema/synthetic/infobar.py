@@ -11,7 +11,13 @@ from processing_mvaema import format_length
 # Instruments state the magnification of a print that is 127 mm wide.
 _PRINT_NM = 127e6
 # What else instruments print, too small to read: dates, names of files and images.
-_SMALL_PRINT = ("Date :12 Mar 2019", "Time :14:07:33", "File Name = 0042.tif", "Signal A = 1", "mag")
+_SMALL_PRINT = (
+    "Date :12 Mar 2019",
+    "Time :14:07:33",
+    "File Name = 0042.tif",
+    "Signal A = 1",
+    "mag",
+)
 
 
 def choose_length(rng: np.random.Generator, field_of_view_nm: float) -> float:

@@ -11,7 +11,6 @@ from mvaema.synthetic.specimen import (
     Stage,
     log_uniform,
     measure_objects,
-    measure_sizes,
     sprinkle,
     tilt,
 )
@@ -44,7 +43,9 @@ def trenches(stage: Stage) -> Specimen:
     inner = (soft - 0.5) * 1.4 * d
     wall = np.clip(inner / 1.2 + 0.5, 0, 1)
     height = min(d, 12) * s.uniform(0.5, 1.3) * (-1 if sunk else 1)
-    canvas.z = (height * wall + 0.3 * s.random() * noise(v, canvas.shape, GRAINY)).astype(np.float32)
+    canvas.z = (height * wall + 0.3 * s.random() * noise(v, canvas.shape, GRAINY)).astype(
+        np.float32
+    )
     canvas.owner = (inner > 0).astype(np.int32)
     facts = Facts("trenches", dimension="width", arrangement="ordered", substrate=True)
     facts.size_mean_nm, facts.size_std_nm = width_nm, 0.0
@@ -70,8 +71,8 @@ def small_array(stage: Stage) -> Specimen:
     """A finite array of pillars or bumps with plain ground around it, often at a tilt."""
     s, v = stage.specimen, stage.view
     pitch_nm = log_uniform(s, 200, 30_000)
-    ratio, tall = s.uniform(0.15, 0.4), s.uniform(0.3, 3.0)
-    nx, ny = (int(n) for n in s.integers(3, 13, 2))
+    ratio, tall = s.uniform(0.2, 0.45), s.uniform(0.3, 3.0)
+    nx, ny = (int(n) for n in s.integers(3, 11, 2))
     square = s.random() < 0.4
     ground = s.uniform(0.4, 0.9)
     canvas = stage.canvas(pitch_nm * max(nx, ny) * v.uniform(1.05, 2.6), tilt(v, 0.6, 20, 55))
@@ -105,5 +106,3 @@ def small_array(stage: Stage) -> Specimen:
     facts.length_nm = height * canvas.nm
     facts.debris = sprinkle(canvas, v, stage.difficulty)
     return Specimen(canvas, facts, mottle(canvas, v, 0.03))
-
-

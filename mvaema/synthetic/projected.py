@@ -26,8 +26,6 @@ _BODIES = {
 _BODIES["truncated"] = np.concatenate([_BODIES["cubic"], _BODIES["octahedral"]])
 
 
-
-
 def _support(stage: Stage, canvas: Canvas) -> np.ndarray | float:
     kind = choose(stage.view, {"plain": 5, "holes": 0.7, "lace": 0.8})
     return support_film(canvas, stage.view, kind)
@@ -100,7 +98,8 @@ def _separate(stage: Stage, kind: str) -> Specimen:
     crystal = s.uniform(0, 0.5) if s.random() < 0.7 else 0.0
     options = {"packed": 1.3, "scattered": 1.2, "clustered": 1.4, "random": 0.8}
     arrangement = choose(s, options)
-    ratio = v.uniform(14, 60) if kind == "faint_dots" else log_uniform(v, 2.5, 26)
+    most = 12 if kind in ("vesicles", "core_shells") else 26
+    ratio = v.uniform(14, 60) if kind == "faint_dots" else log_uniform(v, 2.5, most)
     canvas = stage.canvas(size_nm * ratio * (aspect**0.5 if kind == "nanorods" else 1))
     d = size_nm / canvas.nm
     facts = Facts(kind, technique=stage.technique)
@@ -145,7 +144,9 @@ def _shell(canvas: Canvas, kind: str, place, size: float, shell: float) -> None:
     hollow = kind == "vesicles"
     canvas.yields[-1] = density * (1.0 if hollow else 0.25)
     canvas.sphere(*place, outer)
-    inner = max(outer - max(1.5, 0.12 * shell * size), 0.2 * outer) if hollow else outer - shell * outer
+    inner = (
+        max(outer - max(1.5, 0.12 * shell * size), 0.2 * outer) if hollow else outer - shell * outer
+    )
     canvas.yields[-1] = density * (-0.95 if hollow else 1.0)
     drawn = canvas.drawn[-1]
     canvas.sphere(*place, inner)
@@ -200,7 +201,9 @@ def _supported(stage: Stage, kind: str) -> Specimen:
     first = len(canvas.sizes)
     if len(points):
         radius = d / 2 * np.exp(np.clip(v.normal(0, 0.25, len(points)), -0.7, 0.6))
-        canvas.spheres(*points.T, np.full(len(points), 3 * grain), radius, np.full(len(points), heavy))
+        canvas.spheres(
+            *points.T, np.full(len(points), 3 * grain), radius, np.full(len(points), heavy)
+        )
     seen = np.asarray(canvas.drawn) >= 14
     measure_objects(canvas, facts, np.flatnonzero(seen & (np.arange(len(seen)) >= first)))
     facts.touching, facts.substrate = None, True
@@ -237,7 +240,9 @@ def _planes(stage: Stage, canvas: Canvas, period: float, depth: float) -> None:
     a, b = angle[owner], angle[owner] + np.float32(np.pi / 2.6)
     wave = np.cos(k * (np.cos(a) * canvas.xs + np.sin(a) * canvas.ys))
     wave += second[owner] * np.cos(k * (np.cos(b) * canvas.xs + np.sin(b) * canvas.ys))
-    canvas.mass += np.float32(depth) * top * (0.6 + wave) * 0.5 * smooth((owner > 0) * np.float32(1), 2)
+    canvas.mass += (
+        np.float32(depth) * top * (0.6 + wave) * 0.5 * smooth((owner > 0) * np.float32(1), 2)
+    )
 
 
 def thin_wires(stage: Stage) -> Specimen:

@@ -27,8 +27,8 @@ from mvaema.synthetic.specimen import Facts, Specimen, Stage, choose
 from processing_mvaema import format_length
 
 # What each of the ten categories of `configuration_mvaema.CATEGORY_CAPTIONS` shows: functions that
-# make a specimen, the technique that images it, and their weights. A third is seen in transmission,
-# as of published micrographs.
+# make a specimen, the technique that images it, and their weights. Half of the particles and a
+# third of the nanowires and the biological specimens are seen in transmission, as in publications.
 CATEGORIES = {
     "Biological": (
         (biology.biological, "SEM", 6.0),
@@ -193,6 +193,7 @@ def _scanned(
         if np.abs(exposure.grey(charged) - clean).mean() > 1.5:
             signal, before_noise, facts.charging = charged, exposure.grey(charged), True
     grey = exposure.grey(optics.count_electrons(signal, scope.dose, rng))
+    facts.detector = scope.detector
     facts.noise_grey = float(np.std(grey - before_noise))
     facts.blur_px = scope.spot_nm / pixel_nm
     facts.astigmatism, facts.drift_px = scope.astigmatism, scope.drift_px
@@ -211,6 +212,7 @@ def _transmitted(
     signal = scope.signal(specimen.canvas.mass, specimen.film, shape, pixel_nm, rng)
     clean = scope.grey(signal)
     grey = scope.grey(scope.count(signal, rng))
+    facts.detector = scope.detector
     facts.noise_grey = float(np.std(grey - clean))
     facts.blur_px = scope.spot_nm / pixel_nm
     return clean, grey, settings(scope.kilovolts, facts.field_of_view_nm, scope.detector)

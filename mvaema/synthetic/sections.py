@@ -49,17 +49,19 @@ def _cell_section(stage: Stage, kind: str) -> Specimen:
     canvas = stage.canvas(size_nm * v.uniform(4, 14))
     d = size_nm / canvas.nm
     points = jittered(v, canvas, d, 0.34)
+    # Thick processes among thin ones.
+    points = points[v.random(len(points)) < v.uniform(0.6, 1)]
     edge, index = canvas.cells(points)
     rows, columns = bend(v, canvas, 0.16 * d, 0.6 * d)
-    edge, index = smooth(edge, 0.1 * d)[rows, columns], index[rows, columns]
+    edge, index = smooth(edge, 0.05 * d)[rows, columns], index[rows, columns]
     n = len(points)
-    matrix = v.normal(0.3, 0.12, n).clip(0.05, 0.7).astype(np.float32)
-    wall = np.float32(max(1.1, v.uniform(0.02, 0.05) * d))
+    matrix = v.normal(0.22, 0.1, n).clip(0.05, 0.6).astype(np.float32)
+    wall = np.float32(max(1.0, v.uniform(0.015, 0.035) * d))
     edge = np.maximum(edge - float(np.percentile(edge, 3)), 0)
     mass = matrix[index] + v.uniform(0.05, 0.16) * noise(v, canvas.shape, GRAINY)
     mass += v.uniform(0.6, 1.1) * np.exp(-((edge / wall) ** 2))
     inner = edge > 1.5 * wall
-    for _ in range(int(v.uniform(0.2, 1.0) * (canvas.width / d) ** 2) + 1):
+    for _ in range(int(v.uniform(0.2, 1.4) * (canvas.width / d) ** 2) + 1):
         x, y = v.random(2) * (canvas.width, canvas.height)
         a = d * v.uniform(0.14, 0.32)
         _mitochondrion(canvas, mass, inner, v, x, y, a, a * v.uniform(0.4, 0.9))
@@ -102,7 +104,7 @@ def _fibre_section(stage: Stage, kind: str) -> Specimen:
     """Nerve fibres cut across: light axons in dark rings of myelin."""
     s, v = stage.specimen, stage.view
     size_nm = log_uniform(s, 500, 3000)
-    thick = s.uniform(0.1, 0.22)
+    thick = s.uniform(0.04, 0.12)
     canvas = stage.canvas(size_nm * v.uniform(3, 9))
     d = size_nm / canvas.nm
     stretch = v.uniform(1, 1.8)
@@ -110,12 +112,13 @@ def _fibre_section(stage: Stage, kind: str) -> Specimen:
     edge, index = canvas.cells(points)
     rows, columns = bend(v, canvas, 0.09 * d, 0.7 * d)
     rows = np.clip((rows / stretch), 0, canvas.height - 1).astype(np.int32)
-    edge, index = smooth(edge, 0.1 * d)[rows, columns], index[rows, columns]
+    edge, index = smooth(edge, 0.06 * d)[rows, columns], index[rows, columns]
     n = len(points)
-    gap = v.uniform(0.02, 0.1, n).astype(np.float32)[index] * d
+    gap = v.uniform(0.01, 0.06, n).astype(np.float32)[index] * d
     ring = v.normal(thick, 0.3 * thick, n).clip(0.03).astype(np.float32)[index] * d
     axon, myelin = edge > gap + ring, (edge > gap) & (edge <= gap + ring)
-    mass = 0.4 + 0.12 * noise(v, canvas.shape, GRAINY) + 0.1 * noise(v, canvas.shape, CLOUDY)
+    mass = v.uniform(0.25, 0.6) + 0.12 * noise(v, canvas.shape, GRAINY)
+    mass += 0.1 * noise(v, canvas.shape, CLOUDY)
     light = v.normal(0.14, 0.05, n).clip(0.02).astype(np.float32)[index]
     mass = np.where(axon, light + 0.07 * noise(v, canvas.shape, GRAINY), mass)
     mass = np.where(myelin, np.float32(v.uniform(0.8, 1.1)), mass)

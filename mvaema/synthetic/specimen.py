@@ -25,6 +25,7 @@ class Facts:
 
     kind: str  # the specimen, a key of `answers.KINDS`
     technique: str = "SEM"  # SEM, TEM or STEM
+    detector: str = "SE"
     pixel_size_nm: float = 0.0
     field_of_view_nm: float = 0.0  # width of the image
     tilt_deg: float = 0.0

@@ -401,7 +401,9 @@ def porous(stage: Stage) -> Specimen:
     strut = s.uniform(0.05, 0.14)
     wall = s.uniform(0.11, 0.21)
     wild = s.uniform(0, 0.3) if s.random() < 0.7 else 0.0
-    canvas = stage.canvas(pore_nm * log_uniform(v, 3, 18), tilt(v, 0.2, 10, 30) if kind != "foam" else 0)
+    canvas = stage.canvas(
+        pore_nm * log_uniform(v, 3, 13), tilt(v, 0.2, 10, 30) if kind != "foam" else 0
+    )
     d = pore_nm / canvas.nm
     plane = canvas.plane(0.1 * d)
     clouds = noise(v, plane.shape, CLOUDY, max(0.5, d / 40))

@@ -56,9 +56,7 @@ class TransmissionMicroscope:
             fringe_px=float(rng.uniform(0.8, 2.2)),
             grain=float(max(0, rng.normal(0.03, 0.03))),
             grain_px=float(rng.uniform(0.6, 1.8)),
-            spot_nm=float(
-                pixel_nm * (rng.uniform(0.3, 0.7) + max(0, rng.normal(0.7, 0.6)) * d**2)
-            ),
+            spot_nm=float(pixel_nm * (rng.uniform(0.3, 0.7) + max(0, rng.normal(0.7, 0.6)) * d**2)),
             dose=float(10 ** rng.uniform(3.2 - 1.7 * d, 4.0 - 1.6 * d)),
             lines=float(rng.uniform(0, 0.05) * d),
             uneven=float(max(0, rng.normal(0.08, 0.12))),

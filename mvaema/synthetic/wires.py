@@ -182,7 +182,7 @@ def fibres(stage: Stage) -> Specimen:
     width_nm = log_uniform(s, 100, 25_000)
     spread = float(s.choice([0.06, 0.2, 0.4])) if kind != "woven" else 0.05
     ground_yield = s.uniform(0.25, 0.8) if kind == "few_fibres" else s.uniform(0.15, 0.4)
-    bend = s.uniform(0.01, 0.09)
+    bend = s.uniform(0.01, 0.09) * (0.3 if kind == "few_fibres" else 1)
     grooved = s.random() < 0.4
     beads = kind == "spun" and s.random() < 0.3
     across = {"woven": v.uniform(18, 36), "few_fibres": log_uniform(v, 2, 45)}.get(
