@@ -1,4 +1,4 @@
-"""Many small grains: aggregates, fine powders, granular sponges, ordered cubes, specks, inclusions."""
+"""Many grains: aggregates, fine powders, granular sponges, ordered cubes, specks, inclusions."""
 
 import numpy as np
 from scipy import ndimage

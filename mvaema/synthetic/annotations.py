@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mvaema.synthetic.specimen import choose
 from mvaema.synthetic.text import text_width, write
 from processing_mvaema import format_length
 
@@ -118,7 +117,5 @@ def mark(rng: np.random.Generator, image: Image.Image) -> list[str]:
     if rng.random() < 0.4:
         marks.append(letter_panel(rng, image))
     if rng.random() < 0.09:
-        marks.append(
-            {"arrow": _arrow, "box": _box}[choose(rng, {"arrow": 1, "box": 1})](rng, image)
-        )
+        marks.append((_arrow if rng.random() < 0.5 else _box)(rng, image))
     return marks

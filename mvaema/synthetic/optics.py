@@ -51,6 +51,7 @@ class Microscope:
         detector = str(rng.choice(["SE", "InLens", "BSE"], p=[0.63, 0.22, 0.15]))
         # Backscattered electrons come from deep inside: composition shows, slopes and edges hardly.
         relief = 0.2 if detector == "BSE" else 1.0
+        black = float(rng.uniform(5, 60) if rng.random() < 0.7 else rng.uniform(40, 110))
         kilovolts = float(rng.choice([1, 2, 3, 5, 5, 10, 10, 15, 15, 20]))
         return cls(
             kilovolts=kilovolts,

@@ -25,11 +25,10 @@ def trenches(stage: Stage) -> Specimen:
     d = width_nm / canvas.nm
     mask = np.zeros(canvas.shape, bool)
     step = 2 * d
-    rows, columns = int(canvas.height / step) + 2, int(canvas.width / step) + 2
-    start = v.random(2) * step
-    for row in range(-1, rows):
+    start = v.random() * step
+    for row in range(-1, int(canvas.height / step) + 2):
         x = -v.random() * 3 * step
-        y = start[0] + row * step
+        y = start + row * step
         while x < canvas.width:
             length = v.choice([1.5, 3, 6, 14]) * step * v.uniform(0.7, 1.3)
             if v.random() < 0.8:
@@ -91,7 +90,7 @@ def small_array(stage: Stage) -> Specimen:
     for i in range(nx):
         for j in range(ny):
             u, w = (i - (nx - 1) / 2) * d, (j - (ny - 1) / 2) * d
-            x, y = middle + (c * u - n * w, n * u + c * w)
+            x, y = middle[0] + c * u - n * w, middle[1] + n * u + c * w
             canvas.begin(size, v.normal(1.15, 0.03))
             if square:
                 place = canvas.project(x, y, height / 2)

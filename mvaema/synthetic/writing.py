@@ -35,8 +35,8 @@ task_categories:
 
 **Every image in this dataset is simulated.** No microscope, specimen or photograph was involved:
 {source} computed each image from a specimen with known dimensions and the physics of a scanning or
-transmission electron microscope, and wrote the answers from the same facts. The `imaging` and `application`
-answers of every image say so too.
+transmission electron microscope, and wrote the answers from the same facts. The `imaging` and
+`application` answers of every image say so too.
 
 - {train:,} training and {validation:,} validation images, {size} × {size} pixels, of the categories
   {categories}.
@@ -48,7 +48,8 @@ answers of every image say so too.
   versions of NumPy, SciPy and Pillow.
 
 The scenes are simplified: ideal shapes, no particular vendor's instrument. `technique` says which
-are SEM, TEM (bright field) and STEM (dark field); all `TEM` and `STEM` rows are projections. Scores on this dataset say nothing about real micrographs; measure those on real ones.
+are SEM, TEM (bright field) and STEM (dark field). Scores on this dataset say nothing about real
+micrographs; measure those on real ones.
 """
 
 
