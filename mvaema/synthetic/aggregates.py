@@ -9,7 +9,6 @@ from mvaema.synthetic.specimen import (
     Facts,
     Specimen,
     Stage,
-    lattice,
     log_uniform,
     measure_objects,
     measure_sizes,
@@ -101,6 +100,25 @@ def fine_powder(stage: Stage) -> Specimen:
     return Specimen(canvas, facts, mottle(canvas, v, 0.05))
 
 
+def dusty_powder(stage: Stage) -> Specimen:
+    """A powder too fine to see its grains one by one: lumps upon lumps with dark gaps."""
+    s, v = stage.specimen, stage.view
+    lump_nm, rough, gaps = log_uniform(s, 80, 20_000), s.uniform(0.15, 0.4), s.uniform(-0.2, 1.2)
+    canvas = stage.canvas(lump_nm * log_uniform(v, 3, 20))
+    d = lump_nm / canvas.nm
+    z, length = np.zeros(canvas.shape, np.float32), 2.2 * d
+    while length > 2.2:
+        hill = bumps(v, canvas.shape, length)
+        # Rounded above, cut deep below, as grains that touch.
+        z += (rough * length * np.abs(hill)).astype(np.float32)
+        length /= 1.9
+    holes = np.clip(bumps(v, canvas.shape, 1.5 * d) - gaps, 0, 1.5)
+    canvas.z = z - (0.9 * d * holes).astype(np.float32)
+    facts = Facts("dusty_powder", arrangement="clustered", rough=True, substrate=False)
+    facts.coverage, facts.touching = 1.0, 1.0
+    return Specimen(canvas, facts, mottle(canvas, v, 0.06))
+
+
 def loose_grains(stage: Stage) -> Specimen:
     """Angular grains of many sizes spread loosely over a plain ground."""
     s, v = stage.specimen, stage.view
@@ -159,32 +177,43 @@ def granular_sponge(stage: Stage) -> Specimen:
 
 
 def packed_cubes(stage: Stage) -> Specimen:
-    """Equal cubes side by side in a nearly square lattice, with gaps and missing ones."""
+    """Equal cubes side by side in a nearly square lattice, with slips, cracks and missing ones."""
     s, v = stage.specimen, stage.view
-    size_nm = log_uniform(s, 15, 2000)
-    canvas = stage.canvas(size_nm * v.uniform(4, 14), tilt(v, 0.15))
+    size_nm, gap = log_uniform(s, 15, 2000), s.uniform(0.06, 0.2)
+    canvas = stage.canvas(size_nm * log_uniform(v, 4, 34))
     d = size_nm / canvas.nm
-    facts = Facts("packed_cubes", dimension="edge length", arrangement="packed", shape="square")
-    facts.tilt_deg = float(np.rad2deg(canvas.tilt))
+    pitch, a = (1 + gap) * d, v.uniform(0, np.pi / 2)
+    # Two parts of the lattice meet along a wandering border, each with its own turn.
+    part = bumps(v, canvas.shape, canvas.width * v.uniform(0.3, 0.8)) > v.uniform(-0.5, 2)
+    turn = np.float32(a) + np.float32(v.normal(0, 0.25)) * part
+    wander = 0.25 * d
+    x = canvas.xs + wander * bumps(v, canvas.shape, 5 * d)
+    y = canvas.ys + wander * bumps(v, canvas.shape, 5 * d)
+    p, q = (
+        (x * np.cos(turn) + y * np.sin(turn)) / pitch,
+        (y * np.cos(turn) - x * np.sin(turn)) / pitch,
+    )
+    row = np.floor(q)
+    shift = v.normal(0, 0.3, 997) * (v.random(997) < 0.2)  # rows that slipped
+    p = p + np.cumsum(shift)[row.astype(int) % 997]
+    column = np.floor(p)
+    far = np.maximum(np.abs(p - column - 0.5), np.abs(q - row - 0.5)) * pitch
+    body = (column * 1009 + row * 7 + part * 500_009).astype(np.int64)
+    ids, index = np.unique(body, return_inverse=True)
+    index = index.reshape(canvas.shape)
+    gone = v.random(len(ids)) < v.choice([0, 0.02, 0.08])
+    inside = (far < d / 2) & ~gone[index]
+    level = v.normal(0, 0.06 * d, len(ids)).astype(np.float32)[index]
+    canvas.z = np.where(inside, level, -0.9 * d).astype(np.float32)
+    canvas.z += 0.1 * noise(v, canvas.shape, GRAINY)
+    canvas.owner = np.where(inside, index + 1, 0).astype(np.int32)
+    canvas.sizes += [d] * len(ids)
+    canvas.drawn += np.bincount(index[inside], minlength=len(ids)).tolist()
+    canvas.yields += v.normal(1, 0.05, len(ids)).tolist()
     canvas.yields[0] = 0.5
-    canvas.z -= d
-    pitch, turn = 1.08 * d, v.uniform(0, np.pi / 2)
-    points = lattice(pitch, canvas.width, canvas.depth, turn, False, d)
-    slip = (points @ np.array([np.cos(turn), np.sin(turn)])) // (pitch * v.integers(3, 9))
-    points = points + 0.12 * d * np.stack([np.sin(7 * slip), np.cos(5 * slip)], 1)
-    missing = v.random(len(points)) < v.choice([0, 0.02, 0.08])
-    for x, y in points[~missing]:
-        a = turn + v.normal(0, 0.05)
-        c, n = np.cos(a), np.sin(a)
-        faces = np.array([[c, n, 0], [-n, c, 0], [0, 0, 1]])
-        faces = canvas.rotate(np.concatenate([faces, -faces]))
-        canvas.begin(d, v.normal(1, 0.05))
-        place = canvas.project(x, y, v.normal(-0.5, 0.04) * d)
-        canvas.polyhedron(*place, faces, np.full(6, 0.5 * d), reach=0.9 * d)
+    facts = Facts("packed_cubes", dimension="edge length", arrangement="packed", shape="square")
     measure_objects(canvas, facts)
     facts.spacing_nm = pitch * canvas.nm
-    inside = ((points > d) & (points < (canvas.width - d, canvas.depth - d))).all(1)
-    facts.missing = int((missing & inside).sum())
     return Specimen(canvas, facts, mottle(canvas, v, 0.05))
 
 

@@ -7,74 +7,15 @@ What is special about it:
 - every set of answers says that the image is simulated.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from mvaema.synthetic.specimen import Facts
-from mvaema.synthetic.vocabulary import KINDS, Kind
+from mvaema.synthetic.vocabulary import KINDS
+from mvaema.synthetic.wording import Writer, plural, two_digits
 
 # Noise, in grey levels, that can be seen, and that hides detail.
 NOISY, VERY_NOISY = 7.0, 16.0
 SOFT_PX = 1.2
-
-
-def two_digits(value: float) -> str:
-    """A number with two significant digits, never in exponent form."""
-    digits = max(0, 1 - int(np.floor(np.log10(value)))) if value > 0 else 0
-    text = f"{float(f'{value:.2g}'):.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _unit(nanometres: float) -> tuple[str, float]:
-    """The unit for a length, and its size in nanometres."""
-    return next(
-        (u, s) for u, s in (("mm", 1e6), ("µm", 1e3), ("nm", 1)) if nanometres >= s or s == 1
-    )
-
-
-@dataclass
-class Writer:
-    """The facts, and the random stream that chooses the wording."""
-
-    facts: Facts
-    kind: Kind
-    scale_bar: str | None
-    rng: np.random.Generator
-    width_named: bool = False
-
-    def say(self, *options: str) -> str:
-        """One of the wordings, with the placeholders filled in."""
-        option = options[int(self.rng.integers(len(options)))]
-        return option.format(units=self.kind.units, shape=self.facts.shape or "regular")
-
-    def length(self, nanometres: float) -> str:
-        """A length, or without a scale bar a percentage of the image width."""
-        if self.scale_bar is None:
-            percent = 100 * nanometres / self.facts.field_of_view_nm
-            return f"{two_digits(percent)} percent{self._of_the_width()}"
-        unit, size = _unit(nanometres)
-        return f"{two_digits(nanometres / size)} {unit}"
-
-    def span(self, low: float, high: float) -> str:
-        """A range of lengths in one unit."""
-        if self.scale_bar is None:
-            low, high = (100 * x / self.facts.field_of_view_nm for x in (low, high))
-            return f"{two_digits(low)} to {two_digits(high)} percent{self._of_the_width()}"
-        unit, size = _unit(high)
-        return f"{two_digits(low / size)} to {two_digits(high / size)} {unit}"
-
-    def _of_the_width(self) -> str:
-        """The reference of a percentage, stated once per answer."""
-        first, self.width_named = not self.width_named, True
-        return " of the image width" if first else ""
-
-    def number(self) -> str:
-        """How many structures are visible."""
-        count, units = self.facts.count, self.kind.units
-        if count == 1:
-            return f"1 {units.removesuffix('s')}" if units != "bodies" else "1 body"
-        return f"{count} {units}" if count <= 12 else f"about {two_digits(count)} {units}"
 
 
 def _basics(w: Writer) -> str:
@@ -231,10 +172,6 @@ def _size_distribution(w: Writer) -> str:
     return " ".join(parts)
 
 
-def _plural(n: int, one: str, many: str) -> str:
-    return f"1 {one}" if n == 1 else f"{n} {many}"
-
-
 def _surface(w: Writer) -> str:
     f = w.facts
     first = w.say(*w.kind.surfaces)
@@ -243,23 +180,23 @@ def _surface(w: Writer) -> str:
     found = []
     if f.missing:
         found.append(
-            _plural(f.missing, "place of the pattern is empty", "places of the pattern are empty")
+            plural(f.missing, "place of the pattern is empty", "places of the pattern are empty")
         )
     if f.broken:
         found.append(
             {
-                "wires_from_above": _plural(
+                "wires_from_above": plural(
                     f.broken, "wire has fallen over", "wires have fallen over"
                 ),
-                "spun": _plural(
+                "spun": plural(
                     f.broken,
                     "bead-like swelling sits on the fibres",
                     "bead-like swellings sit on the fibres",
                 ),
-                "plain": _plural(
+                "plain": plural(
                     f.broken, "scratch crosses the surface", "scratches cross the surface"
                 ),
-                "insect_eye": _plural(
+                "insect_eye": plural(
                     f.broken,
                     "bristle stands between the lenses",
                     "bristles stand between the lenses",
@@ -267,7 +204,7 @@ def _surface(w: Writer) -> str:
             }[f.kind]
         )
     if f.debris:
-        found.append(_plural(f.debris, "speck of debris lies on it", "specks of debris lie on it"))
+        found.append(plural(f.debris, "speck of debris lies on it", "specks of debris lie on it"))
     if f.pore_fraction:
         percent = two_digits(100 * f.pore_fraction)
         what = {"cracked": "Cracks take up"}.get(f.kind, "Openings take up")
@@ -429,7 +366,7 @@ def _environment(w: Writer) -> str:
     if f.debris:
         parts.append(
             w.say(
-                f"{_plural(f.debris, 'small speck', 'small specks')} of debris do not "
+                f"{plural(f.debris, 'small speck', 'small specks')} of debris do not "
                 "belong to the material."
                 if f.debris > 1
                 else "1 small speck of debris does not belong to the material."

@@ -45,6 +45,43 @@ def nanosheets(stage: Stage) -> Specimen:
     return Specimen(canvas, facts, mottle(canvas, v, 0.04))
 
 
+def columns(stage: Stage) -> Specimen:
+    """A coating of knobbly columns, seen from the side: dark space above, more columns behind."""
+    s, v = stage.specimen, stage.view
+    width_nm = log_uniform(s, 100, 20_000)
+    knobbly, rows = s.uniform(0.1, 0.45), int(s.integers(2, 5))
+    canvas = stage.canvas(width_nm * v.uniform(8, 24))
+    d = width_nm / canvas.nm
+    w, h = canvas.width, canvas.height
+    facts = Facts("columns", arrangement="packed", substrate=False, rough=True)
+    facts.tilt_deg = float(v.uniform(60, 85))
+    canvas.z -= 12 * d
+    canvas.yields[0] = 0.15
+    sky = v.uniform(-0.3, 0.35) * h
+    count = int(np.clip(rows * w / d, 12, 70))
+    steps = max(4, 1000 // count)
+    back = np.sort(v.random(count))[::-1]  # the farthest first
+    x0, top = v.uniform(-0.5, w + 0.5, count), sky + (1 - back) * 0.75 * h
+    top += v.normal(0, 0.08, count) * h
+    for i in range(count):
+        t = np.arange(steps) * 0.45 * d
+        y = top[i] + t
+        x = x0[i] + v.normal(0, 0.03) * t + v.normal(0, 0.12 * d, steps)
+        radius = d / 2 * np.exp(v.normal(0, knobbly, steps)).clip(0.5, 1.6)
+        radius[0] *= 0.8
+        z = np.full(steps, -6 * d * back[i])
+        tone = v.normal(1, 0.05) * (1 - 0.5 * back[i])
+        canvas.spheres(x, y, z, radius, np.full(steps, tone))
+    facts.size_mean_nm, facts.size_std_nm, facts.size_min_nm, facts.size_max_nm = (
+        width_nm,
+        0.0,
+        width_nm,
+        width_nm,
+    )
+    facts.coverage, facts.touching = float((canvas.owner > 0).mean()), 1.0
+    return Specimen(canvas, facts, mottle(canvas, v, 0.04))
+
+
 def folds(stage: Stage) -> Specimen:
     """A thin film thrown into irregular folds and creases."""
     s, v = stage.specimen, stage.view
@@ -134,7 +171,7 @@ def embedded_section(stage: Stage) -> Specimen:
     thick_nm = log_uniform(s, 80, 60_000)
     layers = int(s.integers(1, 3))
     tones = s.permutation(np.array([0.35, 0.62, 0.9, 1.25, 1.6]))[: layers + 2]
-    porous, gap = s.uniform(0, 0.3, layers + 2) * (s.random(layers + 2) < 0.4), s.random() < 0.3
+    porous, gap = s.uniform(0, 0.3, layers + 2) * (s.random(layers + 2) < 0.25), s.random() < 0.3
     canvas = stage.canvas(thick_nm * layers * v.uniform(1.3, 4))
     thick = thick_nm / canvas.nm
     angle = v.normal(0, 0.05) + (np.pi / 2 if v.random() < 0.12 else 0)

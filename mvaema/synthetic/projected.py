@@ -93,6 +93,7 @@ def _separate(stage: Stage, kind: str) -> Specimen:
     size_nm = log_uniform(s, 1.5, 12) if kind == "faint_dots" else log_uniform(s, 4, 700)
     spread = float(s.choice([0.03, 0.08, 0.15, 0.3]))
     shape = choose(s, {"cubic": 1, "octahedral": 1, "truncated": 1.4})
+    spread = 0.5 if kind == "vesicles" else spread
     aspect = s.uniform(1.6, 6)
     shell = s.uniform(0.12, 0.4)
     crystal = s.uniform(0, 0.5) if s.random() < 0.7 else 0.0

@@ -47,6 +47,8 @@ class TransmissionMicroscope:
     ) -> "TransmissionMicroscope":
         """Random settings: the higher `difficulty` (0 to 1), the more flaws."""
         d, tem = difficulty, technique == "TEM"
+        sharp = rng.uniform(0.3, 0.7) + max(0, rng.normal(0.7, 0.6)) * d**2
+        out_of_focus = rng.uniform(1, 5) * d if rng.random() < 0.2 else 0
         return cls(
             technique=technique,
             kilovolts=float(rng.choice([80, 100, 120, 200, 200, 300])),
@@ -54,9 +56,11 @@ class TransmissionMicroscope:
             darkest=float(np.exp(rng.uniform(np.log(0.06), np.log(0.7)))),
             fringe=float(max(0, rng.normal(0.35, 0.35))) * float(rng.choice([1, 1, -0.6])),
             fringe_px=float(rng.uniform(0.8, 2.2)),
-            grain=float(max(0, rng.normal(0.03, 0.03))),
+            grain=float(
+                max(0, rng.normal(0.03, 0.03)) if rng.random() < 0.75 else rng.uniform(0.05, 0.2)
+            ),
             grain_px=float(rng.uniform(0.6, 1.8)),
-            spot_nm=float(pixel_nm * (rng.uniform(0.3, 0.7) + max(0, rng.normal(0.7, 0.6)) * d**2)),
+            spot_nm=float(pixel_nm * (sharp + out_of_focus)),
             dose=float(10 ** rng.uniform(3.2 - 1.7 * d, 4.0 - 1.6 * d)),
             lines=float(rng.uniform(0, 0.05) * d),
             uneven=float(max(0, rng.normal(0.08, 0.12))),

@@ -178,14 +178,14 @@ def _course(rng, canvas: Canvas, angle: float, through, bend: float):
 def fibres(stage: Stage) -> Specimen:
     """Spun mats, a few fibres on a film, aligned bundles, woven yarns, flat ribbons."""
     s, v = stage.specimen, stage.view
-    kind = choose(s, {"spun": 1.6, "few_fibres": 1, "bundle": 0.9, "woven": 0.8, "ribbons": 0.6})
+    kind = choose(s, {"spun": 1.6, "few_fibres": 1.8, "bundle": 0.9, "woven": 0.8, "ribbons": 0.6})
     width_nm = log_uniform(s, 100, 25_000)
     spread = float(s.choice([0.06, 0.2, 0.4])) if kind != "woven" else 0.05
     ground_yield = s.uniform(0.25, 0.8) if kind == "few_fibres" else s.uniform(0.15, 0.4)
     bend = s.uniform(0.01, 0.09) * (0.3 if kind == "few_fibres" else 1)
     grooved = s.random() < 0.4
     beads = kind == "spun" and s.random() < 0.3
-    across = {"woven": v.uniform(18, 36), "few_fibres": log_uniform(v, 2, 45)}.get(
+    across = {"woven": v.uniform(18, 36), "few_fibres": log_uniform(v, 2, 60)}.get(
         kind, log_uniform(v, 5, 70) if kind == "spun" else v.uniform(6, 32)
     )
     canvas = stage.canvas(width_nm * across)
@@ -201,7 +201,7 @@ def fibres(stage: Stage) -> Specimen:
     measure_objects(canvas, facts)
     if grooved:
         grain = noise(v, canvas.shape, GRAINY)
-        canvas.z += 0.05 * min(d, 12) * smooth(grain, 0.8) * (canvas.owner > 0)
+        canvas.z += s.uniform(0.04, 0.2) * min(d, 12) * smooth(grain, 0.8) * (canvas.owner > 0)
     facts.debris = sprinkle(canvas, v, stage.difficulty)
     return Specimen(canvas, facts, mottle(canvas, v, 0.04))
 

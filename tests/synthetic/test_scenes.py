@@ -172,6 +172,16 @@ def test_pore_fraction_is_that_of_the_height_field(kind):
         assert shot.facts.pore_fraction == pytest.approx(deep, abs=0.12 if kind == "foam" else 0.06)
 
 
+def test_half_of_the_particles_and_no_powder_are_seen_in_transmission():
+    def share(category):
+        techniques = [render(seed, category, size=64).facts.technique for seed in range(60)]
+        assert set(techniques) <= {"SEM", "TEM", "STEM"}
+        return np.mean([technique != "SEM" for technique in techniques])
+
+    assert 0.3 < share("Particles") < 0.65
+    assert share("Powder") == 0
+
+
 @pytest.mark.slow
 def test_category_is_not_given_away_by_the_magnification():
     """A guess from the pixel size alone: the category whose median is nearest."""
@@ -200,12 +210,13 @@ def test_difficulty_brings_noise():
 
 
 def test_the_noise_that_is_stated_is_in_the_pixels(scenes):
-    """Against the noise-free image, where neither charging nor an overlay changes it."""
+    """Against the noise-free image, where neither charging nor prints nor JPEG change it."""
     checked = 0
     for scene in scenes:
-        if scene.facts.charging or scene.facts.bar == "overlay":
+        facts = scene.facts
+        if facts.charging or facts.bar == "overlay" or facts.marks or facts.jpeg:
             continue
         shown = np.asarray(scene.image, float)[: len(scene.clean)]
         assert np.std(shown - scene.clean) == pytest.approx(scene.facts.noise_grey, abs=0.4)
         checked += 1
-    assert checked > 30
+    assert checked > 15
