@@ -180,8 +180,10 @@ class Canvas:
         column, row = np.round(x).astype(np.int32), np.round(y).astype(np.int32)
         columns = column[:, None, None] + offset
         rows = row[:, None, None] + offset[:, None]
-        h2 = (radius * radius)[:, None, None] - (columns - x[:, None, None]) ** 2
-        h2 = h2 - (rows - y[:, None, None]) ** 2
+        # Integers less float32 would be float64.
+        dx, dy = ((column - x)[:, None, None] + offset).astype(np.float32), row - y
+        dy = (dy[:, None, None] + offset[:, None]).astype(np.float32)
+        h2 = (radius * radius)[:, None, None] - dx * dx - dy * dy
         inside = (h2 > 0) & (columns >= 0) & (columns < self.width)
         inside &= (rows >= 0) & (rows < self.height)
         which, *_ = np.nonzero(inside)
