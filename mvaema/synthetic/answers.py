@@ -7,74 +7,15 @@ What is special about it:
 - every set of answers says that the image is simulated.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from mvaema.synthetic.specimen import Facts
-from mvaema.synthetic.vocabulary import KINDS, Kind
+from mvaema.synthetic.vocabulary import KINDS
+from mvaema.synthetic.wording import Writer, plural, two_digits
 
 # Noise, in grey levels, that can be seen, and that hides detail.
 NOISY, VERY_NOISY = 7.0, 16.0
 SOFT_PX = 1.2
-
-
-def two_digits(value: float) -> str:
-    """A number with two significant digits, never in exponent form."""
-    digits = max(0, 1 - int(np.floor(np.log10(value)))) if value > 0 else 0
-    text = f"{float(f'{value:.2g}'):.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _unit(nanometres: float) -> tuple[str, float]:
-    """The unit for a length, and its size in nanometres."""
-    return next(
-        (u, s) for u, s in (("mm", 1e6), ("µm", 1e3), ("nm", 1)) if nanometres >= s or s == 1
-    )
-
-
-@dataclass
-class Writer:
-    """The facts, and the random stream that chooses the wording."""
-
-    facts: Facts
-    kind: Kind
-    scale_bar: str | None
-    rng: np.random.Generator
-    width_named: bool = False
-
-    def say(self, *options: str) -> str:
-        """One of the wordings, with the placeholders filled in."""
-        option = options[int(self.rng.integers(len(options)))]
-        return option.format(units=self.kind.units, shape=self.facts.shape or "regular")
-
-    def length(self, nanometres: float) -> str:
-        """A length, or without a scale bar a percentage of the image width."""
-        if self.scale_bar is None:
-            percent = 100 * nanometres / self.facts.field_of_view_nm
-            return f"{two_digits(percent)} percent{self._of_the_width()}"
-        unit, size = _unit(nanometres)
-        return f"{two_digits(nanometres / size)} {unit}"
-
-    def span(self, low: float, high: float) -> str:
-        """A range of lengths in one unit."""
-        if self.scale_bar is None:
-            low, high = (100 * x / self.facts.field_of_view_nm for x in (low, high))
-            return f"{two_digits(low)} to {two_digits(high)} percent{self._of_the_width()}"
-        unit, size = _unit(high)
-        return f"{two_digits(low / size)} to {two_digits(high / size)} {unit}"
-
-    def _of_the_width(self) -> str:
-        """The reference of a percentage, stated once per answer."""
-        first, self.width_named = not self.width_named, True
-        return " of the image width" if first else ""
-
-    def number(self) -> str:
-        """How many structures are visible."""
-        count, units = self.facts.count, self.kind.units
-        if count == 1:
-            return f"1 {units.removesuffix('s')}" if units != "bodies" else "1 body"
-        return f"{count} {units}" if count <= 12 else f"about {two_digits(count)} {units}"
 
 
 def _basics(w: Writer) -> str:
@@ -200,7 +141,14 @@ def _size_distribution(w: Writer) -> str:
                     f"Its standard deviation is about {w.length(f.size_std_nm)}.",
                 )
             )
-    if f.count is not None and w.kind.units not in ("tips", "shells", "layers"):
+    else:
+        parts.append(
+            w.say(
+                "There are no separate structures whose size could be stated.",
+                "No single structures stand out that could be measured.",
+            )
+        )
+    if f.count and w.kind.units not in ("tips", "shells", "layers"):
         number = w.number()
         be = "is" if f.count == 1 else "are"
         parts.append(
@@ -224,10 +172,6 @@ def _size_distribution(w: Writer) -> str:
     return " ".join(parts)
 
 
-def _plural(n: int, one: str, many: str) -> str:
-    return f"1 {one}" if n == 1 else f"{n} {many}"
-
-
 def _surface(w: Writer) -> str:
     f = w.facts
     first = w.say(*w.kind.surfaces)
@@ -236,20 +180,23 @@ def _surface(w: Writer) -> str:
     found = []
     if f.missing:
         found.append(
-            _plural(f.missing, "place of the pattern is empty", "places of the pattern are empty")
+            plural(f.missing, "place of the pattern is empty", "places of the pattern are empty")
         )
     if f.broken:
         found.append(
             {
-                "wires_from_above": _plural(
+                "wires_from_above": plural(
                     f.broken, "wire has fallen over", "wires have fallen over"
                 ),
-                "spun": _plural(
+                "spun": plural(
                     f.broken,
                     "bead-like swelling sits on the fibres",
                     "bead-like swellings sit on the fibres",
                 ),
-                "insect_eye": _plural(
+                "plain": plural(
+                    f.broken, "scratch crosses the surface", "scratches cross the surface"
+                ),
+                "insect_eye": plural(
                     f.broken,
                     "bristle stands between the lenses",
                     "bristles stand between the lenses",
@@ -257,7 +204,7 @@ def _surface(w: Writer) -> str:
             }[f.kind]
         )
     if f.debris:
-        found.append(_plural(f.debris, "speck of debris lies on it", "specks of debris lie on it"))
+        found.append(plural(f.debris, "speck of debris lies on it", "specks of debris lie on it"))
     if f.pore_fraction:
         percent = two_digits(100 * f.pore_fraction)
         what = {"cracked": "Cracks take up"}.get(f.kind, "Openings take up")
@@ -286,7 +233,9 @@ def _surface(w: Writer) -> str:
 
 def _composition(w: Writer) -> str:
     f = w.facts
-    if f.kind == "section":
+    if f.technique != "SEM":
+        first = _transmitted_contrast(w)
+    elif f.kind == "section":
         first = w.say(
             "The layers differ in brightness, which hints at different materials.",
             "Different grey levels of the layers suggest different compositions.",
@@ -306,6 +255,11 @@ def _composition(w: Writer) -> str:
             "Grey levels vary from grain to grain, as with crystal orientation.",
             "Grains of different brightness suggest orientation rather than composition.",
         )
+    elif f.detector == "BSE":
+        first = w.say(
+            "Backscattered electrons show composition, and no second phase stands out.",
+            "In backscattered contrast the {units} look alike, so one material is likely.",
+        )
     else:
         first = w.say(
             "Bright edges and darker hollows reflect topography, so one material is likely.",
@@ -318,6 +272,30 @@ def _composition(w: Writer) -> str:
         "There is no label that names an element.",
         "No element or compound is named by any label.",
         "Labels that name an element or compound are absent.",
+    )
+
+
+def _transmitted_contrast(w: Writer) -> str:
+    """What grey levels mean in a projection."""
+    f = w.facts
+    if f.technique == "STEM":
+        return w.say(
+            "Bright regions are thicker or made of heavier elements, as dark-field contrast shows.",
+            "Brightness grows with thickness and atomic number.",
+        )
+    if f.kind == "virus":
+        return w.say(
+            "The stain is dark, and the unstained {units} are brighter.",
+            "Heavy stain around the {units} absorbs more than they do.",
+        )
+    if f.two_materials == "darker":
+        return w.say(
+            "The {units} are darker than the support, because they are thicker or denser.",
+            "Darker {units} on a bright support absorb and scatter more of the beam.",
+        )
+    return w.say(
+        "Dark regions are thicker, denser or more strongly stained.",
+        "Grey levels follow mass and thickness, so darker regions scatter more.",
     )
 
 
@@ -365,7 +343,9 @@ def _interfaces(w: Writer) -> str:
     else:
         second = w.say(
             "Boundaries are distinct rather than blended.",
-            "Bright edges make the boundaries distinct.",
+            "Boundaries can be made out clearly."
+            if f.technique != "SEM"
+            else "Bright edges make the boundaries distinct.",
             "Outlines can be followed clearly.",
         )
     return f"{first} {second}"
@@ -386,7 +366,7 @@ def _environment(w: Writer) -> str:
     if f.debris:
         parts.append(
             w.say(
-                f"{_plural(f.debris, 'small speck', 'small specks')} of debris do not "
+                f"{plural(f.debris, 'small speck', 'small specks')} of debris do not "
                 "belong to the material."
                 if f.debris > 1
                 else "1 small speck of debris does not belong to the material."
@@ -406,7 +386,7 @@ def _environment(w: Writer) -> str:
                 "Printed bar and text are not part of the material.",
             )
         )
-    elif len(parts) < 2:
+    elif len(parts) < 2 and not f.marks:
         parts.append(
             w.say(
                 "No labels, debris or other foreign objects are present.",
@@ -423,13 +403,31 @@ def _environment(w: Writer) -> str:
     return " ".join(parts)
 
 
-def _imaging(w: Writer) -> str:
-    f = w.facts
-    first = w.say(
+_TECHNIQUES = {
+    "SEM": (
         "This is a simulated scanning electron (SEM) image in greyscale, not a real recording.",
         "The image imitates secondary-electron SEM; it was computed, not recorded.",
         "It looks like a secondary-electron SEM image, but it is synthetic.",
-    )
+    ),
+    "TEM": (
+        "This is a simulated bright-field TEM image in greyscale, not a real recording.",
+        "The image imitates transmission electron microscopy (TEM); it was computed, not recorded.",
+        "It looks like a bright-field TEM image, but it is synthetic.",
+    ),
+    "STEM": (
+        "This is a simulated dark-field STEM image in greyscale, not a real recording.",
+        "The image imitates HAADF-STEM; it was computed, not recorded.",
+        "It looks like a dark-field STEM image, but it is synthetic.",
+    ),
+}
+
+
+def _imaging(w: Writer) -> str:
+    f = w.facts
+    first = w.say(*_TECHNIQUES[f.technique])
+    if f.detector == "BSE":
+        first = first.replace("secondary-electron", "backscattered-electron")
+        first = first.replace("scanning electron (SEM)", "backscattered-electron SEM")
     if f.noise_grey > VERY_NOISY:
         quality = w.say("It is very noisy", "Noise is strong")
     elif f.noise_grey > NOISY:
@@ -442,11 +440,13 @@ def _imaging(w: Writer) -> str:
         quality += w.say(", with charging streaks", ", and charging artefacts appear")
     if f.bar:
         printed = f" with {', '.join(f.printed)}" if f.printed else ""
-        where = "an overlay" if f.bar == "overlay" else f"a {f.bar}"
-        last = w.say(
-            f"Annotated by {where}{printed} and a scale bar.",
-            f"There is {where}{printed} and a scale bar at the bottom.",
-        )
+        where = [] if f.bar == "overlay" else [f"a {f.bar}{printed}"]
+        *first_ones, final = [*where, "a scale bar", *f.marks]
+        what = f"{', '.join(first_ones)} and {final}" if first_ones else final
+        last = w.say(f"Annotated by {what}.", f"There is {what}.")
+    elif f.marks:
+        what = " and ".join(f.marks)
+        last = w.say(f"Printed over it: {what}.", f"Annotated by {what}, without a scale bar.")
     else:
         last = w.say("There is no annotation or info bar.", "No bar or label has been added.")
     return f"{first} {quality}. {last}"

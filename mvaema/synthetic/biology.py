@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mvaema.synthetic.canvas import CLOUDY, GRAINY, Canvas, noise, smooth
+from mvaema.synthetic.canvas import CLOUDY, GRAINY, Canvas, bumps, noise, smooth
 from mvaema.synthetic.optics import mottle
 from mvaema.synthetic.specimen import (
     Facts,
@@ -18,14 +18,14 @@ from mvaema.synthetic.specimen import (
     tilt,
     visible,
 )
-from mvaema.synthetic.surfaces import jittered, measure_cells, rounded
+from mvaema.synthetic.surfaces import bend, jittered, measure_cells, rounded
 
 
 def biological(stage: Stage) -> Specimen:
     """One of the specimens of this module."""
     kinds = {
         "pollen": (_pollen, 1.2),
-        "tissue": (_tissue, 1.4),
+        "tissue": (_tissue, 2.2),
         "bacteria": (_bacteria, 1.0),
         "blood_cells": (_blood_cells, 0.9),
         "diatom": (_diatom, 1.0),
@@ -34,6 +34,32 @@ def biological(stage: Stage) -> Specimen:
     }
     kind = choose(stage.specimen, {name: weight for name, (_, weight) in kinds.items()})
     return kinds[kind][0](stage, kind)
+
+
+def outlined_cells(stage: Stage) -> Specimen:
+    """Flat cells of a skin, outlined by thin raised borders."""
+    s, v = stage.specimen, stage.view
+    size_nm = log_uniform(s, 8000, 80_000)
+    border, wild, bulge = s.uniform(0.02, 0.07), s.uniform(0, 0.18), s.uniform(-0.1, 0.2)
+    stretch = s.uniform(1, 2.5)
+    canvas = stage.canvas(size_nm * v.uniform(3.5, 12))
+    d = size_nm / canvas.nm
+    points = jittered(v, canvas, d, s.uniform(0.12, 0.3))
+    edge, index = canvas.cells(points)
+    rows, columns = bend(v, canvas, wild * d, 0.8 * d)
+    rows = (rows / stretch).astype(np.int32)
+    edge, index = edge[rows, columns], index[rows, columns]
+    ridge = np.exp(-((edge / np.float32(max(1.2, border * d))) ** 2))
+    dome = np.clip(edge / (0.5 * d), 0, 1)
+    z = 0.12 * d * ridge + bulge * d * np.sqrt(dome * (2 - dome)) * (1 - ridge)
+    z += 0.03 * d * bumps(v, canvas.shape, 0.3 * d)
+    canvas.z = (z + 0.3 * noise(v, canvas.shape, GRAINY)).astype(np.float32)
+    facts = Facts("outlined_cells", arrangement="packed", substrate=False)
+    facts.dimension = "equivalent diameter"
+    measure_cells(facts, index, np.ones_like(index, bool), len(points), canvas.nm)
+    facts.coverage, facts.touching = 1.0, 1.0
+    facts.debris = sprinkle(canvas, v, stage.difficulty)
+    return Specimen(canvas, facts, mottle(canvas, v, 0.05))
 
 
 def _pollen(stage: Stage, kind: str) -> Specimen:
@@ -87,10 +113,10 @@ def _tissue(stage: Stage, kind: str) -> Specimen:
     """Cut plant tissue: lumens between shared walls, small near the skin and larger inside."""
     s, v = stage.specimen, stage.view
     size_nm = log_uniform(s, 4000, 60_000)
-    wall = s.uniform(0.12, 0.19)
-    canvas = stage.canvas(size_nm * v.uniform(3.5, 9))
+    wall, skin = s.uniform(0.08, 0.19), s.random() < 0.4
+    canvas = stage.canvas(size_nm * v.uniform(3.5, 12))
     d = size_nm / canvas.nm
-    points = jittered(v, canvas, d, s.uniform(0.12, 0.25))
+    points = jittered(v, canvas, d, s.uniform(0.12, 0.3))
     # A gradient of sizes: squeeze the points toward one side.
     squeeze = v.uniform(0, 0.5) * v.choice([-1, 1])
     t = np.clip(points[:, 1] / canvas.height, 0, 1)
@@ -99,11 +125,20 @@ def _tissue(stage: Stage, kind: str) -> Specimen:
     body, half = rounded(edge, d, wall)
     wobble = 0.012 * d * noise(v, canvas.shape, CLOUDY, max(0.5, d / 60))
     body = body + wobble
-    openings = body <= 0
+    outside = np.zeros(canvas.shape, bool)
+    if skin:  # the stem ends within the view, in a closed wall
+        a, way = v.uniform(0, 2 * np.pi), v.uniform(0.15, 0.4) * canvas.width
+        rim = (canvas.xs - canvas.width / 2) * np.cos(a) + (canvas.ys - canvas.height / 2) * np.sin(
+            a
+        )
+        rim = rim - way + 0.25 * d * bumps(v, canvas.shape, 4 * d)
+        outside, body = rim > 0, np.where(rim > -0.25 * d, np.float32(0.1 * d), body)
+    openings = (body <= 0) & ~outside
     depth = v.uniform(0.5, 1.1, len(points)).astype(np.float32)[index] * d
     floor = -depth * (1 - np.exp(-np.maximum(-body, 0) / (0.09 * d)))
     lip = 0.025 * d * np.exp(-(((body - 0.015 * d) / (0.02 * d)) ** 2))
     canvas.z = np.where(openings, floor + 0.5 * wobble, lip).astype(np.float32)
+    canvas.z[outside] = -1.2 * d
     canvas.z += 0.35 * noise(v, canvas.shape, GRAINY)
     facts = Facts(kind, arrangement="packed", substrate=False, touching=1.0)
     measure_cells(facts, index, openings, len(points), canvas.nm)

@@ -5,6 +5,7 @@ What is special about it:
   occlusion, foreshortening and the angle between surface and beam follow without further work;
 - it is a z-buffer that records which object owns each pixel, so counts, coverage and contacts
   describe what is visible, not what was drawn;
+- a transparent canvas also sums the thickness of all that the beam passes, hidden or not;
 - all lengths are canvas pixels; only `nm` (nanometres per canvas pixel) has a unit.
 """
 
@@ -52,6 +53,12 @@ def noise(rng: np.random.Generator, shape: tuple[int, int], exponent: float, sca
     return np.asarray(image.resize(shape[::-1], Image.BICUBIC, box=box))
 
 
+def bumps(rng: np.random.Generator, shape: tuple[int, int], length: float) -> np.ndarray:
+    """A smooth random field (height, width) of about unit variance, whose hills are about `length`
+    pixels wide."""
+    return 1.5 * noise(rng, shape, WHITE, max(1.01, length))
+
+
 def resize(field: np.ndarray, shape: tuple[int, int], resample=Image.BICUBIC) -> np.ndarray:
     """A float field resampled to `shape` (height, width)."""
     return np.asarray(Image.fromarray(field).resize(shape[::-1], resample))
@@ -86,18 +93,23 @@ class Canvas:
         nm: nanometres per canvas pixel.
         tilt: tilt of the specimen about the horizontal axis, in radians. A point (x, y, z) of the
             specimen appears at (x, y cos t - z sin t), at height y sin t + z cos t.
+        transparent: keep `mass` (height, width): thickness times density of everything drawn, in
+            canvas pixels. It is None otherwise.
     """
 
-    def __init__(self, width: int, height: int, nm: float, tilt: float = 0.0):
+    def __init__(
+        self, width: int, height: int, nm: float, tilt: float = 0.0, transparent: bool = False
+    ):
         self.width, self.height, self.nm, self.tilt = width, height, nm, tilt
         self.cos, self.sin = float(np.cos(tilt)), float(np.sin(tilt))
         self.xs = np.arange(width, dtype=np.float32)[None]
         self.ys = np.arange(height, dtype=np.float32)[:, None]
         self.z = np.broadcast_to(self.ys * (self.sin / self.cos), (height, width)).copy()
         self.owner = np.zeros((height, width), np.int32)
+        self.mass = np.zeros((height, width), np.float32) if transparent else None
         self.sizes: list[float] = [0.0]  # the nominal size of each object, in canvas pixels
         self.drawn: list[int] = [0]  # pixels of each object, including hidden ones
-        self.yields: list[float] = [1.0]  # relative secondary-electron yield of each object
+        self.yields: list[float] = [1.0]  # of each object: relative yield, or density
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -130,9 +142,13 @@ class Canvas:
         cols = slice(max(0, int(x0)), min(self.width, int(x1) + 2))
         return (rows, cols) if rows.start < rows.stop and cols.start < cols.stop else None
 
-    def paint(self, window, top: np.ndarray, inside: np.ndarray) -> None:
-        """Draw a surface `top` where `inside`, behind anything that is higher."""
+    def paint(self, window, top: np.ndarray, inside: np.ndarray, half=None) -> None:
+        """Draw a surface `top` where `inside`, behind anything that is higher; `half` is half the
+        thickness along the beam."""
         self.drawn[-1] += int(np.count_nonzero(inside))
+        if self.mass is not None and half is not None:
+            mass = self.mass[window]
+            np.add(mass, half * np.float32(2 * self.yields[-1]), out=mass, where=inside)
         z = self.z[window]
         seen = inside & (top > z)
         np.copyto(z, top, where=seen)
@@ -148,7 +164,41 @@ class Canvas:
         h2 = radius * radius - (self.xs[:, window[1]] - x) ** 2 - (self.ys[window[0]] - y) ** 2
         if relief is not None:
             h2 += relief[window] * (radius * radius)
-        self.paint(window, z + np.sqrt(np.maximum(h2, 0)), h2 > 0)
+        half = np.sqrt(np.maximum(h2, 0))
+        self.paint(window, z + half, h2 > 0, half)
+
+    def spheres(self, x, y, z, radius, material=None) -> None:
+        """Many small spheres of one object each: canvas points and radii, all (n,).
+
+        Far faster than one `sphere` after another if the radii are much alike.
+        """
+        x, y, z, radius = (np.asarray(a, np.float32) for a in (x, y, z, radius))
+        material = np.ones_like(x) if material is None else np.asarray(material, np.float32)
+        first = len(self.sizes)
+        reach = int(np.ceil(radius.max()))
+        offset = np.arange(-reach, reach + 1, dtype=np.int32)
+        column, row = np.round(x).astype(np.int32), np.round(y).astype(np.int32)
+        columns = column[:, None, None] + offset
+        rows = row[:, None, None] + offset[:, None]
+        # Integers less float32 would be float64.
+        dx, dy = ((column - x)[:, None, None] + offset).astype(np.float32), row - y
+        dy = (dy[:, None, None] + offset[:, None]).astype(np.float32)
+        h2 = (radius * radius)[:, None, None] - dx * dx - dy * dy
+        inside = (h2 > 0) & (columns >= 0) & (columns < self.width)
+        inside &= (rows >= 0) & (rows < self.height)
+        which, *_ = np.nonzero(inside)
+        half = np.sqrt(h2[inside])
+        flat = (rows * self.width + columns)[inside]
+        top = z[which] + half
+        heights, owner = self.z.reshape(-1), self.owner.reshape(-1)
+        np.maximum.at(heights, flat, top)
+        seen = top >= heights[flat]
+        owner[flat[seen]] = first + which[seen]
+        if self.mass is not None:
+            np.add.at(self.mass.reshape(-1), flat, 2 * half * material[which])
+        self.sizes.extend((2 * radius).tolist())
+        self.drawn.extend(np.bincount(which, minlength=len(x)).tolist())
+        self.yields.extend(material.tolist())
 
     def ellipsoid(self, x, y, z, axes, rotation, relief: np.ndarray | None = None) -> None:
         """An ellipsoid with semi-`axes` (3,) along the columns of `rotation` (3, 3)."""
@@ -166,7 +216,8 @@ class Canvas:
         if relief is not None:
             c = c - relief[window]
         root = half_b * half_b - a[2, 2] * c
-        self.paint(window, z + (np.sqrt(np.maximum(root, 0)) - half_b) / a[2, 2], root > 0)
+        half = np.sqrt(np.maximum(root, 0)) / a[2, 2]
+        self.paint(window, z + half - half_b / a[2, 2], root > 0, half)
 
     def polyhedron(
         self, x, y, z, normals, offsets, relief=None, reach: float | None = None
@@ -192,7 +243,7 @@ class Canvas:
             inside &= nx * dx + ny * dy <= d
         if relief is not None:
             top = top + relief[window]
-        self.paint(window, top + np.float32(z), inside)
+        self.paint(window, top + np.float32(z), inside, (top - bottom) / 2)
 
     @staticmethod
     def _heights(normals, offsets, dx, dy) -> np.ndarray:
@@ -228,8 +279,25 @@ class Canvas:
             across = dx * uy - dy * ux
             radius = radius0 + (radius1 - radius0) * t
             h2 = radius * radius - across * across * length2
-            top = z0 + (z1 - z0) * t + slant * np.sqrt(np.maximum(h2, 0))
-            self.paint(window, top, (h2 > 0) & (t >= t0) & (t <= t1))
+            half = slant * np.sqrt(np.maximum(h2, 0))
+            inside = (h2 > 0) & (t >= t0) & (t <= t1)
+            self.paint(window, z0 + (z1 - z0) * t + half, inside, half)
+
+    def capsule(self, start, end, radius: float) -> None:
+        """A rod with round ends that lies across the beam, between two canvas points (x, y,
+        height), as one body whose thickness counts once."""
+        x0, y0, z0, x1, y1, z1 = map(float, (*start, *end))
+        radius = float(radius)
+        xs, ys = sorted((x0, x1)), sorted((y0, y1))
+        window = self.window(xs[0] - radius, xs[1] + radius, ys[0] - radius, ys[1] + radius)
+        if window is None:
+            return
+        dx, dy = self.xs[:, window[1]] - x0, self.ys[window[0]] - y0
+        length2 = max((x1 - x0) ** 2 + (y1 - y0) ** 2, 1e-9)
+        t = np.clip((dx * (x1 - x0) + dy * (y1 - y0)) / length2, 0, 1)
+        h2 = radius * radius - (dx - t * (x1 - x0)) ** 2 - (dy - t * (y1 - y0)) ** 2
+        half = np.sqrt(np.maximum(h2, 0))
+        self.paint(window, z0 + (z1 - z0) * t + half, h2 > 0, half)
 
     def strand(
         self, path, height, radius: float, steep: bool, flat: float = 1.0, first: int = 0
@@ -252,10 +320,13 @@ class Canvas:
         rows = middle.astype(np.int32) + offset.astype(np.int32)
         inside = (h2 > 0) & (rows >= 0) & (rows < breadth)
         self.drawn[-1] += int(np.count_nonzero(inside))
-        top = height + np.float32(flat) * np.sqrt(np.maximum(h2, 0))
+        half = np.float32(flat) * np.sqrt(np.maximum(h2, 0))
+        top = height + half
         columns = np.arange(max(0, first), max(0, first) + len(path), dtype=np.int32)
         flat_index = columns * breadth + rows if steep else rows * length + columns
         flat_index, top = flat_index[inside], top[inside]
+        if self.mass is not None:  # each pixel is met once
+            self.mass.reshape(-1)[flat_index] += half[inside] * np.float32(2 * self.yields[-1])
         z, owner = self.z.reshape(-1), self.owner.reshape(-1)
         seen = top > z[flat_index]
         z[flat_index[seen]] = top[seen]

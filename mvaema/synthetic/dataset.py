@@ -84,6 +84,7 @@ class SyntheticSplit:
             "caption": CATEGORY_CAPTIONS[category],
             "pixel_size_nm": shot.pixel_size_nm,
             "scale_bar": shot.scale_bar,
+            "technique": shot.facts.technique,
             "group": f"synthetic-{seed:016x}",
             "qa": [
                 {

@@ -20,6 +20,9 @@ from mvaema.synthetic.specimen import (
 
 _CUBE = np.concatenate([np.eye(3), -np.eye(3)])
 _OCTAHEDRON = np.array([[i, j, k] for i in (1, -1) for j in (1, -1) for k in (1, -1)]) / np.sqrt(3)
+_PRISM = np.array(
+    [*((np.cos(k), np.sin(k), 0) for k in np.arange(6) * np.pi / 3), (0, 0, 1), (0, 0, -1)]
+)
 
 
 # Diameter of the circle with the area that a powder grain shows, over its nominal size (measured).
@@ -95,12 +98,12 @@ def particles(stage: Stage) -> Specimen:
     spread = float(s.choice([0.03, 0.08, 0.15, 0.3])) if kind != "packed_spheres" else 0.02
     arrangement = choose(s, {"scattered": 1, "random": 1, "clustered": 1.4})
     ground_yield = s.uniform(0.25, 0.8)
-    shape = "cubic" if s.random() < 0.6 else "octahedral"
-    aspect = s.uniform(1.8, 4.5)
+    shape = choose(s, {"cubic": 1.2, "octahedral": 0.8, "prismatic": 0.8})
+    aspect = s.uniform(1.8, 7)
     hexagonal = s.random() < 0.8
     rough = s.random() < 0.3
     across = {"dots": v.uniform(26, 60), "packed_spheres": v.uniform(7, 16)}.get(
-        kind, v.uniform(6, 24)
+        kind, log_uniform(v, 1.6, 32)
     )
     tilt_deg = tilt(v, 0.25)
     canvas = stage.canvas(size_nm * across * (aspect**0.5 if kind == "rods" else 1), tilt_deg)
@@ -116,7 +119,7 @@ def particles(stage: Stage) -> Specimen:
     else:
         area = {"dots": 0.5, "rods": aspect}.get(kind, 1.0) * d * d
         filling = {"dots": v.uniform(0.02, 0.08)}.get(kind, v.uniform(0.1, 0.5))
-        count = int(np.clip(filling * canvas.width * canvas.depth / area, 5, 140))
+        count = int(np.clip(filling * canvas.width * canvas.depth / area, 1, 200))
         sizes = np.clip(d * np.exp(v.normal(0, spread, count)), 0.3 * d, 2.5 * d)
         if arrangement == "scattered":
             count = min(count, int(0.35 * canvas.width * canvas.depth / sizes.max() ** 2) + 3)
@@ -159,13 +162,17 @@ def _packed_layer(canvas: Canvas, v, facts: Facts, d: float, spread, hexagonal: 
 
 
 def _crystal(canvas: Canvas, v, place, size: float, shape: str) -> None:
-    faces, inner = (_CUBE, 0.5) if shape == "cubic" else (_OCTAHEDRON, 0.408)
+    faces, inner = {
+        "cubic": (_CUBE, 0.5),
+        "octahedral": (_OCTAHEDRON, 0.408),
+        "prismatic": (_PRISM, 0.45 * np.append(np.full(6, v.uniform(0.5, 1)), [1.6, 1.6])),
+    }[shape]
     turn = rotation(v)
     if v.random() < 0.5:
         turn = _slanted(v, 0)  # lying on a face
     normals = canvas.rotate(faces @ turn.T)
-    offsets = np.full(len(faces), inner * size)
-    canvas.polyhedron(*canvas.project(*place), normals, offsets, reach=0.88 * size)
+    offsets = np.broadcast_to(inner * size, len(faces))
+    canvas.polyhedron(*canvas.project(*place), normals, offsets, reach=0.95 * size)
 
 
 def _rod(canvas: Canvas, v, place, size: float, aspect: float) -> None:

@@ -26,7 +26,7 @@ class Microscope:
 
     kilovolts: float
     working_distance_mm: float
-    detector: str  # "SE" (at the side) or "InLens" (in the column: no shadowing)
+    detector: str  # "SE" (at the side), "InLens" (in the column: no shadowing) or "BSE"
     azimuth: float  # direction of the side detector in the image, radians
     secant: float  # how strongly the yield rises on slopes
     edge_nm: float  # escape length of the electrons that brighten an edge
@@ -48,18 +48,23 @@ class Microscope:
     def draw(cls, rng: np.random.Generator, difficulty: float, pixel_nm: float) -> "Microscope":
         """Random settings: the higher `difficulty` (0 to 1), the more flaws."""
         d = difficulty
-        in_lens = rng.random() < 0.25
+        detector = str(rng.choice(["SE", "InLens", "BSE"], p=[0.63, 0.22, 0.15]))
+        # Backscattered electrons come from deep inside: composition shows, slopes and edges hardly.
+        relief = 0.2 if detector == "BSE" else 1.0
+        black = float(rng.uniform(5, 60) if rng.random() < 0.7 else rng.uniform(40, 110))
         kilovolts = float(rng.choice([1, 2, 3, 5, 5, 10, 10, 15, 15, 20]))
         return cls(
             kilovolts=kilovolts,
-            working_distance_mm=round(float(rng.uniform(2.5, 6 if in_lens else 16)), 1),
-            detector="InLens" if in_lens else "SE",
+            working_distance_mm=round(
+                float(rng.uniform(2.5, 6 if detector == "InLens" else 16)), 1
+            ),
+            detector=detector,
             azimuth=float(rng.uniform(-2.6, -0.5)),
-            secant=float(rng.uniform(0.8, 1.3)),
+            secant=float(relief * rng.uniform(0.8, 1.3)),
             edge_nm=float(rng.uniform(1.0, 3.0) * pixel_nm),
-            edge=float(rng.uniform(0.25, 0.7)),
-            shadow=0.0 if in_lens else float(rng.uniform(0.15, 0.5)),
-            occlusion=float(rng.uniform(0.7, 1.5)),
+            edge=float(relief * rng.uniform(0.25, 0.7)),
+            shadow=0.0 if detector != "SE" else float(rng.uniform(0.15, 0.5)),
+            occlusion=float(relief**0.5 * rng.uniform(0.7, 1.5)),
             spot_nm=float(
                 pixel_nm * (rng.uniform(0.3, 0.55) + max(0, rng.normal(0.9, 0.6)) * d**2)
             ),
@@ -69,8 +74,10 @@ class Microscope:
             charging=float(rng.uniform(0.3, 1)) if rng.random() < 0.45 * d else 0.0,
             drift_px=float(rng.uniform(1, 4) * d) if rng.random() < 0.4 * d else 0.0,
             vibration_px=float(rng.uniform(0.3, 0.8) * d) if rng.random() < 0.25 * d else 0.0,
-            black=float(rng.uniform(5, 60)),
-            white=float(rng.uniform(185, 250)),
+            black=(
+                black := float(rng.uniform(5, 60) if rng.random() < 0.7 else rng.uniform(40, 110))
+            ),
+            white=float(min(250, black + rng.uniform(90, 230))),
             gamma=float(rng.uniform(0.75, 1.15)),
         )
 

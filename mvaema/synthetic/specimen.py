@@ -24,6 +24,8 @@ class Facts:
     """
 
     kind: str  # the specimen, a key of `answers.KINDS`
+    technique: str = "SEM"  # SEM, TEM or STEM
+    detector: str = "SE"
     pixel_size_nm: float = 0.0
     field_of_view_nm: float = 0.0  # width of the image
     tilt_deg: float = 0.0
@@ -54,6 +56,8 @@ class Facts:
     drift_px: float = 0.0
     bar: str | None = None  # style of the info bar
     printed: list[str] = field(default_factory=list)  # settings printed in it
+    marks: list[str] = field(default_factory=list)  # what else is printed, such as "an arrow"
+    jpeg: int | None = None  # quality, if the image was compressed with loss
 
 
 @dataclass
@@ -65,21 +69,25 @@ class Stage:
     specimen: np.random.Generator
     view: np.random.Generator
     difficulty: float
+    technique: str = "SEM"  # SEM, TEM or STEM
 
     def canvas(self, field_of_view_nm: float, tilt_deg: float = 0.0) -> Canvas:
         """An empty canvas as wide as the field of view."""
         width = round(self.width * OVERSAMPLING)
         height = round(self.height * OVERSAMPLING)
-        return Canvas(width, height, field_of_view_nm / width, np.deg2rad(tilt_deg))
+        nm, tilt = field_of_view_nm / width, np.deg2rad(tilt_deg)
+        return Canvas(width, height, nm, tilt, transparent=self.technique != "SEM")
 
 
 @dataclass
 class Specimen:
-    """A finished specimen: its surface, its relative yield, and its facts."""
+    """A finished specimen: its surface and relative yield, or its thickness and support film, and
+    its facts."""
 
     canvas: Canvas
     facts: Facts
     texture: np.ndarray | float = 1.0  # factor of the secondary yield, per canvas pixel
+    film: np.ndarray | float = 1.0  # thickness of the support film (transparent canvas only)
 
     def material(self) -> np.ndarray:
         """Relative secondary-electron yield of every canvas pixel."""
@@ -117,9 +125,11 @@ def rotation(rng: np.random.Generator) -> np.ndarray:
 
 
 def visible(canvas: Canvas) -> np.ndarray:
-    """Ids of the objects that an observer would count: large enough, and not mostly hidden."""
+    """Ids of the objects that an observer would count: large enough, and not mostly hidden.
+    Nothing hides an object on a transparent canvas."""
     pixels = np.bincount(canvas.owner.ravel(), minlength=len(canvas.sizes))
-    seen = (pixels >= 14) & (pixels >= 0.2 * np.asarray(canvas.drawn))
+    drawn = np.asarray(canvas.drawn)
+    seen = drawn >= 14 if canvas.mass is not None else (pixels >= 14) & (pixels >= 0.2 * drawn)
     seen[SUBSTRATE] = False
     return np.flatnonzero(seen)
 

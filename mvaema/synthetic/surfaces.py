@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from mvaema.synthetic.canvas import CLOUDY, GRAINY, WHITE, Canvas, noise, smooth
+from mvaema.synthetic.canvas import CLOUDY, GRAINY, WHITE, Canvas, bumps, noise, smooth
 from mvaema.synthetic.optics import mottle
 from mvaema.synthetic.specimen import (
     Facts,
@@ -27,6 +27,15 @@ def jittered(rng, canvas: Canvas, pitch: float, jitter: float) -> np.ndarray:
         pitch * 1.0746, canvas.width, canvas.height, rng.uniform(0, 1), True, 1.6 * pitch
     )
     return points + rng.normal(0, jitter * pitch, points.shape)
+
+
+def bend(rng, canvas: Canvas, amount: float, length: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel coordinates (rows, columns) of the canvas, shifted smoothly by about `amount` pixels
+    over hills of `length`: indexing with them bends a picture."""
+    y = canvas.ys + amount * bumps(rng, canvas.shape, length)
+    x = canvas.xs + amount * bumps(rng, canvas.shape, length)
+    rows = np.clip(y, 0, canvas.height - 1).astype(np.int32)
+    return rows, np.clip(x, 0, canvas.width - 1).astype(np.int32)
 
 
 def measure_cells(facts: Facts, index: np.ndarray, mask: np.ndarray, count: int, nm: float) -> None:
@@ -78,7 +87,7 @@ def films(stage: Stage) -> Specimen:
             "cracked": 1,
             "granular": 1,
             "wrinkled": 0.8,
-            "pinholes": 0.9,
+            "pinholes": 0.4,
             "section": 0.8,
         },
     )
@@ -200,15 +209,26 @@ def _wrinkled(stage: Stage, kind: str) -> Specimen:
     return Specimen(canvas, facts, mottle(canvas, v, 0.05))
 
 
+def round_pores(stage: Stage) -> Specimen:
+    """A solid with round pores of many sizes, as bubbles leave them."""
+    return _perforated(stage, "round_pores", s_spread=(0.3, 0.8), most=110, across=(8, 30))
+
+
 def _pinholes(stage: Stage, kind: str) -> Specimen:
+    return _perforated(stage, kind, s_spread=(0.1, 0.4), most=30, across=(10, 32))
+
+
+def _perforated(stage: Stage, kind: str, s_spread, most: int, across) -> Specimen:
+    """A surface with round holes, whose sizes spread by `s_spread` in the logarithm."""
     s, v = stage.specimen, stage.view
     size_nm = log_uniform(s, 40, 20_000)
-    spread = s.uniform(0.1, 0.4)
-    canvas = stage.canvas(size_nm * v.uniform(10, 32))
+    spread = s.uniform(*s_spread)
+    canvas = stage.canvas(size_nm * v.uniform(*across))
     d = size_nm / canvas.nm
-    count = int(v.integers(4, 30))
-    points = scatter(v, count, canvas.width, canvas.height, 2.2 * d)
-    sizes = np.clip(d * np.exp(v.normal(0, spread, len(points))), 0.4 * d, 1.9 * d)
+    count = int(v.integers(4, most))
+    points = scatter(v, count, canvas.width, canvas.height, (2.2 if most < 50 else 1.3) * d)
+    large = 1.9 if most < 50 else 4.0
+    sizes = np.clip(d * np.exp(v.normal(0, spread, len(points))), 0.4 * d, large * d)
     canvas.z += (0.2 + 0.8 * s.random()) * noise(v, canvas.shape, GRAINY)
     depth, openings = 0.8 * d, np.zeros(canvas.shape, bool)
     floor = np.float32(s.uniform(0.3, 1.5))
@@ -277,100 +297,6 @@ def _section(stage: Stage, kind: str) -> Specimen:
     return Specimen(canvas, facts, yields)
 
 
-def _waves(plane: Canvas, pitch: float, angle: float):
-    """Lattice coordinates of every pixel: signed distances (u, v) from the nearest lattice point
-    of a square lattice, and its indices."""
-    c, n = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    x, y = plane.xs - plane.width / 2, plane.ys - plane.height / 2
-    u, v = (c * x + n * y) / np.float32(pitch), (c * y - n * x) / np.float32(pitch)
-    i, j = np.round(u), np.round(v)
-    return (u - i) * pitch, (v - j) * pitch, i.astype(np.int32), j.astype(np.int32)
-
-
-def _depth_inside(kind: str, square: bool, pitch: float, half: float, waves) -> np.ndarray:
-    """Distance of each pixel to the edge of its element; negative outside the elements."""
-    du, dv, i, j = waves
-    if kind == "grating":
-        return half - np.abs(du)
-    if kind == "zigzag":
-        swing = 0.35 * pitch * (np.abs(((j + dv / pitch) / 2) % 1 - 0.5) * 4 - 1)
-        shifted = du + i * pitch + swing
-        return half - np.abs(shifted - pitch * np.round(shifted / pitch))
-    if square:
-        return half - np.maximum(np.abs(du), np.abs(dv))
-    return half - np.sqrt(du * du + dv * dv)
-
-
-def _lost_elements(canvas: Canvas, plane: Canvas, v, pitch: float, waves):
-    """The pixels whose element is missing, and how many elements are missing in view."""
-    _, _, i, j = waves
-    lost = v.random((64, 64)) < 0.02
-    gone = lost[i % 64, j % 64]
-    # Counted where most of a cell lies in view.
-    whole = np.zeros((64, 64), np.int64)
-    inside = np.zeros(plane.shape, bool)
-    inside[: int(canvas.depth)] = True
-    np.add.at(whole, (i[gone & inside] % 64, j[gone & inside] % 64), 1)
-    return gone, int((whole > 0.5 * pitch * pitch).sum())
-
-
-def patterned(stage: Stage) -> Specimen:
-    """Gratings, arrays of pillars, holes and tapered pits, zigzag lines; top view or tilted."""
-    s, v = stage.specimen, stage.view
-    kind = choose(s, {"grating": 1.3, "pillars": 1.4, "holes": 1.1, "pits": 0.7, "zigzag": 0.6})
-    pitch_nm = log_uniform(s, 60, 30_000)
-    duty = s.uniform(0.35, 0.65)
-    tall = s.uniform(0.25, 1.3) if kind in ("pillars", "grating") else s.uniform(0.2, 0.7)
-    square = s.random() < 0.5
-    lattice_angle = v.normal(0, 0.08) if v.random() < 0.6 else v.uniform(0, np.pi)
-    tilt_deg = tilt(v, 0.5, 20, 55)
-    canvas = stage.canvas(pitch_nm * v.uniform(3.5, 16), tilt_deg)
-    pitch = pitch_nm / canvas.nm
-    height = tall * pitch * duty
-    plane = canvas.plane(height)
-    waves = _waves(plane, pitch, lattice_angle)
-    half = duty * pitch / 2
-    rough_edge = s.choice([0, 0.008, 0.02]) * pitch * noise(v, plane.shape, GRAINY)
-    facts = Facts(kind, dimension="width", tilt_deg=tilt_deg, arrangement="ordered")
-    facts.spacing_nm, facts.size_mean_nm = pitch_nm, duty * pitch_nm
-    facts.size_min_nm = facts.size_max_nm = facts.size_mean_nm
-    facts.size_std_nm = 0.0
-    if kind == "pits":
-        rough_edge = 0.0  # their edges follow crystal planes
-    facts.rough = bool(np.any(rough_edge))
-    if kind not in ("grating", "zigzag"):
-        facts.shape, facts.dimension = ("square", "width") if square else ("round", "diameter")
-    inner = _depth_inside(kind, square, pitch, half, waves) + rough_edge
-    if kind in ("pillars", "holes") and v.random() < 0.3:
-        gone, facts.missing = _lost_elements(canvas, plane, v, pitch, waves)
-        inner = np.where(gone, np.float32(-2), inner)
-    wall = np.clip(inner / 1.3 + 0.5, 0, 1)
-    if kind == "pits":
-        wall = np.clip(1 - np.maximum(inner, 0) / half, 0, 1)
-        facts.dimension = "width"
-    profile = 1 - wall if kind == "holes" else wall
-    plane.z = (height * profile).astype(np.float32)
-    plane.z += (0.1 + 0.25 * s.random()) * noise(v, plane.shape, GRAINY)
-    mask = inner > 0
-    plane.owner = mask.astype(np.int32)
-    plane.sizes, plane.drawn, plane.yields = [0.0, half * 2], [0, 1], [1.0, 1.0]
-    tone = float(s.choice([1.0, 1.0, 1.5, 0.65]))
-    plane.yields[1] = tone
-    if tone != 1.0:
-        facts.two_materials = "brighter" if tone > 1 else "darker"
-    canvas.view(plane)
-    facts.coverage = float(mask[: int(canvas.depth)].mean())
-    if kind in ("holes", "pits"):
-        facts.pore_fraction, facts.coverage = facts.coverage, 1 - facts.coverage
-    shown = mask[: int(canvas.depth)]
-    labels, n = ndimage.label(shown)
-    area = np.bincount(labels.ravel(), minlength=n + 1)[1:]
-    facts.count = int((area > 12).sum())
-    facts.touching = 0.0
-    facts.debris = sprinkle(canvas, v, stage.difficulty)
-    return Specimen(canvas, facts, mottle(canvas, v, 0.03))
-
-
 def porous(stage: Stage) -> Specimen:
     """Open foams, perforated membranes, honeycombs and bicontinuous sponges."""
     s, v = stage.specimen, stage.view
@@ -379,8 +305,11 @@ def porous(stage: Stage) -> Specimen:
     if kind == "sponge":
         return _sponge(stage, pore_nm)
     strut = s.uniform(0.05, 0.14)
-    wall = s.uniform(0.13, 0.21)
-    canvas = stage.canvas(pore_nm * v.uniform(4, 8), tilt(v, 0.2, 10, 30) if kind != "foam" else 0)
+    wall = s.uniform(0.11, 0.21)
+    wild = s.uniform(0, 0.3) if s.random() < 0.7 else 0.0
+    canvas = stage.canvas(
+        pore_nm * log_uniform(v, 3, 13), tilt(v, 0.2, 10, 30) if kind != "foam" else 0
+    )
     d = pore_nm / canvas.nm
     plane = canvas.plane(0.1 * d)
     clouds = noise(v, plane.shape, CLOUDY, max(0.5, d / 40))
@@ -391,6 +320,9 @@ def porous(stage: Stage) -> Specimen:
         pitch = d * (1 if layer == 0 else v.uniform(0.8, 1.1))
         points = jittered(v, plane, pitch, jitter)
         edge, index = plane.cells(points)
+        if wild and kind != "membrane":
+            bent = bend(v, plane, wild * d, 0.9 * d)
+            edge, index = edge[bent], index[bent]
         if kind == "membrane":
             # Round pores of their own sizes, one in each cell.
             r = np.hypot(plane.xs - points[index, 0], plane.ys - points[index, 1])

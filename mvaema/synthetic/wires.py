@@ -48,7 +48,7 @@ def nanowires(stage: Stage) -> Specimen:
     """Upright forests and ordered arrays, tangled mats, single wires lying on a ground."""
     s, v = stage.specimen, stage.view
     kind = choose(
-        s, {"forest": 1.3, "wire_array": 1.2, "wires_from_above": 0.8, "mat": 1.2, "lying": 1}
+        s, {"forest": 1.8, "wire_array": 1.4, "wires_from_above": 0.8, "mat": 0.7, "lying": 1}
     )
     diameter_nm = log_uniform(s, 20, 2000)
     spread = float(s.choice([0.04, 0.12, 0.25]))
@@ -178,15 +178,15 @@ def _course(rng, canvas: Canvas, angle: float, through, bend: float):
 def fibres(stage: Stage) -> Specimen:
     """Spun mats, a few fibres on a film, aligned bundles, woven yarns, flat ribbons."""
     s, v = stage.specimen, stage.view
-    kind = choose(s, {"spun": 1.6, "few_fibres": 1, "bundle": 0.9, "woven": 0.8, "ribbons": 0.6})
+    kind = choose(s, {"spun": 1.6, "few_fibres": 1.8, "bundle": 0.9, "woven": 0.8, "ribbons": 0.6})
     width_nm = log_uniform(s, 100, 25_000)
     spread = float(s.choice([0.06, 0.2, 0.4])) if kind != "woven" else 0.05
     ground_yield = s.uniform(0.25, 0.8) if kind == "few_fibres" else s.uniform(0.15, 0.4)
-    bend = s.uniform(0.01, 0.09)
+    bend = s.uniform(0.01, 0.09) * (0.3 if kind == "few_fibres" else 1)
     grooved = s.random() < 0.4
     beads = kind == "spun" and s.random() < 0.3
-    across = {"woven": v.uniform(18, 36), "few_fibres": v.uniform(15, 45)}.get(
-        kind, v.uniform(8, 32)
+    across = {"woven": v.uniform(18, 36), "few_fibres": log_uniform(v, 2, 60)}.get(
+        kind, log_uniform(v, 5, 70) if kind == "spun" else v.uniform(6, 32)
     )
     canvas = stage.canvas(width_nm * across)
     d = width_nm / canvas.nm
@@ -201,7 +201,7 @@ def fibres(stage: Stage) -> Specimen:
     measure_objects(canvas, facts)
     if grooved:
         grain = noise(v, canvas.shape, GRAINY)
-        canvas.z += 0.05 * min(d, 12) * smooth(grain, 0.8) * (canvas.owner > 0)
+        canvas.z += s.uniform(0.04, 0.2) * min(d, 12) * smooth(grain, 0.8) * (canvas.owner > 0)
     facts.debris = sprinkle(canvas, v, stage.difficulty)
     return Specimen(canvas, facts, mottle(canvas, v, 0.04))
 
@@ -214,7 +214,7 @@ def _strands(
     kind = facts.kind
     layers = {"few_fibres": 1.5, "bundle": 3.0}.get(kind, 7.0)
     fill = {"few_fibres": v.uniform(0.08, 0.2), "bundle": 1.6}.get(kind, v.uniform(0.8, 1.6))
-    count = int(np.clip(fill * canvas.width / d, 2, 34))
+    count = int(np.clip(fill * canvas.width / d, 2, 60))
     aligned = kind == "bundle" or (kind == "spun" and s.random() < 0.2)
     facts.arrangement = "aligned" if aligned else "random"
     preferred = v.uniform(0, np.pi)

@@ -34,9 +34,9 @@ task_categories:
 # Synthetic electron micrographs
 
 **Every image in this dataset is simulated.** No microscope, specimen or photograph was involved:
-{source} computed each image from a surface with known dimensions and the physics of a scanning
-electron microscope, and wrote the answers from the same facts. The `imaging` and `application`
-answers of every image say so too.
+{source} computed each image from a specimen with known dimensions and the physics of a scanning or
+transmission electron microscope, and wrote the answers from the same facts. The `imaging` and
+`application` answers of every image say so too.
 
 - {train:,} training and {validation:,} validation images, {size} × {size} pixels, of the categories
   {categories}.
@@ -47,8 +47,9 @@ answers of every image say so too.
 - Made with `mvaema synthetic {arguments}`. The same command gives the same pixels with the same
   versions of NumPy, SciPy and Pillow.
 
-The scenes are simplified: secondary-electron images only, ideal shapes, no particular vendor's
-instrument. Scores on this dataset say nothing about real micrographs; measure those on real ones.
+The scenes are simplified: ideal shapes, no particular vendor's instrument. `technique` says which
+are SEM, TEM (bright field) and STEM (dark field). Scores on this dataset say nothing about real
+micrographs; measure those on real ones.
 """
 
 

@@ -35,7 +35,10 @@ def test_numbers_in_the_answers_are_the_facts(scenes):
             assert low == pytest.approx(facts.size_min_nm, rel=0.051)
             assert high == pytest.approx(facts.size_max_nm, rel=0.051)
             checked["range"] += 1
-        units = "particles|grains|wires|fibres|pores|cells|holes|pillars|lines|bodies|filaments"
+        units = (
+            "particles|grains|wires|fibres|pores|cells|holes|pillars|lines|bodies|filaments|"
+            "crystals|tubes|threads|flakes"
+        )
         if number := re.search(rf"(\d+) ({units})", text):
             exact = facts.count <= 12
             assert int(number[1]) == pytest.approx(facts.count, rel=0 if exact else 0.051)

@@ -1,5 +1,6 @@
 """Rows of a synthetic dataset."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -37,7 +38,11 @@ def test_rows_have_the_schema_and_groups_are_scenes():
     groups = [row["group"] for row in made]
     assert len(set(groups)) == 20 and groups[0] == groups[1] != groups[2]
     for row in made:
-        assert set(row) == set(FEATURES) - set(INSTRUMENT_COLUMNS)  # no instrument was involved
+        # No instrument was involved; the technique is the one that is imitated.
+        assert set(row) == set(FEATURES) - set(INSTRUMENT_COLUMNS) | {"technique"}
+        imaging = next(item["answer"] for item in row["qa"] if item["question_id"] == "imaging")
+        named = re.findall(r"STEM|TEM|SEM", imaging)
+        assert set(named) == {row["technique"]}
         assert "synthetic" in row["source"] and row["licence"]
         assert [item["question_id"] for item in row["qa"]] == list(QUESTIONS)
     other = rows(replace(split, name="validation"), 40, workers=0)
