@@ -1,4 +1,4 @@
-"""Micrographs that have to be looked at: a bright square, and answers that say where it is."""
+"""Micrographs that have to be looked at: patterns that nothing but the image tells apart."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from configuration_mvaema import CATEGORY_CAPTIONS, QUESTIONS
 from modeling_mvaema import MVaEMaModel
 from mvaema.evaluation.questions import Questions
 
-SIDE = 4  # cells; a tiny student has as many patches
+WORDS = ("fibres", "particles", "tips", "powder")  # each is one token
 ASKED = ("basics", "surface")
 
 
@@ -20,14 +20,11 @@ def write_sights(folder: Path) -> Path:
     for split, first in (("train", 100), ("validation", 0)):
         (folder / split).mkdir(parents=True)
         rows = []
-        for i in range(2 if split == "train" else SIDE**2):
-            row, column = divmod(i, SIDE)
-            pixels = np.zeros((64, 64), np.uint8)
-            pixels[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = 255
-            pixels[0, 0] = first  # no two splits share a micrograph
-            Image.fromarray(pixels).save(folder / split / f"{i}.png")
-            place = f"row {row + 1} and column {column + 1}"
-            texts = (f"A square in {place}.", f"It is smooth in {place}.")
+        for i in range(2 if split == "train" else len(WORDS) ** 2):
+            grey = np.random.default_rng(first + i).choice([0, 255], (4, 4)).astype(np.uint8)
+            Image.fromarray(grey.repeat(16, 0).repeat(16, 1)).save(folder / split / f"{i}.png")
+            pattern = " and ".join(WORDS[n] for n in divmod(i, len(WORDS)))
+            texts = (f"The image shows {pattern}.", f"It is smooth, with {pattern}.")
             qa = [
                 {"question_id": q, "question": QUESTIONS[q], "answer": text, "outcome": "ok"}
                 for q, text in zip(ASKED, texts, strict=True)
