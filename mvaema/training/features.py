@@ -23,9 +23,6 @@ from modeling_mvaema import MVaEMaModel
 from mvaema.students.loading import weights_fingerprint
 from mvaema.training.views import View
 
-# Images that a vision model is shown together on a CPU: the states of more do not fit its cache.
-CPU_IMAGES = 2
-
 
 class FeatureStore:
     """A folder of features of one vision model.
@@ -121,7 +118,9 @@ class FrozenVision:
         if missing:
             device = self.student.image_encoder.cls_token.device
             pixels = inputs["pixel_values"].to(device)
-            parts = pixels.split(CPU_IMAGES if device.type == "cpu" else len(pixels))
+            # On a CPU one by one: its cache does not hold the states of more, and what is computed
+            # does not depend on which of a batch's features are known already.
+            parts = pixels.split(1 if device.type == "cpu" else len(pixels))
             computed = torch.cat([self.student.image_encoder.features(part) for part in parts])
             computed = computed.half().cpu()
             for place, found in zip(missing, computed, strict=True):
