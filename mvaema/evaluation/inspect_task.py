@@ -146,8 +146,8 @@ def check_private(model: Model) -> None:
         Endpoint(model.api.base_url)
     except EndpointError as error:
         raise PermissionError(
-            f"{model}: micrographs would leave your network ({error}) Name a server of your own "
-            "with --model-base-url, or pass -T allow_external=true if that is permitted."
+            f"{model} is refused: {error} Here the flag is -T allow_external=true; a server of "
+            "your own is named with --model-base-url."
         ) from None
 
 
