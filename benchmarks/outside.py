@@ -251,7 +251,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     data = parser.add_subparsers(dest="data", required=True)
-    folder = data.add_parser("folder", help="micrographs with an expert's table")
+    folder = data.add_parser(
+        "folder", help="micrographs with an expert's table", allow_abbrev=False
+    )
     folder.add_argument("folder", metavar="MICROGRAPHS")
     folder.add_argument("--table", required=True, help="CSV or JSON lines; see outside_data.py")
     folder.add_argument(
@@ -265,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
             help=f"id or wording of the question about it ({ASKED[column]})",
         )
     for name, source in SOURCES.items():
-        published = data.add_parser(name, help=f"{source}, or a copy of it")
+        published = data.add_parser(name, help=f"{source}, or a copy of it", allow_abbrev=False)
         published.add_argument("--source", help=f"Hub id, or folder of a copy ({source})")
         published.add_argument("--split", help="by default the one that outside_data.py names")
         published.add_argument("--limit", type=int, help="so many questions, from the first")

@@ -245,7 +245,7 @@ SOURCES = {
 }
 
 _HEADING = re.compile(r"\s*(?:options|choices):?\s*$", re.IGNORECASE)
-_OPTION = re.compile(r"(?:^|\s)\(?([A-Z])[.):]\s+")
+_OPTION = re.compile(r"(?:^|\s)\(?([A-Z])[.):]\s*")
 
 
 def split_options(text: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:

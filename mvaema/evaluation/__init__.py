@@ -25,6 +25,7 @@ Data passes through three steps, each usable by itself: collect, score, report. 
     support.py            whether the matching head knows a good answer
     intervals.py          confidence intervals and p-values
     judge.py              grades that a chat model gives to answers
+    inspect_task.py       the same questions and scores in inspect_ai, beside any chat model
   report
     report.py             figures to one folder with a page
     tables.py             figures to tables
