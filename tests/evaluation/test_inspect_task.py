@@ -17,7 +17,7 @@ from mvaema.evaluation.records import score_records, summarize
 
 inspect_ai = pytest.importorskip("inspect_ai")
 
-from inspect_ai.model import ModelAPI, ModelOutput, get_model, modelapi  # noqa: E402
+from inspect_ai.model import ModelAPI, ModelOutput, ModelUsage, get_model, modelapi  # noqa: E402
 
 from mvaema.evaluation.inspect_task import check_private, samples, vqa  # noqa: E402
 
@@ -61,13 +61,13 @@ def test_a_student_answers_and_is_scored_as_in_eval(student, dataset, questions,
 
 
 def test_the_true_answer_of_a_chat_model_scores_best(dataset, tmp_path):
-    def tell(input, tools, tool_choice, config):
-        truth = next(s.target for s in asked if s.input[0].text == input[0].text)
-        return ModelOutput.from_content("mockllm", truth)
-
-    asked = samples(str(dataset), "validation")[:1]
-    model = get_model("mockllm/model", custom_outputs=tell)
+    truth = samples(str(dataset), "validation")[0].target
+    output = ModelOutput.from_content("mockllm", truth)
+    # Else inspect counts tokens, for which it downloads a vocabulary.
+    output.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
+    model = get_model("mockllm/model", custom_outputs=[output])
     log = run(vqa(str(dataset), synonyms=False), model, tmp_path, limit=1)
+    assert log.status == "success", log.error
     (scored,) = (sample.scores["answer_scores"] for sample in log.samples)
     assert scored.value["rouge_l"] == 1 and scored.value["false_claims"] == 0
     assert scored.explanation == "no false claim"
