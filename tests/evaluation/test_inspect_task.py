@@ -1,4 +1,11 @@
-"""A student and a chat model in inspect; needs the extra `inspect` in an environment of its own."""
+"""A student and a chat model in inspect, which needs an environment of its own:
+
+    python -m venv .venv-inspect
+    .venv-inspect/bin/pip install -e ".[inspect,test]"
+    .venv-inspect/bin/python -m pytest tests/evaluation/test_inspect_task.py -m "slow or not slow"
+
+Without inspect these tests are skipped.
+"""
 
 import base64
 import io
