@@ -8,6 +8,7 @@
     evaluation/    a student's answers, their scores and the report
     commands/      the command line: one module per sub-command of `mvaema`
     files.py       files that a kill leaves whole
+    memory.py      freed memory is kept for the next tensor
     hub.py         repositories on the Hub that are private unless said otherwise
 
 A stage imports only from those above it (tests/test_layout.py).

@@ -9,6 +9,7 @@ from support import ROOT
 # A stage may import from itself, from any stage above it, and from the root's files.
 STAGES = (
     "files",
+    "memory",
     "hub",
     "micrographs",
     "synthetic",

@@ -26,6 +26,7 @@ from transformers import (
 
 from configuration_mvaema import QUESTIONS, MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
+from mvaema.memory import keep_freed_memory
 from mvaema.students.loading import complete_model, load_student, model_type
 from mvaema.students.lora import merge_adapters_into
 from pixels_mvaema import to_8bit
@@ -256,6 +257,7 @@ def load_answerer(
         ValueError: the model cannot answer questions about images, or not with this decoding.
         OSError: there is no such model.
     """
+    keep_freed_memory()
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     complete = complete_model(name)
     if model_type(complete) == MVaEMaConfig.model_type:

@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 
 from modeling_mvaema import MVaEMaModel
 from mvaema.hub import require_token
+from mvaema.memory import keep_freed_memory
 from mvaema.students.card import write_card
 from mvaema.students.freezing import train_vision
 from mvaema.students.hub import push
@@ -46,6 +47,7 @@ def train(recipe: Recipe) -> Path:
         TrainingFailed: the loss became useless.
         Interrupted: SIGTERM or SIGINT; a checkpoint was written first.
     """
+    keep_freed_memory()
     folder = RunFolder(recipe)
     if recipe.push_to_hub:
         require_token()
