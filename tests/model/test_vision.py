@@ -232,7 +232,7 @@ def test_exported_and_compiled(make_seeing, batch, kind):
     graph = torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False).module()
     three = {name: values[:3] for name, values in inputs.items()}
     close(graph(**three)["logits"], model(**three).logits)
-    compiled = torch.compile(model.train(), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     close(compiled(**batch).loss, model(**batch).loss)
 
 
