@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except Interrupted as error:
         print(error, file=sys.stderr)
         return 128 + error.signal
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         print(f'error: {error}. Try: pip install -e ".[eval,tracking]"', file=sys.stderr)
         return 1
     except (OSError, ValueError, TrainingFailed) as error:
