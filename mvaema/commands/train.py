@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         print(error, file=sys.stderr)
         return 128 + error.signal
     except ImportError as error:
-        print(f'error: {error}. Try: pip install -e ".[eval,tracking]"', file=sys.stderr)
+        print(f'error: {error}. Try: pip install -e ".[eval,timm,tracking]"', file=sys.stderr)
         return 1
     except (OSError, ValueError, TrainingFailed) as error:
         print(f"error: {error}", file=sys.stderr)
