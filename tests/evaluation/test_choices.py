@@ -94,6 +94,7 @@ def test_a_partner_is_of_another_group():
     assert all(a.split(".")[0] != b.split(".")[0] for a, b in partners.items())
 
 
+@pytest.mark.slow
 def test_every_process_draws_the_same():
     code = "from evaluation.test_choices import *; print(Choices.draw(questions_of()))"
     path = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}

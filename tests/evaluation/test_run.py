@@ -54,6 +54,7 @@ def test_the_folder_holds_answers_and_report(arguments, folder, student, tmp_pat
     assert found["BLEU-4"] == pytest.approx(mean, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_comparison_with_the_folder_of_another_evaluation(arguments, questions, tmp_path):
     other = save_tiny_student(tmp_path / "other", seed=1)
     compared = tmp_path / "compared"

@@ -185,6 +185,7 @@ def test_support_is_of_the_students_own_answers(seen, asked):
         assert support["share"] == pytest.approx(np.mean(above))
 
 
+@pytest.mark.slow
 def test_models_are_compared_in_pairs_if_they_had_the_same_choices(seen, asked):
     same = score(asked, seen, "student", {"other": seen}, synonyms=False)[0]
     sight = same["comparisons"]["other → student"]["sight"]

@@ -250,6 +250,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_a_process_without_this_project_sees_the_same(make_seeing, tmp_path):
     expected = {}
     for kind in SOME:

@@ -75,6 +75,7 @@ def test_bad_arguments_are_named(arguments):
 
 
 @pytest.mark.parametrize("category, kind", [("Particles", "spheres"), ("Particles", "crystals")])
+@pytest.mark.slow
 def test_counts_and_sizes_agree_with_labelling(category, kind):
     """Separate bodies, thresholded and labelled in the noise-free image."""
     shots = scenes_of(
@@ -98,6 +99,7 @@ def test_counts_and_sizes_agree_with_labelling(category, kind):
 
 
 @pytest.mark.parametrize("kind", ["atomised", "fragments", "agglomerates", "flakes"])
+@pytest.mark.slow
 def test_sizes_of_powder_grains_are_those_shown(kind):
     """Against the area that the grains on top of the heap take in the picture."""
     shown, stated = [], []

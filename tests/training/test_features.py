@@ -76,6 +76,7 @@ def test_a_view_is_seen_once(tmp_path, eyes):
     assert len(stored(folder / "vision_features")) == 20
 
 
+@pytest.mark.slow
 def test_the_folder_does_not_outgrow_its_limit(tmp_path, eyes):
     plain = train(recipe_for(tmp_path, eyes, vision_views=1))
     small = train(recipe_for(tmp_path, eyes, run="two", vision_views=1, vision_cache_gb=2e-6))
