@@ -1,5 +1,4 @@
 # make demo   installs, renders micrographs, trains, scores, and writes a report to open
-# make ask IMAGE=wafer.tif   asks the student of this repository about a micrograph
 # make test   installs what the tests need, and runs them
 # make lint   ruff
 #
@@ -22,15 +21,10 @@ TORCH ?= torch
 INSTALL_TORCH = $(PIP) "$(TORCH)"
 endif
 
-.PHONY: demo ask test lint clean
-
-IMAGE ?= docs/example.png
+.PHONY: demo test lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/mvaema demo
-
-ask: $(VENV)/.demo
-	HF_HUB_OFFLINE=1 $(BIN)/mvaema ask $(IMAGE) --model .
 
 # One thread per worker: more get in each other's way.
 test: $(VENV)/.test
@@ -52,7 +46,7 @@ $(VENV)/.torch:
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@echo "Installing MVaEMa ..."
-	$(PIP) --editable ".[eval,lite,microscopy,train]"
+	$(PIP) --editable ".[eval,lite,train]"
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml

@@ -18,7 +18,7 @@ import numpy as np
 from mvaema.evaluation.claims import score_facts, summarize_facts
 from mvaema.evaluation.intervals import cluster_permutation_p_value, mean_intervals
 from mvaema.evaluation.lengths import length_errors, parse_lengths
-from mvaema.evaluation.questions import Record, by_key
+from mvaema.evaluation.questions import Record, by_key, cluster_of
 from mvaema.evaluation.texts import score_texts
 
 LENGTH_METRICS = {
@@ -117,7 +117,7 @@ def compare(
             f"the two sides were scored with different metrics: {set(names) ^ set(other_names)} on "
             "one side only. Score both the same way."
         )
-    clusters = np.array([_cluster(record) for record in records])
+    clusters = np.array([cluster_of(record) for record in records])
     differences = other_values - values
     intervals = mean_intervals(differences, clusters, seed=seed)
     scores = {}
@@ -191,7 +191,7 @@ def _score_lengths(prediction: str, reference: str) -> dict[str, float | None]:
 
 def _summarize(records: list[Record], n_resamples: int, seed: int) -> dict:
     names, values = _score_table(records)
-    clusters = [_cluster(r) for r in records]
+    clusters = [cluster_of(r) for r in records]
     scores = {}
     intervals = mean_intervals(values, clusters, n_resamples, seed)
     for name, column, (low, high) in zip(names, values.T, intervals, strict=True):
@@ -224,7 +224,3 @@ def _score_table(records: list[Record]) -> tuple[list[str], np.ndarray]:
             raise ValueError("the records have no scores; call score_records first.")
     names = list(records[0]["scores"])
     return names, np.array([[r["scores"][n] for n in names] for r in records], dtype=float)
-
-
-def _cluster(record: Record) -> str:
-    return record.get("group") or record["image_id"]
