@@ -14,6 +14,7 @@ def new_student(
     *,
     preset: str = "paper",
     vision: str | None = None,
+    vision_layers: list[int] | None = None,
     text: str | None = None,
     tokenizer: str | None = None,
     vocab_size: int = 4096,
@@ -29,6 +30,7 @@ def new_student(
         captions: category to the caption that names it.
         preset: the shapes, a key of `PRESETS`. A BERT that is given must fit them.
         vision: folder or Hub id of the vision model that the student sees with.
+        vision_layers: its hidden states that are put together; None for the last one.
         text: folder or Hub id of a BERT to start the text stack from, with its tokenizer.
         tokenizer: name or folder of any tokenizer; else one is trained on the texts of the data.
         vocab_size: most tokens of a tokenizer that is trained.
@@ -46,6 +48,8 @@ def new_student(
         if row["scale_bar"]:
             scale_bars.add(row["scale_bar"])
     fields = _fields(preset, questions, captions, config_overrides, vision)
+    if vision_layers is not None:
+        fields["vision_feature_layer"] = vision_layers
     if text is not None:
         return from_encoders(vision, text, **fields)
     config = MVaEMaConfig(**fields)

@@ -21,6 +21,8 @@ from configuration_mvaema import PRESETS
 from mvaema.files import write_text
 from mvaema.students.freezing import CHOICE
 
+# Settings that a trained student has behind it.
+OF_A_NEW_STUDENT = "vision vision_layers text tokenizer vocab_size config_overrides".split()
 LOSSES = ("loss", "itc_loss", "itm_loss", "lm_loss")
 MIX = re.compile(r"\d+(\.\d+)?(:\d+(\.\d+)?)*")
 
@@ -48,6 +50,11 @@ class Recipe:
     vision: str | None = _setting(
         "Vision model that a new student sees with: folder or Hub id of any that transformers "
         "loads, timm's included.",
+        None,
+    )
+    vision_layers: list[int] | None = _setting(  # noqa: RUF009 (no call is made per instance)
+        "Hidden states of --vision that are put together, as in '5 8 11 15 16' (default: its last "
+        "one).",
         None,
     )
     text: str | None = _setting("BERT checkpoint to start a new text stack from.", None)
@@ -203,9 +210,11 @@ class Recipe:
                 f"mix={self.mix} must have a number for --dataset and for each of "
                 f"{len(self.train_also or [])} --train_also."
             )
+        if self.vision_layers and self.vision is None:
+            raise ValueError("vision_layers are of a vision model. Name it: --vision FOLDER.")
         if self.model is not None:
             defaults = {f.name: f.default for f in dataclasses.fields(self)}
-            for name in ("vision", "text", "tokenizer", "vocab_size", "config_overrides"):
+            for name in OF_A_NEW_STUDENT:
                 if getattr(self, name) != defaults[name]:
                     raise ValueError(
                         f"{name} is for a new student, but model={self.model} is a trained one. "

@@ -103,6 +103,7 @@ def start_student(recipe: Recipe, rows: Rows) -> MVaEMaModel:
         rows.captions,
         preset=recipe.preset or "paper",
         vision=recipe.vision,
+        vision_layers=recipe.vision_layers,
         text=recipe.text,
         tokenizer=recipe.tokenizer,
         vocab_size=recipe.vocab_size,

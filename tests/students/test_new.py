@@ -1,6 +1,8 @@
 """A new student knows the questions and categories of its data, and has a tokenizer for them."""
 
 import pytest
+import torch
+from support.vision_models import MODELS, save_vision
 
 from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema.students.new import new_student
@@ -48,3 +50,13 @@ def test_the_tokenizer_is_trained_on_the_answers_that_may_be_trained_on():
 def test_an_encoder_with_a_tokenizer_takes_no_other(tmp_path):
     with pytest.raises(ValueError, match="--text brings its own tokenizer: leave --tokenizer out"):
         make(text="bert", tokenizer=str(tmp_path))
+
+
+def test_hidden_states_of_the_vision_model_are_put_together(tmp_path):
+    save_vision(tmp_path / "vit", MODELS["vit"]())
+    student = make(vision=str(tmp_path / "vit"), vision_layers=[1, 2]).eval()
+    pixels = torch.rand(1, 3, student.config.image_size, student.config.image_size)
+    vit = student.image_encoder.vision_model
+    states = vit(pixel_values=pixels, output_hidden_states=True).hidden_states
+    expected = torch.cat([states[1], states[2]], dim=-1)
+    torch.testing.assert_close(student.image_encoder.features(pixels), expected)

@@ -74,6 +74,7 @@ def test_flags_are_not_guessed(flags, message, capsys):
         ({"report_to": "wandb"}, "report_to must be tensorboard or trackio"),
         ({"gradient_accumulation_steps": 5}, "must be a multiple of"),
         ({"model": "x", "vision": "y"}, "vision is for a new student"),
+        ({"vision_layers": [2, 3]}, "Name it: --vision FOLDER"),
         ({"lora": True}, "Name it: --model"),
         ({"merge": True, "model": "x"}, "Add --lora"),
         ({"push_to_hub": "true"}, "push_to_hub must be a repository, as in lab/student"),
