@@ -132,20 +132,17 @@ class ExampleDrawer:
         pairs = answered + named
         count = min(draws.questions_per_image, len(pairs))
         pairs = [pairs[i] for i in rng.choice(len(pairs), count, replace=False)]
-        if not answered:
-            first = second = caption
-        else:
-            first, second = (answered[i][1] for i in rng.integers(len(answered), size=2))
-        if caption and answered:
-            # The caption alone, and an answer with or without it.
-            first, second = caption, f"{caption} {second}" if rng.random() < 0.5 else second
+        said = [answered[i][1] for i in rng.integers(len(answered), size=2)] if answered else []
+        # The caption, which classification asks about, and an answer, which support does. Never
+        # both in one: the caption would be enough to tell whether it is true.
+        statements = [caption or said[0], said[-1] if said else caption]
         # Beside the category question, the caption would give the answer away.
         with_caption = [
             bool(caption) and draw >= draws.caption_dropout and question != self.category_question
             for draw, (question, _) in zip(rng.random(count), pairs, strict=True)
         ]
         with_scale = (rng.random(count) >= draws.scale_dropout).tolist()
-        return Texts(pairs, with_caption, with_scale, [first, second], close_up)
+        return Texts(pairs, with_caption, with_scale, statements, close_up)
 
     def prompts(
         self, row: dict, drawn: Texts, view: View | None = None, width_nm: float | None = None
