@@ -1,4 +1,5 @@
 # make demo   installs, renders micrographs, trains, scores, and writes a report to open
+# make ask IMAGE=wafer.tif   asks the student of this repository about a micrograph
 # make test   installs what the tests need, and runs them
 # make lint   ruff
 #
@@ -21,10 +22,15 @@ TORCH ?= torch
 INSTALL_TORCH = $(PIP) "$(TORCH)"
 endif
 
-.PHONY: demo test lint clean
+IMAGE ?= docs/example.png
+
+.PHONY: demo ask test lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/mvaema demo
+
+ask: $(VENV)/.demo
+	HF_HUB_OFFLINE=1 $(BIN)/mvaema ask "$(IMAGE)" --model .
 
 # One thread per worker: more get in each other's way.
 test: $(VENV)/.test

@@ -43,13 +43,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             output_dir=student,
             preset="lite",
             vision=str(make_lite0(args.output_dir / "eyes")),
+            vision_layers=[5, 8, 11, 15, 16],
             vision_views=1,
             augmentation=False,  # one view of each scene is seen, once
             epochs=args.epochs,
             schedule="cosine",
-            warmup_steps=30,
-            batch_size=24,
-            questions_per_image=3,
+            warmup_steps=60,
+            batch_size=8,
+            learning_rate=2e-3,
+            keep_by="lm_loss",
         )
         train(recipe)
         say(f"3/4 Scoring its answers on scenes that it has not seen, to {report}")
