@@ -36,12 +36,13 @@ from mvaema.evaluation.looking import LANGUAGE
 from mvaema.evaluation.questions import Questions, Record, cluster_of, key_of
 from mvaema.evaluation.records import summarize
 
-LIKELIHOOD, GAIN, ITM, ITC = "likelihood", "gain", "itm", "itc"
+LIKELIHOOD, GAIN, ITM, ITC, BOTH = "likelihood", "gain", "itm", "itc", "itc_itm"
 WAYS = {
     LIKELIHOOD: "likelihood",
     GAIN: "likelihood minus blank image's",
     ITM: "matching head (ITM)",
     ITC: "similarity (ITC)",
+    BOTH: "ITC and ITM",  # as `classify(by="itc+itm")` adds them up
 }
 ANSWER, MICROGRAPH = "answer", "micrograph"
 GAINS = ("image_gain", "own_gain")
@@ -178,7 +179,7 @@ def _ranked(
     scores = {}
     for what in (ANSWER, MICROGRAPH):
         # Whether an image makes an answer likelier than language does is the same for all images.
-        for way in WAYS if what == ANSWER else (LIKELIHOOD, ITM, ITC):
+        for way in WAYS if what == ANSWER else (LIKELIHOOD, ITM, ITC, BOTH):
             values = None
             if block is not None:
                 pairs = [(image_id, other) for other in block]
@@ -203,7 +204,10 @@ def _value(
         if losses is None or alone is None:
             return None
         return (alone[answer] if way == GAIN else 0.0) - losses[answer]
-    return row.get("matches" if way == ITM else "similarities", {}).get(answer)
+    match, similarity = (row.get(name, {}).get(answer) for name in ("matches", "similarities"))
+    if way == BOTH:
+        return None if None in (match, similarity) else similarity - np.logaddexp(0, -match)
+    return match if way == ITM else similarity
 
 
 def _difference(first: dict, second: dict) -> float | None:

@@ -17,7 +17,7 @@ from mvaema.evaluation.collect import collect
 from mvaema.evaluation.conditions import BLANK, OTHER, PLAIN
 from mvaema.evaluation.looking import LANGUAGE
 from mvaema.evaluation.scores import score
-from mvaema.evaluation.sight import rank_scores
+from mvaema.evaluation.sight import WAYS, rank_scores
 from mvaema.evaluation.sight_tables import sight_tables
 
 BLIND, SHUFFLED = "student, blank image", "student, another micrograph"
@@ -95,6 +95,11 @@ def test_choices_by_hand(figures, seen, asked):
                 ],
                 "answer_itm": [ours[image_id, question]["matches"][j] for j in block],
                 "answer_itc": [ours[image_id, question]["similarities"][j] for j in block],
+                "answer_itc_itm": [
+                    ours[image_id, question]["similarities"][j]
+                    + math.log(1 / (1 + math.exp(-ours[image_id, question]["matches"][j])))
+                    for j in block
+                ],
                 "micrograph_likelihood": [-ours[j, question]["losses"][image_id] for j in block],
                 "micrograph_itm": [ours[j, question]["matches"][image_id] for j in block],
             }
@@ -110,7 +115,9 @@ def test_choices_by_hand(figures, seen, asked):
     assert "same_answer_itm_top_1" in means(figures, "student")
 
 
-def check_blind(found: dict[str, float], ways=("likelihood", "gain", "itm", "itc")) -> None:
+def check_blind(
+    found: dict[str, float], ways=("likelihood", "gain", "itm", "itc", "itc_itm")
+) -> None:
     """At zero and at chance, within what float32 differs between batches."""
     assert found["image_gain"] == pytest.approx(0, abs=1e-3)
     for prefix in ("", "same_"):
@@ -221,4 +228,4 @@ def test_tables_have_everyone_in_every_measure(figures):
     assert rows["student, caption given"]["True answer by matching head (ITM)"] == "–"
     assert rows["chance"]["True answer by matching head (ITM)"] == "0.125"
     assert [row[0] for row in gains.rows] == ["all", "basics", "surface"]
-    assert len(choices.rows) == 9
+    assert len(choices.rows) == 11
