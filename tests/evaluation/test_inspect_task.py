@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,15 +117,10 @@ def test_settings_that_a_student_does_not_take_are_refused(student, dataset, tmp
 def test_command(student, dataset, tmp_path):
     options = ["-T", f"dataset={dataset}", "-T", "synonyms=false", "--limit", "1"]
     options += ["--log-dir", str(tmp_path), "--log-format", "json", "--display", "none"]
-    command = [
-        sys.executable,
-        "-m",
-        "inspect_ai",
-        "eval",
-        "mvaema/vqa",
-        "--model",
-        f"mvaema/{student}",
-    ]
+    # As the docs print it. `python -m inspect_ai` would find the package in the working folder, and
+    # inspect names tasks after installed packages only.
+    inspect = Path(sys.executable).with_name("inspect")
+    command = [str(inspect), "eval", "mvaema/vqa", "--model", f"mvaema/{student}"]
     subprocess.run([*command, *options], check=True, cwd=ROOT)
     (log,) = tmp_path.glob("*.json")
     assert json.loads(log.read_text())["status"] == "success"
