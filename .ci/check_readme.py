@@ -91,9 +91,9 @@ def problem(command: str) -> str | None:
         words.pop(0)
     if outside := [word for word in words if re.search(r"(^|[=/])\.\.(/|$)|^~", word)]:
         return f"outside the repository: {', '.join(outside)}"
-    tasks = {"mvaema/vqa"} if words and words[0] == "inspect" else set()  # named like files
+    named_like_files = words and words[0] == "inspect"  # its tasks and models
     for word in words:
-        if word.startswith(FOLDERS) and word not in tasks and not (ROOT / word).exists():
+        if word.startswith(FOLDERS) and not named_like_files and not (ROOT / word).exists():
             return f"there is no {word}"
     if words and words[0] == "make":
         run = subprocess.run(["make", "-n", *words[1:]], capture_output=True, text=True, cwd=ROOT)
