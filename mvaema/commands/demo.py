@@ -99,5 +99,5 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--output_dir", type=Path, default=Path("demo"), help="folder of everything (demo)")
     add("--count", type=int, default=1500, help="micrographs to render (1500)")
-    add("--epochs", type=int, default=5, help="passes over them (5)")
+    add("--epochs", type=int, default=3, help="passes over them (3)")
     return parser
