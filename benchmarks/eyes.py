@@ -29,6 +29,7 @@ from mvaema.evaluation.table import Table, markdown
 from mvaema.files import write_json
 from mvaema.memory import keep_freed_memory
 from mvaema.micrographs.dataset import decode_image, load_micrographs
+from mvaema.students.loading import weights_fingerprint
 from vision_mvaema import chosen_features
 
 WORD = re.compile(r"[a-z]{3,}")
@@ -59,11 +60,12 @@ class Split:
     @torch.inference_mode()
     def features(self, vision: str, choices: list[list[int]], folder: Path) -> list[np.ndarray]:
         """(micrographs, width) for each choice of layers; kept in `folder` for the next call."""
-        key = f"{vision} {choices} {self.dataset['image_id']}"
+        processor = AutoImageProcessor.from_pretrained(vision)
+        model = AutoModel.from_pretrained(vision, dtype=torch.float32).eval()
+        made_by = weights_fingerprint(model), processor.to_dict()
+        key = f"{made_by} {choices} {self.dataset['image_id']}"
         file = folder / f"eyes-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
         if not file.is_file():
-            processor = AutoImageProcessor.from_pretrained(vision)
-            model = AutoModel.from_pretrained(vision, dtype=torch.float32).eval()
             found = [[] for _ in choices]
             for row in tqdm(self.dataset, unit="micrographs", desc=vision):
                 image = decode_image(row).convert("L").convert("RGB")

@@ -179,7 +179,7 @@ def _ranked(
     scores = {}
     for what in (ANSWER, MICROGRAPH):
         # Whether an image makes an answer likelier than language does is the same for all images.
-        for way in WAYS if what == ANSWER else (LIKELIHOOD, ITM, ITC, BOTH):
+        for way in (w for w in WAYS if what == ANSWER or w != GAIN):
             values = None
             if block is not None:
                 pairs = [(image_id, other) for other in block]

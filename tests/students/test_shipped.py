@@ -18,6 +18,7 @@ FILES = (
     WEIGHTS,
     *(ROOT / f"{name}.json" for name in ("config", "generation_config", "processor_config")),
     *(ROOT / f"{name}.json" for name in ("tokenizer", "tokenizer_config")),
+    ROOT / "chat_template.jinja",
 )
 
 
