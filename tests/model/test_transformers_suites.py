@@ -116,6 +116,9 @@ class ModelTest(modeling.ModelTesterMixin, modeling.GenerationTesterMixin, unitt
     all_model_classes = (MVaEMaModel,)
     is_encoder_decoder = True
     additional_model_inputs = ["pixel_values"]
+    # It looks for the width in `vision_config`; ours is the text stack's, and `vision_config` may
+    # be None (test_outputs.py checks the shape).
+    skip_test_image_features_output_shape = True
 
     def setUp(self):
         self.model_tester = ModelTester()
