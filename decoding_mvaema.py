@@ -43,8 +43,9 @@ from transformers import (
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.modeling_outputs import ModelOutput
 
-# Where neither the caller nor the checkpoint's `generation_config.decoding` names another.
-DEFAULT_DECODING = "greedy"
+# Where neither the caller nor the checkpoint's `generation_config.decoding` names another: the only
+# one that gained on real micrographs (docs/study.md, "Decoding").
+DEFAULT_DECODING = "consensus"
 
 # Grey level of the image on which nothing is to be seen.
 BLANK_GREY = 128

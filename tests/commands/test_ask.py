@@ -58,11 +58,12 @@ def test_own_questions_are_answered_readably(lab, monkeypatch, capsys):
     monkeypatch.chdir(lab)
     questions = ["What is it?", "How large are the grains?"]
     typed = [word for question in questions for word in ("-q", question)]
-    assert main(["wafer.tif", "--model", "student", *typed]) == 0
+    assert main(["wafer.tif", "--model", "student", "--decoding", "greedy", *typed]) == 0
     title, *lines = capsys.readouterr().out.splitlines()
     assert title == "wafer.tif (2.5 nm per pixel)"
     model = load_student(lab / "student").eval()
-    answers = model.answer(Image.open("plain.png"), questions, pixel_size_nm=2.5)
+    image = Image.open("plain.png")
+    answers = model.answer(image, questions, pixel_size_nm=2.5, decoding="greedy")
     expected = [text for pair in zip(questions, answers, strict=True) for text in pair]
     assert [line.strip() for line in lines] == expected
 

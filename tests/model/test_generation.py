@@ -100,6 +100,7 @@ def test_what_is_known_of_each_image_reaches_its_prompts(model, processor, image
         pixel_size_nm=[None, 2.5, None],
         scale_bars=["1 µm", "1 µm", None],
         batch_size=2,
+        decoding="greedy",
     )
     assert prompts == [
         "Wires. The scale bar marks 1 µm. What?",

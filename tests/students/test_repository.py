@@ -63,6 +63,7 @@ STRANGER = """
         "generated": model.generate(**inputs, **options)[0].tolist(),
         "generated_too": text_model.generate(**inputs, **options)[0].tolist(),
         "answer": model.answer(image, "What is it?", **options),
+        "greedy": model.answer(image, "What is it?", decoding="greedy", **options),
         "best": next(iter(model.classify(image))),
         "piped": pipe(image, text="What is it?", return_full_text=False, generate_kwargs=options)[0]
             ["generated_text"],
@@ -88,6 +89,7 @@ def test_a_fresh_process_needs_nothing_but_the_folder(model, repository, images,
     statement = model.processor(statements="a film")
     states = model.image_encoder(inputs["pixel_values"])
     answer = model.answer(images[0], "What is it?", max_new_tokens=6)
+    greedy = {"max_new_tokens": 6, "decoding": "greedy"}
     assert got["model_type"] == "mvaema"
     assert got["embedding"] == pytest.approx(
         model.get_image_features(inputs["pixel_values"]).pooler_output[0].tolist(), abs=1e-5
@@ -95,8 +97,10 @@ def test_a_fresh_process_needs_nothing_but_the_folder(model, repository, images,
     assert got["match"] == pytest.approx(model.match(states, *statement.values()).item(), abs=1e-5)
     expected = model.generate(**inputs, max_new_tokens=6)[0].tolist()
     assert got["generated"] == got["generated_too"] == expected
-    assert got["answer"] == got["piped"] == got["chat"] == got["chats"][0] == answer
-    assert got["chats"][1] == model.answer(images[0], "Why is it so?", max_new_tokens=6)
+    assert got["answer"] == answer
+    assert got["greedy"] == model.answer(images[0], "What is it?", **greedy)
+    assert got["greedy"] == got["piped"] == got["chat"] == got["chats"][0]
+    assert got["chats"][1] == model.answer(images[0], "Why is it so?", **greedy)
     assert got["best"] == next(iter(model.classify(images[0])))
 
 
