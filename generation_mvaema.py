@@ -24,9 +24,11 @@ from transformers.modeling_outputs import ModelOutput
 
 try:  # inside a model repository, where transformers loads this file as part of a package
     from .decoding_mvaema import MVaEMaDecodingMixin
+    from .lengths_mvaema import asks_for_size, beside_measurement
     from .losses_mvaema import lm_losses, shift_right
 except ImportError:  # from the project's root
     from decoding_mvaema import MVaEMaDecodingMixin
+    from lengths_mvaema import asks_for_size, beside_measurement
     from losses_mvaema import lm_losses, shift_right
 
 
@@ -150,6 +152,7 @@ class MVaEMaGenerationMixin(MVaEMaDecodingMixin):
         captions: str | Sequence[str | None] | None = None,
         pixel_size_nm: float | Sequence[float | None] | None = None,
         scale_bars: str | Sequence[str | None] | None = None,
+        measurements: str | Sequence[str | None] | None = None,
         batch_size: int = 8,
         decoding: str | None = None,
         **options,
@@ -163,6 +166,11 @@ class MVaEMaGenerationMixin(MVaEMaDecodingMixin):
             captions, pixel_size_nm, scale_bars: what is known of the image (of each image when a
                 list is given): the caption that names its category, the length of one pixel in
                 nanometres, the length its scale bar states.
+            measurements: what was measured in the image, as one text for an image or a list of
+                them ("Measured: 143 particles, median 38 nm, 22–71 nm (5–95 %)."). The answers to
+                `basics`, `size_distribution` and other questions about sizes then end with it,
+                and their sentences that contradict it by more than 25 % say so
+                (`lengths_mvaema.py`). `mvaema measure` measures.
             batch_size: images per forward pass; fewer where several answers to each question are
                 decoded.
             decoding: how, one of `DECODINGS` (`decoding_mvaema.py` explains them): "greedy",
@@ -177,7 +185,8 @@ class MVaEMaGenerationMixin(MVaEMaDecodingMixin):
 
         Raises:
             ValueError: there is no such decoding, it contradicts an option, or it needs a matching
-                head that was not trained; there are no questions.
+                head that was not trained; there are no questions; or one of `captions`,
+                `pixel_size_nm`, `scale_bars` and `measurements` is not there for each image.
         """
         chosen = self.check_decoding(decoding, **options)
         single = not isinstance(images, list | tuple)
@@ -202,11 +211,27 @@ class MVaEMaGenerationMixin(MVaEMaDecodingMixin):
             )
             answers += self._decoded(inputs, chosen)
         rows = [answers[i : i + len(texts)] for i in range(0, len(answers), len(texts))]
+        if measurements is not None:
+            self._lay_beside(rows, texts, measurements)
         if questions is None:
             rows = [dict(zip(self.config.questions, row, strict=True)) for row in rows]
         elif isinstance(questions, str):
             rows = [row[0] for row in rows]
         return rows[0] if single else rows
+
+    def _lay_beside(self, rows: list[list[str]], questions: list[str], measurements) -> None:
+        """Put the measurement of each image behind its answers about sizes."""
+        if isinstance(measurements, str):
+            measurements = [measurements] * len(rows)
+        if len(measurements) != len(rows):
+            raise ValueError(
+                f"measurements: expected {len(rows)}, one per image; got {len(measurements)}."
+            )
+        ids = {question: name for name, question in self.config.questions.items()}
+        for row, measurement in zip(rows, measurements, strict=True):
+            for i, question in enumerate(questions):
+                if measurement and asks_for_size(question, ids.get(question)):
+                    row[i] = beside_measurement(row[i], measurement)
 
     @torch.no_grad()
     def support(self, images, answers, batch_size: int = 8) -> float | list | dict:

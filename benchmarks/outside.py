@@ -26,10 +26,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.outside_data import READERS, SOURCES, Item, describe, read_table
+from lengths_mvaema import Length, relative_error
 from mvaema.evaluation.answerers import ChatModel, Student, load_answerer
 from mvaema.evaluation.conditions import BLANK, PLAIN, blank_image
 from mvaema.evaluation.facts import COUNT, LENGTH, extract_facts
-from mvaema.evaluation.lengths import Length, pair_lengths, relative_error
+from mvaema.evaluation.lengths import pair_lengths
 from mvaema.evaluation.likelihoods import Scorer
 from mvaema.evaluation.questions import Record
 from mvaema.evaluation.records import compare, score_records, summarize

@@ -15,6 +15,7 @@ is wide; the text of a scale bar is read, so it is narrow.
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from lengths_mvaema import Length
 from mvaema.evaluation.facts import (
     COUNT,
     LENGTH,
@@ -24,7 +25,7 @@ from mvaema.evaluation.facts import (
     Fact,
     extract_facts,
 )
-from mvaema.evaluation.lengths import Length, pair_lengths
+from mvaema.evaluation.lengths import pair_lengths
 from mvaema.evaluation.lexicon import load_lexicon
 
 TOLERANCE = {LENGTH: 1.5, SHARE: 1.5, COUNT: 1.5, SCALE: 1.01}

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from mvaema.evaluation.lengths import NANOMETRES, Length, find_quantities, normal_text
+from lengths_mvaema import NANOMETRES, Length, find_quantities, normal_text
 from mvaema.evaluation.lexicon import Lexicon, Mention, load_lexicon
 
 LENGTH, SHARE, SCALE, COUNT = QUANTITIES = ("length", "share", "scale", "count")

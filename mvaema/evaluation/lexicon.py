@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mvaema.evaluation.lengths import normal_text
+from lengths_mvaema import normal_text
 
 # "nanoparticles", "non-spherical" and "crack-free" need no words of their own. "Needle-like" is no
 # needle: what is like something has its own words, or none.

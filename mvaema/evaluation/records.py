@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from lengths_mvaema import parse_lengths
 from mvaema.evaluation.claims import score_facts, summarize_facts
 from mvaema.evaluation.intervals import cluster_permutation_p_value, mean_intervals
-from mvaema.evaluation.lengths import length_errors, parse_lengths
+from mvaema.evaluation.lengths import length_errors
 from mvaema.evaluation.questions import Record, by_key, cluster_of
 from mvaema.evaluation.texts import score_texts
 

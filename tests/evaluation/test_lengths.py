@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from mvaema.evaluation.lengths import Length, length_errors, parse_lengths, relative_error
+from lengths_mvaema import Length, parse_lengths, relative_error
+from mvaema.evaluation.lengths import length_errors
 
 
 @pytest.mark.parametrize(

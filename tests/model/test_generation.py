@@ -73,6 +73,23 @@ def test_answer_has_the_shape_of_the_question(model, images):
     assert rows[3] == model.answer(images[3], ["What?", "Why?"], **limit)
 
 
+def test_measurements_stand_behind_answers_about_sizes(model, images):
+    limit = {"max_new_tokens": 4}
+    measured = ["Measured: 9 pores, median 38 nm.", None]
+    plain = model.answer(images[:2], **limit)
+    answers = model.answer(images[:2], measurements=measured, **limit)
+    for name in model.config.questions:
+        beside = f" {measured[0]}" if name in ("basics", "size_distribution") else ""
+        assert answers[0][name] == f"{plain[0][name]}{beside}".strip()
+        assert answers[1][name] == plain[1][name]
+    how = model.answer(images[0], "How large are the pores?", measurements=measured[0], **limit)
+    assert how.endswith(measured[0])
+    why = model.answer(images[0], "Why?", measurements=measured[0], **limit)
+    assert "Measured" not in why
+    with pytest.raises(ValueError, match="measurements: expected 2, one per image; got 1"):
+        model.answer(images[:2], measurements=measured[:1], **limit)
+
+
 def test_answer_encodes_an_image_once_for_all_questions(model, images, monkeypatch):
     seen = []
     forward = model.image_encoder.forward
