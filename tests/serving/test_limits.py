@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -154,21 +155,19 @@ def test_a_body_of_another_type(model):
 
 
 def test_a_server_that_has_no_student_yet(model):
-    server = StudentServer(model)
-    loading, server.service._load = server.service._load, lambda: (time.sleep(0.5), loading())[1]
+    server, loaded = StudentServer(model), threading.Event()
+    server.service._load = lambda: (loaded.wait(60), model)[1]
     start = server.service.start
-
-    class Unfinished:
-        def join(self):
-            """The test goes on while the student is loaded."""
-
-    server.service.start = lambda: (start(), Unfinished())[1]
+    server.service.start = lambda: (start(), threading.Thread())[1]  # nothing to join
     with server:
         ready = httpx.get(f"http://127.0.0.1:{server.port}/ready")
         assert (ready.status_code, ready.json()["status"]) == (503, "loading")
+        assert httpx.get(f"http://127.0.0.1:{server.port}/health").status_code == 200
         with pytest.raises(openai.InternalServerError) as caught:
             ask(server, picture())
         assert (caught.value.status_code, caught.value.code) == (503, "not_ready")
+        assert caught.value.response.headers["retry-after"] == "2"
+        loaded.set()
         assert ask(server, picture(), max_retries=5).choices[0].message.content
 
 

@@ -51,7 +51,9 @@ class StudentServer:
         self._socket = listen("127.0.0.1", 0)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
-        self.service.start().join()
+        loading = self.service.start()
+        if loading.ident:
+            loading.join()
         assert self.service.failure is None, self.service.failure
         self._thread = threading.Thread(
             target=self.server.run, kwargs={"sockets": [self._socket]}, daemon=True
