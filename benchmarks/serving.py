@@ -1,8 +1,8 @@
 """python -m benchmarks.serving --model . --requests 64 --total 1000
 
 What a server of a student carries: `mvaema serve` in a process of its own, asked about simulated
-micrographs by 1, 8 and 64 clients at once, beside the same questions to `model.answer` one by one in
-this process, in the same run. Every answer is compared with that of `model.answer`.
+micrographs by 1, 8 and 64 clients at once, beside the same questions to `model.answer` one by one
+in this process, in the same run. Every answer is compared with that of `model.answer`.
 
 - one by one: no server; the images are read from PNG, as the server reads them;
 - vanishing: 64 clients, of which every second closes its connection while it waits;

@@ -27,7 +27,7 @@ from mvaema.serving.batching import Answer, Job
 from mvaema.serving.keys import Keys
 from mvaema.serving.limits import Limits
 from mvaema.serving.messages import Conversation
-from mvaema.serving.refusals import Refusal, failed, timed_out
+from mvaema.serving.refusals import Refusal, failed, stopping, timed_out
 from mvaema.serving.replies import Reply, event, pieces, until_stop
 from mvaema.serving.service import Service
 from mvaema.serving.uploads import drain, read_body
@@ -139,6 +139,10 @@ class Frame:
                 await _refused(scope, refusal)(scope, received, sent)
             except (ClientDisconnect, OSError):
                 facts["code"], status = "vanished", VANISHED
+            except asyncio.CancelledError:  # the deadline of a server that was told to stop
+                facts["code"], arrived = "stopping", True
+                if status is None:
+                    await _refused(scope, stopping())(scope, receive, sent)
             except Exception:
                 logger.exception("a request failed", extra={"facts": {"id": facts["id"]}})
                 facts["code"] = "internal_error"

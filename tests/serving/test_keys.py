@@ -15,12 +15,13 @@ KEY, OTHER = "sk-lab-5e884898da280471", "sk-lab-second-key"
 
 def test_only_clients_with_a_key_are_answered(tmp_path):
     model = load_student(save_tiny_student(tmp_path)).eval()
+    model.generation_config.max_new_tokens = 4
     with StudentServer(model, keys=[KEY, OTHER]) as server:
         for key in (KEY, OTHER):
             client = server.client(key)
             assert client.models.list().data
             assert client.chat.completions.create(**request("What is it?", picture()))
-        for key in ("wrong", KEY[:-1], KEY + "x", KEY.upper()):
+        for key in ("sk-wrong", KEY[:-1], KEY + "x", KEY.upper()):
             client = server.client(key)
             for call in (
                 client.models.list,
