@@ -14,7 +14,7 @@ import httpx2 as httpx
 import openai
 import pytest
 from support import ROOT
-from support.student_server import message, picture
+from support.student_server import PATIENCE, http, message, picture
 from support.tiny_student import save_tiny_student
 
 from mvaema.commands.serve import main
@@ -33,7 +33,7 @@ class Process:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         command = [sys.executable, "-m", "mvaema", "serve", "--model", "wafers of customer"]
-        command += ["--port", str(self.port), "--name", "tiny", *flags]
+        command += ["--port", str(self.port), "--name", "tiny", "--timeout_seconds", "300", *flags]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "MVAEMA_API_KEY": KEY}
         self.log = folder / "log"
         with self.log.open("w") as log:
@@ -46,7 +46,7 @@ class Process:
         for _ in range(3000):
             assert self.process.poll() is None, self.log.read_text()
             try:
-                if httpx.get(f"{self.root}/ready").status_code == 200:
+                if http.get(f"{self.root}/ready").status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -54,7 +54,9 @@ class Process:
         raise AssertionError("the server was not ready within five minutes")
 
     def client(self, key: str = KEY) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.root}/v1", api_key=key, max_retries=0, timeout=300)
+        return openai.OpenAI(
+            base_url=f"{self.root}/v1", api_key=key, max_retries=0, timeout=PATIENCE
+        )
 
     def lines(self) -> list[dict]:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
@@ -78,16 +80,16 @@ def test_told_to_stop_it_finishes_what_is_in_progress(tmp_path):
 
     with ThreadPoolExecutor(8) as clients:
         replies = [clients.submit(ask, number) for number in range(8)]
-        while httpx.get(f"{server.root}/ready").json()["in_progress"] < 8:
+        while http.get(f"{server.root}/ready").json()["in_progress"] < 8:
             assert not any(reply.done() for reply in replies)
             time.sleep(0.05)
         server.process.send_signal(signal.SIGTERM)
-        texts = [reply.result(300) for reply in replies]
+        texts = [reply.result(PATIENCE) for reply in replies]
     assert texts == [model.answer(picture(number), QUESTION) for number in range(8)]
-    assert server.process.wait(60) == 0
+    assert server.process.wait(PATIENCE) == 0
     assert server.lines()[-1]["event"] == "stopped"
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"{server.root}/health")
+        http.get(f"{server.root}/health")
 
 
 @pytest.mark.slow
@@ -98,10 +100,10 @@ def test_a_deadline_ends_what_does_not_finish(tmp_path):
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
         head += "Content-Type: application/json\r\nContent-Length: 500\r\n\r\n{"
         slow.sendall(head.encode())
-        while httpx.get(f"{server.root}/ready").json()["in_progress"] < 1:
+        while http.get(f"{server.root}/ready").json()["in_progress"] < 1:
             time.sleep(0.05)
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(60) == 0
+        assert server.process.wait(PATIENCE) == 0
         assert b" 503 " in slow.recv(1000).splitlines()[0]
 
 
@@ -127,9 +129,9 @@ def test_the_log_has_no_question_answer_image_key_or_path(tmp_path):
     ):
         with pytest.raises(openai.APIStatusError):
             server.client(key).chat.completions.create(model="tiny", messages=turns)
-    httpx.get(f"{server.root}/v1/zebrafish?token={KEY}")
+    http.get(f"{server.root}/v1/zebrafish?token={KEY}")
     server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(60) == 0
+    assert server.process.wait(PATIENCE) == 0
     text = server.log.read_text()
     asked = [line for line in server.lines() if line["event"] == "request"]
     by_status = [line["status"] for line in asked if line["path"] == "/v1/chat/completions"]

@@ -9,7 +9,16 @@ import openai
 import pytest
 from PIL import Image
 from support.microscope_files import write_dm3, write_olympus
-from support.student_server import NAME, StudentServer, data_uri, message, picture, request
+from support.student_server import (
+    NAME,
+    PATIENCE,
+    StudentServer,
+    data_uri,
+    http,
+    message,
+    picture,
+    request,
+)
 from support.tiny_student import save_tiny_student
 
 from mvaema.students.loading import load_student
@@ -121,19 +130,18 @@ def test_words_come_before_the_answer_is_complete(server, model):
     def halt(*_):
         steps.append(None)
         if len(steps) == 10:
-            go_on.wait(60)
+            go_on.wait(PATIENCE)
 
     hook = model.register_forward_pre_hook(halt)
     body = request(QUESTION, image, temperature=0, stream=True)
     try:
-        with server.client() as client:
-            stream = iter(client.chat.completions.create(**body))
-            next(stream)  # the role
-            first = next(stream).choices[0].delta.content
-            assert first and expected.startswith(first) and len(steps) <= 10
-            assert server.service.working == 1
-            go_on.set()
-            assert first + "".join(c.choices[0].delta.content or "" for c in stream) == expected
+        stream = iter(server.client().chat.completions.create(**body))
+        next(stream)  # the role
+        first = next(stream).choices[0].delta.content
+        assert first and expected.startswith(first) and len(steps) <= 10
+        assert server.service.working == 1
+        go_on.set()
+        assert first + "".join(c.choices[0].delta.content or "" for c in stream) == expected
     finally:
         go_on.set()
         hook.remove()
@@ -219,7 +227,7 @@ def test_what_front_ends_send(server, model):
     }
     expected = model.answer(image, QUESTION)
     for body in bodies.values():
-        reply = httpx.post(f"{server.url}/chat/completions", json=body, timeout=60)
+        reply = http.post(f"{server.url}/chat/completions", json=body)
         assert reply.headers["content-type"].startswith("text/event-stream")
         *events, end, rest = reply.text.split("\n\n")
         assert (end, rest) == ("data: [DONE]", "")
@@ -231,7 +239,7 @@ def test_what_front_ends_send(server, model):
     # A title for the chat: a task without an image.
     title = "### Task:\nGenerate a concise, 3-5 word title with an emoji summarizing the chat."
     body = {"model": NAME, "messages": [{"role": "user", "content": title}], "stream": False}
-    reply = httpx.post(f"{server.url}/chat/completions", json=body)
+    reply = http.post(f"{server.url}/chat/completions", json=body)
     assert reply.status_code == 400 and reply.json()["error"]["code"] == "image_required"
 
 
@@ -276,28 +284,28 @@ def test_what_would_change_the_meaning_is_refused(client):
 def test_malformed_conversations(server, messages, code):
     body = json.dumps({"model": NAME, "messages": messages})
     headers = {"Content-Type": "application/json"}
-    reply = httpx.post(f"{server.url}/chat/completions", content=body, headers=headers)
+    reply = http.post(f"{server.url}/chat/completions", content=body, headers=headers)
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, code), reply.text
 
 
 def test_other_requests(server):
     root = server.url.removesuffix("/v1")
-    assert httpx.get(f"{root}/health").json() == {"status": "alive"}
-    ready = httpx.get(f"{root}/ready")
+    assert http.get(f"{root}/health").json() == {"status": "alive"}
+    ready = http.get(f"{root}/ready")
     assert ready.status_code == 200 and ready.json()["status"] == "ready"
     for path in ("/", "/docs", "/openapi.json", "/v1/completions"):
-        reply = httpx.get(root + path)
+        reply = http.get(root + path)
         assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
-    reply = httpx.get(f"{root}/v1/chat/completions")
+    reply = http.get(f"{root}/v1/chat/completions")
     assert (reply.status_code, reply.json()["error"]["code"]) == (405, "method_not_allowed")
     for body in (b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"a": ' + b"9" * 10_000 + b"}"):
-        reply = httpx.post(
+        reply = http.post(
             f"{server.url}/chat/completions",
             content=body,
             headers={"Content-Type": "application/json"},
         )
         assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_request")
     body = request(QUESTION, picture()) | {"model": "gpt-4o"}
-    reply = httpx.post(f"{server.url}/chat/completions", json=body)
+    reply = http.post(f"{server.url}/chat/completions", json=body)
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "model_not_found")
     assert reply.headers["x-request-id"].startswith("req-")

@@ -1,9 +1,8 @@
 """Who may ask: a server with keys, seen by clients with the right one, a wrong one and none."""
 
-import httpx2 as httpx
 import openai
 import pytest
-from support.student_server import StudentServer, picture, request
+from support.student_server import StudentServer, http, picture, request
 from support.tiny_student import save_tiny_student
 
 from mvaema.serving.keys import Keys
@@ -33,11 +32,11 @@ def test_only_clients_with_a_key_are_answered(tmp_path):
                     call()
                 assert caught.value.code == "invalid_api_key" and key not in str(caught.value)
         for headers in ({}, {"Authorization": KEY}, {"Authorization": "Basic " + KEY}):
-            assert httpx.get(f"{server.url}/models", headers=headers).status_code == 401
+            assert http.get(f"{server.url}/models", headers=headers).status_code == 401
         # A probe of a container has no key.
         root = server.url.removesuffix("/v1")
-        assert httpx.get(f"{root}/health").status_code == 200
-        assert httpx.get(f"{root}/ready").status_code == 200
+        assert http.get(f"{root}/health").status_code == 200
+        assert http.get(f"{root}/ready").status_code == 200
 
 
 def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):

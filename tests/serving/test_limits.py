@@ -6,10 +6,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx2 as httpx
 import openai
 import pytest
-from support.student_server import StudentServer, message, picture, request
+from support.student_server import PATIENCE, StudentServer, http, message, picture, request
 from support.tiny_student import save_tiny_student
 
 from mvaema.serving.limits import Limits
@@ -26,13 +25,12 @@ def model(tmp_path_factory):
 
 
 def ask(server, *images, **options):
-    with server.client(**options) as client:
-        return client.chat.completions.create(**request(QUESTION, *images))
+    return server.client(**options).chat.completions.create(**request(QUESTION, *images))
 
 
 def response(connection: socket.socket) -> tuple[int, str]:
     """The status and the code of what comes back on a connection."""
-    connection.settimeout(30)
+    connection.settimeout(PATIENCE)
     received = b""
     while part := connection.recv(65536):
         received += part
@@ -52,7 +50,7 @@ def test_a_body_that_is_too_large(model):
         assert "0.1 MB" in caught.value.message
         # One that does not say how large it is, and one whose sender waits for leave to send.
         body = json.dumps(request(QUESTION, noise)).encode()
-        chunked = httpx.post(
+        chunked = http.post(
             f"{server.url}/chat/completions",
             content=iter([body[:90_000], body[90_000:]]),
             headers={"Content-Type": "application/json"},
@@ -76,7 +74,8 @@ def test_too_many_pixels(model):
 
 def test_too_many_images(model):
     turns = [message(QUESTION, picture(n)) for n in range(3)]
-    with StudentServer(model, max_images=2) as server, server.client() as client:
+    with StudentServer(model, max_images=2) as server:
+        client = server.client()
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model="tiny", messages=turns)
         assert caught.value.code == "too_many_images"
@@ -93,13 +92,11 @@ def test_an_upload_that_is_too_slow(model):
 def test_an_answer_that_takes_too_long(model):
     with StudentServer(model, timeout_seconds=0.5) as server:
         with server.closed_gate():
-            began = time.monotonic()
             with pytest.raises(openai.APIStatusError) as caught:
                 ask(server, picture(), max_retries=3)
             assert (caught.value.status_code, caught.value.code) == (504, "timeout")
             # The client that would retry three times was told not to.
             assert caught.value.response.headers["x-should-retry"] == "false"
-            assert time.monotonic() - began < 20
             with pytest.raises(openai.APIStatusError) as caught:
                 stream = request(QUESTION, picture(), stream=True)
                 list(server.client().chat.completions.create(**stream))
@@ -114,9 +111,9 @@ def test_a_queue_that_is_full(model):
             server.entered.acquire()
             while server.service.in_progress < 2:
                 time.sleep(0.01)
-            ready = httpx.get(f"http://127.0.0.1:{server.port}/ready")
+            ready = http.get(f"http://127.0.0.1:{server.port}/ready")
             assert (ready.status_code, ready.json()["status"]) == (503, "full")
-            assert httpx.get(f"http://127.0.0.1:{server.port}/health").status_code == 200
+            assert http.get(f"http://127.0.0.1:{server.port}/health").status_code == 200
             with pytest.raises(openai.RateLimitError) as caught:
                 ask(server, picture())
             assert caught.value.code == "queue_full"
@@ -125,14 +122,14 @@ def test_a_queue_that_is_full(model):
             patient = clients.submit(ask, server, picture(), max_retries=5)
             time.sleep(0.3)
         expected = [model.answer(picture(n), QUESTION) for n in range(2)]
-        assert [t.result(60).choices[0].message.content for t in taken] == expected
-        assert patient.result(60).choices[0].message.content == expected[0]
+        assert [t.result(PATIENCE).choices[0].message.content for t in taken] == expected
+        assert patient.result(PATIENCE).choices[0].message.content == expected[0]
 
 
 def test_few_uploads_at_a_time_are_enough_for_many_clients(model):
     with StudentServer(model, max_uploads=1) as server, ThreadPoolExecutor(6) as clients:
         found = [clients.submit(ask, server, picture(n)) for n in range(6)]
-        texts = [f.result(60).choices[0].message.content for f in found]
+        texts = [f.result(PATIENCE).choices[0].message.content for f in found]
         assert texts == [model.answer(picture(n), QUESTION) for n in range(6)]
     with StudentServer(model, max_uploads=1, timeout_seconds=0.5) as server:
         slow = server.raw(b"{", "Content-Length: 5000")
@@ -147,7 +144,7 @@ def test_few_uploads_at_a_time_are_enough_for_many_clients(model):
 def test_a_body_of_another_type(model):
     with StudentServer(model) as server:
         body = json.dumps(request(QUESTION, picture()))
-        reply = httpx.post(
+        reply = http.post(
             f"{server.url}/chat/completions", content=body, headers={"Content-Type": "text/plain"}
         )
         assert reply.status_code == 415
@@ -156,13 +153,13 @@ def test_a_body_of_another_type(model):
 
 def test_a_server_that_has_no_student_yet(model):
     server, loaded = StudentServer(model), threading.Event()
-    server.service._load = lambda: (loaded.wait(60), model)[1]
+    server.service._load = lambda: (loaded.wait(PATIENCE), model)[1]
     start = server.service.start
     server.service.start = lambda: (start(), threading.Thread())[1]  # nothing to join
     with server:
-        ready = httpx.get(f"http://127.0.0.1:{server.port}/ready")
+        ready = http.get(f"http://127.0.0.1:{server.port}/ready")
         assert (ready.status_code, ready.json()["status"]) == (503, "loading")
-        assert httpx.get(f"http://127.0.0.1:{server.port}/health").status_code == 200
+        assert http.get(f"http://127.0.0.1:{server.port}/health").status_code == 200
         with pytest.raises(openai.InternalServerError) as caught:
             ask(server, picture())
         assert (caught.value.status_code, caught.value.code) == (503, "not_ready")

@@ -7,6 +7,7 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2 as httpx
 import numpy as np
 from openai import OpenAI
 from PIL import Image
@@ -17,6 +18,11 @@ from mvaema.serving.running import listen, make_server
 from mvaema.serving.service import Service
 
 NAME = "tiny"
+# Seconds to wait for what happens at once on a machine that has time for it.
+PATIENCE = 240
+
+# For what OpenAI's client does not send.
+http = httpx.Client(timeout=PATIENCE, trust_env=False)
 
 
 class StudentServer:
@@ -36,7 +42,10 @@ class StudentServer:
     def __init__(self, model, keys=(), decoding=None, **limits):
         self.model, self.gate, self.entered = model, threading.Event(), threading.Semaphore(0)
         self.gate.set()
-        self.service = Service(lambda: model, NAME, Limits(**limits), decoding)
+        self._client: OpenAI | None = None
+        self.service = Service(
+            lambda: model, NAME, Limits(**{"timeout_seconds": PATIENCE, **limits}), decoding
+        )
         self.server = make_server(self.service, Keys(keys))
 
     def __enter__(self):
@@ -44,7 +53,7 @@ class StudentServer:
 
         def when_open(*args, **kwargs):
             self.entered.release()
-            self.gate.wait(60)
+            self.gate.wait(PATIENCE)
             return self._answer(*args, **kwargs)
 
         self.model.answer_prompts = when_open
@@ -63,14 +72,20 @@ class StudentServer:
 
     def __exit__(self, *_):
         self.gate.set()
+        if self._client is not None:
+            self._client.close()
         self.server.should_exit = True
-        self._thread.join(30)
+        self._thread.join(PATIENCE)
         self.service.close()
         del self.model.answer_prompts
         assert not self._thread.is_alive()
 
     def client(self, key: str = "none", **options) -> OpenAI:
-        return OpenAI(base_url=self.url, api_key=key, **{"max_retries": 0, **options})
+        """A client that does not try again; clients of one server share their connections."""
+        options = {"max_retries": 0, "timeout": PATIENCE, **options}
+        if self._client is None:
+            self._client = OpenAI(base_url=self.url, api_key=key, **options)
+        return self._client.with_options(api_key=key, **options)
 
     @contextmanager
     def closed_gate(self):
@@ -83,7 +98,7 @@ class StudentServer:
 
     def raw(self, body: bytes, *headers: str, path: str = "/v1/chat/completions") -> socket.socket:
         """A connection on which a request was sent, for what no decent client does."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
         lines = [f"POST {path} HTTP/1.1", "Host: localhost", *headers]
         if not any(line.lower().startswith("content-type") for line in headers):
             lines.append("Content-Type: application/json")
