@@ -2,11 +2,14 @@
 
 What a server of a student carries: `mvaema serve` in a process of its own, asked about simulated
 micrographs by 1, 8 and 64 clients at once, beside the same questions to `model.answer` one by one
-in this process, in the same run. Every answer is compared with that of `model.answer`.
+in this process, in the same run. Every answer is compared with that of `model.answer` about all
+images at once.
 
-- one by one: no server; the images are read from PNG, as the server reads them;
+- one by one: no server, the first `--alone` questions; the images are read from PNG, as the server
+  reads them. One client asks as many;
 - vanishing: 64 clients, of which every second closes its connection while it waits;
-- memory: resident, of the server's process, when it is ready and after `--total` requests;
+- memory: resident, of the server's process, when it is ready and after `--total` requests,
+  of which those beyond the table's end after two tokens;
 - cold start: from the command to the first answer, imports and all.
 
 The clients share the machine with the server. Compare lines of one run only.
@@ -127,40 +130,54 @@ class Server:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about an image, the request for it, and the student's own answer."""
+    """A question about the image in a data URI, and the student's own answer."""
 
-    body: dict
+    uri: str
+    question: str
     answer: str
 
-
-def prepare(model: MVaEMaModel, pngs: list[bytes], count: int, decoding: str) -> tuple:
-    """`count` questions about images in turn, and the time of their answers one by one."""
-    questions = list(model.config.questions.values())
-    alone, asked = Load("`model.answer`, one by one"), []
-    for number in range(count):
-        # Every image once, then every image again with another question.
-        png = pngs[number % len(pngs)]
-        question = questions[(number // len(pngs) + number) % len(questions)]
-        uri = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        began = time.perf_counter()
-        image = read_image(uri, Limits().max_pixels).image
-        answer = model.answer(image, question, decoding=decoding)
-        alone.latencies.append(time.perf_counter() - began)
+    def body(self, **fields) -> dict:
+        """The request."""
         parts = [
-            {"type": "text", "text": question},
-            {"type": "image_url", "image_url": {"url": uri}},
+            {"type": "text", "text": self.question},
+            {"type": "image_url", "image_url": {"url": self.uri}},
         ]
-        asked.append(
-            Asked({"model": NAME, "messages": [{"role": "user", "content": parts}]}, answer)
-        )
-    alone.seconds = sum(alone.latencies)
-    return asked, alone
+        return {"model": NAME, "messages": [{"role": "user", "content": parts}], **fields}
 
 
-async def ask(url: str, asked: list[Asked], clients: int, name: str, vanish: bool = False) -> Load:
+def prepare(
+    model: MVaEMaModel, pngs: list[bytes], count: int, alone: int, decoding: str
+) -> tuple[list[Asked], Load]:
+    """`count` questions about the images in turn, and the time of the first ones one by one."""
+    each = -(-count // len(pngs))
+    questions = list(model.config.questions.values())[:each]
+    uris = [f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in pngs]
+    images = [read_image(uri, Limits().max_pixels).image for uri in uris]
+    rows = model.answer(images, questions, decoding=decoding)
+    # Every image once, then every image again with another question.
+    asked = [
+        Asked(uri, question, row[number])
+        for number, question in enumerate(questions)
+        for uri, row in zip(uris, rows, strict=True)
+    ][:count]
+    load = Load("`model.answer`, one by one")
+    for one in asked[:alone]:
+        began = time.perf_counter()
+        image = read_image(one.uri, Limits().max_pixels).image
+        answer = model.answer(image, one.question, decoding=decoding)
+        load.latencies.append(time.perf_counter() - began)
+        load.different += answer != one.answer
+    load.seconds = sum(load.latencies)
+    return asked, load
+
+
+async def ask(
+    url: str, asked: list[Asked], clients: int, name: str, vanish: bool = False, **fields
+) -> Load:
     """All questions by so many clients at once, each of which asks again when it was answered.
 
-    Where they `vanish`, every second question's client gives up after a fraction of a second.
+    `fields` are added to each request. Where they `vanish`, every second question's client gives up
+    within a second.
     """
     load, waiting = Load(name), list(enumerate(asked))[::-1]
 
@@ -171,12 +188,13 @@ async def ask(url: str, asked: list[Asked], clients: int, name: str, vanish: boo
                 began = time.perf_counter()
                 if vanish and number % 2:
                     try:
-                        await asyncio.wait_for(http.post(url, json=one.body), 0.05 * (number % 9))
+                        left = 0.1 * (number % 9)
+                        await asyncio.wait_for(http.post(url, json=one.body()), left)
                     except (TimeoutError, httpx.TransportError):
                         pass
                     continue
                 try:
-                    reply = await http.post(url, json=one.body)
+                    reply = await http.post(url, json=one.body(**fields))
                     text = reply.json()["choices"][0]["message"]["content"]
                 except (httpx.TransportError, KeyError, ValueError):
                     load.lost += 1
@@ -199,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default=".", help="folder of a student (.)")
     parser.add_argument("--decoding", default="consensus", help="how answers are decoded")
     parser.add_argument("--requests", type=int, default=64, help="questions for each line (64)")
+    parser.add_argument("--alone", type=int, default=16, help="of them one by one (16)")
     parser.add_argument("--total", type=int, default=1000, help="requests before memory is read")
     parser.add_argument("--images", type=int, default=16, help="simulated micrographs (16)")
     parser.add_argument("--image", type=Path, help="a file to ask about too")
@@ -212,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pngs.append(_png(read_micrograph(args.image).image))
     model = load_student(args.model).eval()
     model.answer(Image.open(io.BytesIO(pngs[0])), "Is it rough?", decoding=args.decoding)
-    asked, alone = prepare(model, pngs, args.requests, args.decoding)
+    asked, alone = prepare(model, pngs, args.requests, args.alone, args.decoding)
     rate = len(alone.latencies) / alone.seconds
     lines, facts = [alone.cells(rate)], []
     with Server(args.model, args.decoding) as server:
@@ -225,9 +244,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sent = 1
         for clients in args.clients:
             name = f"server, {clients} client{'s' * (clients > 1)}"
-            lines.append(asyncio.run(ask(server.url, asked, clients, name)).cells(rate))
-            print(" | ".join(lines[-1]), flush=True)
-            sent += len(asked)
+            part = asked[: args.alone] if clients == 1 else asked
+            lines.append(asyncio.run(ask(server.url, part, clients, name)).cells(rate))
+            print(" | ".join(lines[-1]), file=sys.stderr, flush=True)
+            sent += len(part)
         name = f"server, {max(args.clients)} clients, every second vanishes"
         vanished = asyncio.run(ask(server.url, asked, max(args.clients), name, vanish=True))
         lines.append(vanished.cells(rate))
@@ -237,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         facts.append(f"after clients vanished: {server.state()}")
         while sent < args.total:
             part = asked[: args.total - sent]
-            asyncio.run(ask(server.url, part, max(args.clients), "more"))
+            asyncio.run(ask(server.url, part, max(args.clients), "more", max_tokens=2))
             sent += len(part)
         facts.append(f"memory after {sent} requests: {server.memory()}")
     facts.append(f"exit status: {server.status}")

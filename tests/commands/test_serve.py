@@ -21,18 +21,25 @@ from mvaema.commands.serve import main
 from mvaema.students.loading import load_student
 
 KEY = "sk-lab-5e884898da280471"
+FOLDER = "wafers of customer"
 QUESTION = "What does the zebrafish eat?"
 
 
 class Process:
-    """`mvaema serve` of a tiny student, with a key; `root` is its address."""
+    """`mvaema serve` of a tiny student, with a key. Use as a context manager.
+
+    Attributes:
+        root: its address.
+        log: the file of what it wrote to stderr.
+    """
 
     def __init__(self, folder: Path, *flags: str):
-        save_tiny_student(folder / "wafers of customer")
+        options = save_tiny_student(folder / FOLDER) / "generation_config.json"
+        options.write_text(json.dumps(json.loads(options.read_text()) | {"max_new_tokens": 12}))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [sys.executable, "-m", "mvaema", "serve", "--model", "wafers of customer"]
+        command = [sys.executable, "-m", "mvaema", "serve", "--model", FOLDER]
         command += ["--port", str(self.port), "--name", "tiny", "--timeout_seconds", "300", *flags]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "MVAEMA_API_KEY": KEY}
         self.log = folder / "log"
@@ -42,16 +49,22 @@ class Process:
             )
         self.root = f"http://127.0.0.1:{self.port}"
 
-    def wait_until_ready(self) -> None:
-        for _ in range(3000):
+    def __enter__(self) -> "Process":
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
             assert self.process.poll() is None, self.log.read_text()
             try:
                 if http.get(f"{self.root}/ready").status_code == 200:
-                    return
+                    return self
             except httpx.TransportError:
                 pass
             time.sleep(0.1)
-        raise AssertionError("the server was not ready within five minutes")
+        self.process.kill()
+        raise AssertionError("the server did not become ready")
+
+    def __exit__(self, *_) -> None:
+        self.process.kill()
+        self.process.wait()
 
     def client(self, key: str = KEY) -> openai.OpenAI:
         return openai.OpenAI(
@@ -66,37 +79,38 @@ class Process:
 def test_told_to_stop_it_finishes_what_is_in_progress(tmp_path):
     # The model waits for company that does not come, so that all are in progress for a while.
     wait = ["--max_batch", "9", "--batch_wait_ms", "15000", "--shutdown_seconds", "300"]
-    server = Process(tmp_path, *wait)
-    server.wait_until_ready()
-    client = server.client()
-    model = load_student(tmp_path / "wafers of customer").eval()
+    with Process(tmp_path, *wait) as server:
+        client = server.client()
 
-    def ask(number: int) -> str:
-        turns = [message(QUESTION, picture(number))]
-        reply = client.chat.completions.create(model="tiny", messages=turns, stream=number % 2 == 1)
-        if number % 2 == 0:
-            return reply.choices[0].message.content
-        return "".join(c.choices[0].delta.content or "" for c in reply if c.choices)
+        def ask(number: int) -> str:
+            turns = [message(QUESTION, picture(number))]
+            stream = number % 2 == 1
+            reply = client.chat.completions.create(model="tiny", messages=turns, stream=stream)
+            if not stream:
+                return reply.choices[0].message.content
+            return "".join(c.choices[0].delta.content or "" for c in reply if c.choices)
 
-    with ThreadPoolExecutor(8) as clients:
-        replies = [clients.submit(ask, number) for number in range(8)]
-        while http.get(f"{server.root}/ready").json()["in_progress"] < 8:
-            assert not any(reply.done() for reply in replies)
-            time.sleep(0.05)
-        server.process.send_signal(signal.SIGTERM)
-        texts = [reply.result(PATIENCE) for reply in replies]
+        with ThreadPoolExecutor(8) as clients:
+            replies = [clients.submit(ask, number) for number in range(8)]
+            while http.get(f"{server.root}/ready").json()["in_progress"] < 8:
+                assert not any(reply.done() for reply in replies)
+                time.sleep(0.05)
+            server.process.send_signal(signal.SIGTERM)
+            texts = [reply.result(PATIENCE) for reply in replies]
+        assert server.process.wait(PATIENCE) == 0
+        assert server.lines()[-1]["event"] == "stopped"
+        with pytest.raises(httpx.TransportError):
+            http.get(f"{server.root}/health")
+    model = load_student(tmp_path / FOLDER).eval()
     assert texts == [model.answer(picture(number), QUESTION) for number in range(8)]
-    assert server.process.wait(PATIENCE) == 0
-    assert server.lines()[-1]["event"] == "stopped"
-    with pytest.raises(httpx.TransportError):
-        http.get(f"{server.root}/health")
 
 
 @pytest.mark.slow
 def test_a_deadline_ends_what_does_not_finish(tmp_path):
-    server = Process(tmp_path, "--shutdown_seconds", "1", "--upload_seconds", "300")
-    server.wait_until_ready()
-    with socket.create_connection(("127.0.0.1", server.port)) as slow:
+    with (
+        Process(tmp_path, "--shutdown_seconds", "1", "--upload_seconds", "300") as server,
+        socket.create_connection(("127.0.0.1", server.port)) as slow,
+    ):
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
         head += "Content-Type: application/json\r\nContent-Length: 500\r\n\r\n{"
         slow.sendall(head.encode())
@@ -109,29 +123,28 @@ def test_a_deadline_ends_what_does_not_finish(tmp_path):
 
 @pytest.mark.slow
 def test_the_log_has_no_question_answer_image_key_or_path(tmp_path):
-    server = Process(tmp_path, "--max_megapixels", "0.5")
-    server.wait_until_ready()
-    client = server.client()
     image = message("", picture())["content"][0]["image_url"]["url"]
     answers = []
-    for wish in ({}, {"temperature": 0}, {"stream": True}):
-        reply = client.chat.completions.create(
-            model="tiny", messages=[message(QUESTION, picture())], **wish
-        )
-        if not wish.get("stream"):
-            answers.append(reply.choices[0].message.content)
-        else:
-            list(reply)
-    for turns, key in (
-        ([message(QUESTION, picture(0, (1000, 1000)))], KEY),
-        ([{"role": "user", "content": QUESTION}], KEY),
-        ([message(QUESTION, picture())], "sk-wrong-key-0987"),
-    ):
-        with pytest.raises(openai.APIStatusError):
-            server.client(key).chat.completions.create(model="tiny", messages=turns)
-    http.get(f"{server.root}/v1/zebrafish?token={KEY}")
-    server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(PATIENCE) == 0
+    with Process(tmp_path, "--max_megapixels", "0.5") as server:
+        for wish in ({}, {"temperature": 0}, {"stream": True}):
+            reply = server.client().chat.completions.create(
+                model="tiny", messages=[message(QUESTION, picture())], **wish
+            )
+            if not wish.get("stream"):
+                answers.append(reply.choices[0].message.content)
+            else:
+                list(reply)
+        for turns, key in (
+            ([message(QUESTION, picture(0, (1000, 1000)))], KEY),
+            ([{"role": "user", "content": QUESTION}], KEY),
+            ([message(QUESTION, picture())], "sk-wrong-key-0987"),
+        ):
+            with pytest.raises(openai.APIStatusError):
+                server.client(key).chat.completions.create(model="tiny", messages=turns)
+        http.get(f"{server.root}/v1/zebrafish?token={KEY}")
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(PATIENCE) == 0
+        assert server.process.stdout.read() == f"tiny at {server.root}/v1\n"
     text = server.log.read_text()
     asked = [line for line in server.lines() if line["event"] == "request"]
     by_status = [line["status"] for line in asked if line["path"] == "/v1/chat/completions"]
@@ -142,8 +155,6 @@ def test_the_log_has_no_question_answer_image_key_or_path(tmp_path):
     secrets = [KEY, "sk-wrong", "zebrafish", "customer", image[30:60], *answers]
     assert all(len(secret) > 5 for secret in secrets)
     assert not [secret for secret in secrets if secret in text]
-    out = server.process.stdout.read()
-    assert out == f"tiny at {server.root}/v1\n"
 
 
 def test_what_keeps_it_from_starting(tmp_path, monkeypatch, capsys):
