@@ -10,7 +10,7 @@ What is special about it:
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class Answering:
         options = dict(jobs[0].prompt.options)
         if options["decoding"] == "sample":
             options.setdefault("seed", secrets.randbelow(2**31))
-        words = Words(jobs, model.processor.tokenizer)
+        words = Words(jobs, model.processor.tokenizer, _ends(model.generation_config.eos_token_id))
         if options["decoding"] not in WITHOUT_WORDS:
             options["streamer"] = words
         options["stopping_criteria"] = StoppingCriteriaList([Abandoned(jobs)])
@@ -76,16 +76,22 @@ def _alike(jobs: list[Job]) -> Iterator[list[list[Job]]]:
     yield from of_count.values()
 
 
+def _ends(ids: int | list[int] | None) -> set[int]:
+    """The tokens of a generation configuration that end an answer: one, or any of several."""
+    return set(ids) if isinstance(ids, list) else {ids}
+
+
 class Words(BaseStreamer):
     """What `generate` writes, token by token, for every row.
 
     Args:
         jobs: to which texts are told as they come, where there is one row for each and it wants to.
         tokenizer: of the student.
+        ends: the tokens that end an answer.
     """
 
-    def __init__(self, jobs: Sequence[Job], tokenizer):
-        self.jobs, self.tokenizer = jobs, tokenizer
+    def __init__(self, jobs: Sequence[Job], tokenizer, ends: Collection[int]):
+        self.jobs, self.tokenizer, self.ends = jobs, tokenizer, ends
         self.rows: list[list[int]] = []
         self.ended: list[bool] = []
         self.told = [""] * len(jobs)
@@ -99,7 +105,7 @@ class Words(BaseStreamer):
             if self.ended[row]:
                 continue  # padding
             self.rows[row].append(token)
-            self.ended[row] = token == self.tokenizer.eos_token_id
+            self.ended[row] = token in self.ends
             if len(self.rows) == len(self.jobs) and self.jobs[row].in_pieces:
                 self._tell(row)
 

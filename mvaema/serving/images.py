@@ -88,19 +88,21 @@ def _refuse_links(path: Path) -> None:
         import h5py
 
         with h5py.File(path) as file:
-            groups = [file]
+            groups, seen = [file], set()
             while groups:
                 group = groups.pop()
                 for name in group:
                     link = group.get(name, getlink=True)
-                    found = None if not isinstance(link, h5py.HardLink) else group[name]
-                    inside = found is not None and not (
-                        isinstance(found, h5py.Dataset) and (found.external or found.is_virtual)
-                    )
-                    if not inside:
+                    if isinstance(link, h5py.SoftLink):
+                        continue  # to what is met by another way
+                    found = group[name] if isinstance(link, h5py.HardLink) else None
+                    is_data = isinstance(found, h5py.Dataset)
+                    if found is None or (is_data and (found.external or found.is_virtual)):
                         raise UnreadableMicrograph(path, "linked", "its data lie in another file.")
-                    if isinstance(found, h5py.Group):
+                    address = h5py.h5o.get_info(found.id).addr
+                    if isinstance(found, h5py.Group) and address not in seen:
                         groups.append(found)
+                    seen.add(address)
     except ImportError as error:
         raise UnreadableMicrograph(path, "missing-extra", "needs h5py.") from error
     except (OSError, RuntimeError, KeyError) as error:

@@ -162,6 +162,11 @@ def test_hdf5_that_points_at_other_files_is_refused(tmp_path):
         layout[:] = h5py.VirtualSource(str(target), "pixels", (48, 64))
         group.create_virtual_dataset("data", layout)
 
+    def loop(group):
+        group["data"] = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64)
+        group["again"], group["soft"] = group, h5py.SoftLink("/data/single/data")
+
+    assert read_image(data_uri(emd("loop.emd", loop)), LIMIT).image.size == (64, 48)
     for number, fill in enumerate((linked, raw, virtual)):
         content = emd(f"{number}.emd", fill)
         assert refusal(data_uri(content)).code == "image_linked"
