@@ -19,7 +19,7 @@ from mvaema.serving.service import Service
 
 NAME = "tiny"
 # Seconds to wait for what happens at once on a machine that has time for it.
-PATIENCE = 240
+PATIENCE = 900
 
 # For what OpenAI's client does not send.
 http = httpx.Client(timeout=PATIENCE, trust_env=False)
