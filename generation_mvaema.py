@@ -234,6 +234,28 @@ class MVaEMaGenerationMixin(MVaEMaDecodingMixin):
                     row[i] = beside_measurement(row[i], measurement)
 
     @torch.no_grad()
+    def answer_prompts(
+        self, inputs: BatchFeature, decoding: str | None = None, **options
+    ) -> list[str]:
+        """Answer what the processor made of images and questions, for batches of one's own.
+
+        Args:
+            inputs: `pixel_values`, `input_ids` and `attention_mask`, with as many prompts for each
+                image, one image's after the other.
+            decoding, options: as in `answer`.
+
+        Returns:
+            an answer to each prompt.
+
+        Raises:
+            ValueError: as in `answer`.
+        """
+        chosen = self.check_decoding(decoding, **options)
+        return self._decoded(
+            inputs if self.device.type == "meta" else inputs.to(self.device), chosen
+        )
+
+    @torch.no_grad()
     def support(self, images, answers, batch_size: int = 8) -> float | list | dict:
         """The probability, by the matching head, that each answer is true of its micrograph.
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "train": Command("train a student, or one per fold", "train"),
     "eval": Command("score a student and write the report", "eval"),
     "ask": Command("ask a student about micrographs", "train,microscopy"),
+    "serve": Command("answer questions over the network, as OpenAI's API does", "serve"),
     "push": Command("upload a student to the Hugging Face Hub", "train"),
     "demo": Command("run all stages on simulated micrographs", "eval"),
 }

@@ -16,6 +16,7 @@ STAGES = (
     "teacher",
     "students",
     "training",
+    "serving",
     "evaluation",
     "commands",
     "__main__",

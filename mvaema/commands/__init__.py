@@ -10,6 +10,7 @@ order a lab uses them:
     train.py       a student, or one per fold; also train.py at the root
     eval.py        scores and the report; also eval.py at the root
     ask.py         questions to a student
+    serve.py       questions to a student over the network
     push.py        a student to the Hub
     demo.py        all stages on simulated micrographs
 """

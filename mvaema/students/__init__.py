@@ -6,6 +6,7 @@ In the order of a student's life:
     vision.py       a pre-trained vision model: its kind, its images, its weights
     warm_start.py   a vision model and the weights of a BERT in a new student
     freezing.py     which part of the vision model is trained
+    shipped.py      the student at the repository's root
     loading.py      a student from a folder or the Hub, its adapters merged
     lora.py         LoRA adapters: added, saved, merged
     repository.py   the files of a model repository, replaced whole or not at all

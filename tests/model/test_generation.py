@@ -90,6 +90,17 @@ def test_measurements_stand_behind_answers_about_sizes(model, images):
         model.answer(images[:2], measurements=measured[:1], **limit)
 
 
+@pytest.mark.parametrize("decoding", [None, "greedy"])
+def test_prompts_of_ones_own_are_answered_like_questions(model, processor, images, decoding):
+    questions = ["What is it?", "How large are the structures, roughly?"]
+    inputs = processor(images=images, text=[questions] * len(images))
+    expected = model.answer(images, questions, decoding=decoding)
+    found = model.answer_prompts(inputs, decoding=decoding)
+    assert found == [answer for row in expected for answer in row]
+    with pytest.raises(ValueError, match="contradicts seed"):
+        model.answer_prompts(inputs, decoding="greedy", seed=1)
+
+
 def test_answer_encodes_an_image_once_for_all_questions(model, images, monkeypatch):
     seen = []
     forward = model.image_encoder.forward

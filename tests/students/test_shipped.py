@@ -11,6 +11,7 @@ from PIL import Image
 from support import ROOT
 
 from modeling_mvaema import MVaEMaModel
+from mvaema.students.shipped import shipped_student
 from mvaema.synthetic.dataset import SyntheticSplit, rows
 
 WEIGHTS = ROOT / "model.safetensors"
@@ -68,3 +69,13 @@ def test_it_tells_simulated_micrographs_apart_and_blank_ones_not():
 
     blank = [Image.new("L", image.size, 128) for image in images]
     assert share_right(images) > 0.5 > 0.25 > share_right(blank)
+
+
+def test_commands_find_it_and_say_how_to_get_one_where_there_is_none(tmp_path):
+    assert shipped_student() == str(ROOT)
+    with pytest.raises(FileNotFoundError, match="--model"):
+        shipped_student(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(FileNotFoundError, match="mvaema demo"):
+        shipped_student(tmp_path)
