@@ -30,7 +30,7 @@ demo: $(VENV)/.demo
 	$(BIN)/mvaema demo
 
 ask: $(VENV)/.demo
-	HF_HUB_OFFLINE=1 $(BIN)/mvaema ask "$(IMAGE)" --model .
+	HF_HUB_OFFLINE=1 $(BIN)/mvaema ask "$(IMAGE)"
 
 # One thread per worker: more get in each other's way.
 test: $(VENV)/.test

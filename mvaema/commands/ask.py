@@ -1,7 +1,8 @@
-"""mvaema ask wafer.tif --model runs/first -q "How large are the grains?"
+"""mvaema ask wafer.tif -q "How large are the grains?"
 
 Asks a student about micrographs, in any format that `mvaema build` reads. The pixel size that the
-instrument recorded goes into the prompt. Without -q, all questions that the student was trained on.
+instrument recorded goes into the prompt. Without -q, all questions that the student was trained on; without
+--model, the student of this repository.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from decoding_mvaema import DECODINGS
 from mvaema.evaluation.answerers import ChatModel, Student, load_answerer
 from mvaema.micrographs.microscope import UnreadableMicrograph, read_micrograph
+from mvaema.students.shipped import shipped_student
 from processing_mvaema import format_length
 
 
@@ -22,9 +24,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     args = _parser(prog).parse_args(argv)
     disable_progress_bar()
     try:
-        answerer = load_answerer(args.model, decoding=args.decoding)
+        model = args.model or shipped_student()
+    except FileNotFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    try:
+        answerer = load_answerer(model, decoding=args.decoding)
     except (OSError, ValueError) as error:
-        print(f"error: the model {args.model!r} cannot be loaded: {error}", file=sys.stderr)
+        print(f"error: the model {model!r} cannot be loaded: {error}", file=sys.stderr)
         return 1
     status = 0
     for path in args.micrographs:
@@ -76,7 +83,9 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("micrographs", nargs="+", metavar="MICROGRAPH", help="micrograph files")
     parser.add_argument(
-        "--model", required=True, metavar="STUDENT", help="folder or Hub id of the student"
+        "--model",
+        metavar="STUDENT",
+        help="folder or Hub id of the student (default: the one of this repository)",
     )
     parser.add_argument(
         "-q",

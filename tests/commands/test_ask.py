@@ -85,6 +85,15 @@ def test_how_answers_are_decoded(lab, monkeypatch, capsys):
     assert "invalid choice: 'best'" in capsys.readouterr().err
 
 
+def test_without_a_model_the_student_of_this_repository_is_asked(lab, capsys):
+    question = "How large are the grains?"
+    picture = str(lab / "plain.png")
+    assert main([picture, "-q", question]) == 0
+    unnamed = capsys.readouterr().out
+    assert main([picture, "-q", question, "--model", str(ROOT)]) == 0
+    assert unnamed == capsys.readouterr().out and question in unnamed
+
+
 def test_a_model_that_is_not_there(lab, capsys):
     assert main([str(lab / "plain.png"), "--model", "nowhere"]) == 1
     captured = capsys.readouterr()
