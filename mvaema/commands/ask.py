@@ -1,8 +1,8 @@
 """mvaema ask wafer.tif -q "How large are the grains?"
 
 Asks a student about micrographs, in any format that `mvaema build` reads. The pixel size that the
-instrument recorded goes into the prompt. Without -q, all questions that the student was trained on; without
---model, the student of this repository.
+instrument recorded goes into the prompt. Without -q, it is asked all questions that it was trained
+on; without --model, the student of this repository is asked.
 """
 
 import argparse
