@@ -10,10 +10,29 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from mvaema.measuring.bars import find_bars
+from mvaema.measuring.lengths import printed_length
+from mvaema.measuring.pairs import Pair, pair
+from mvaema.measuring.text import (
+    LengthLine,
+    Line,
+    has_reciprocal,
+    lengths_in,
+    read_again,
+    read_lines,
+    read_parts,
+)
+
 Box = tuple[int, int, int, int]
 
 # By how much a reading may differ from the instrument's pixel size, relative to the latter.
 TOLERANCE = 0.05
+# Grey levels that an image with print has at least.
+MIN_CONTRAST = 24
+# Below it a pair is not read; a rival with this share of its confidence makes it doubtful.
+MIN_CONFIDENCE, RIVAL = 0.25, 0.6
+# By how much the scales of two bars may differ.
+DISAGREE = 0.05
 SOURCES = ("typed", "recorded", "read")
 
 
@@ -73,7 +92,90 @@ def read_scale_bar(image: Image.Image) -> ScaleReading:
     Raises:
         MissingExtra: the packages of the extra `measuring` are not installed.
     """
-    return ScaleReading(reason="no scale bar is read yet")
+    if max(band[1] - band[0] for band in _extrema(image)) < MIN_CONTRAST:
+        return ScaleReading(reason="the image shows nothing: it is of one grey level")
+    lines = read_lines(image)
+    reading = _judged(image, lines)
+    if reading.pixel_size_nm is not None or reading.text is not None:
+        return reading
+    for more in read_parts(image):
+        again = _judged(image, more)
+        if again.pixel_size_nm is not None:
+            return again
+    return reading
+
+
+def _extrema(image: Image.Image) -> list[tuple[int, int]]:
+    extrema = image.convert("L").getextrema()
+    return [extrema]
+
+
+def _judged(image: Image.Image, lines: list[Line]) -> ScaleReading:
+    """What the print in an image and the bars beside it say."""
+    if has_reciprocal(lines):
+        return ScaleReading(reason="the scale is a reciprocal length: a diffraction pattern")
+    lengths = lengths_in(lines)
+    if not lengths:
+        return ScaleReading(reason="no print states a length")
+    best = []
+    for line in lengths:
+        others = [other.box for other in lines if _is_print(other) and not _overlap(other, line)]
+        pairs = pair(line, find_bars(image, line.box, others), image.width)
+        if pairs:
+            best.append((line, pairs))
+    if not best:
+        return ScaleReading(text=lengths[0].text, reason="no bar is beside the printed length")
+    best.sort(key=lambda item: -item[1][0].confidence)
+    found = [item[1][0] for item in best]
+    return _decided(image, found, best[0][1])
+
+
+def _decided(image, found: list[Pair], rivals: list[Pair]) -> ScaleReading:
+    top = found[0]
+
+    def unread(reason: str) -> ScaleReading:
+        line, bar = top.line, top.bar
+        return ScaleReading(
+            None, 0.0, line.nm, bar.pixels, line.text, bar.box, line.box, reason
+        )
+
+    if top.bar.cut:
+        return unread("the bar is cut off at the border of the image")
+    if top.confidence < MIN_CONFIDENCE:
+        return unread("the bar is too faint or too unlike one")
+    for other in rivals[1:]:
+        if other.confidence > RIVAL * top.confidence and _differ(other, top):
+            return unread("two bars beside one text differ in length")
+    for other in found[1:]:
+        if other.confidence > RIVAL * top.confidence and _differ(other, top):
+            return unread(f"two scale bars disagree: {top.line.text} and {other.line.text}")
+    line, bar = top.line, top.bar
+    readings = [printed_length(text) for text, score in read_again(image, line) if score > 0.6]
+    contrary = [r for r in readings if r and abs(r.nm - line.nm) > 1e-6 * line.nm]
+    if len(contrary) > sum(1 for r in readings if r) / 2:
+        return unread(f"the print reads differently when read again: {line.text}")
+    confidence = min(1.0, top.confidence)
+    return ScaleReading(
+        top.pixel_size_nm, confidence, line.nm, bar.pixels, line.text, bar.box, line.box
+    )
+
+
+def _differ(pair: Pair, other: Pair) -> bool:
+    ratio = pair.pixel_size_nm / other.pixel_size_nm
+    return not 1 - DISAGREE <= ratio <= 1 + DISAGREE
+
+
+def _is_print(line: Line) -> bool:
+    return line.score > 0.8 and sum(map(str.isalnum, line.text)) >= 2
+
+
+def _overlap(line: Line, other: LengthLine) -> bool:
+    return (
+        line.box[0] < other.box[2]
+        and other.box[0] < line.box[2]
+        and line.box[1] < other.box[3]
+        and other.box[1] < line.box[3]
+    )
 
 
 def scale_of(
