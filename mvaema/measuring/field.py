@@ -64,7 +64,10 @@ class Field:
 
 
 def make_field(
-    image: Image.Image, region: Box | None = None, scale: ScaleReading | None = None
+    image: Image.Image,
+    region: Box | None = None,
+    scale: ScaleReading | None = None,
+    info_bar: Box | None = None,
 ) -> Field:
     """The field of an 8-bit image.
 
@@ -72,11 +75,12 @@ def make_field(
         image: mode L or RGB.
         region: (left, upper, right, lower) in pixels of the image; None is all of it.
         scale: what was read of the scale bar, whose boxes are masked.
+        info_bar: box of the info bar, if it is known; else it is looked for.
 
     Raises:
         NothingToMeasure: the region lies outside, is too small, or has one grey level.
     """
-    box = _measured_box(image, region)
+    box = _measured_box(image, region, info_bar)
     pixels = np.asarray(image.convert("RGB"))
     print_mask = printed(pixels, scale)
     left, upper, right, lower = box
@@ -98,7 +102,7 @@ def make_field(
     return Field(np.ascontiguousarray(grey), np.ascontiguousarray(valid), zoom, box, noise)
 
 
-def _measured_box(image: Image.Image, region: Box | None) -> Box:
+def _measured_box(image: Image.Image, region: Box | None, bar: Box | None) -> Box:
     """The region without the info bar."""
     width, height = image.size
     if region is not None:
@@ -110,7 +114,8 @@ def _measured_box(image: Image.Image, region: Box | None) -> Box:
             )
     else:
         left, upper, right, lower = 0, 0, width, height
-    bar = find_info_bar(image) if min(image.size) >= MIN_SIDE else None
+    if bar is None and min(image.size) >= MIN_SIDE:
+        bar = find_info_bar(image)
     if bar is not None:  # it spans the width: the larger rest is picture
         if bar[1] >= height - bar[3]:
             lower = min(lower, bar[1])

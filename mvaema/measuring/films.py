@@ -23,6 +23,8 @@ BLUR = 2.0
 MIN_SLOPE, MIN_SLOPE_NOISE = 0.18, 4.0
 # How far an edge may move from strip to strip: share of the height.
 DRIFT = 0.015
+# An angle in degrees below which the picture is not turned.
+LEVEL_ENOUGH = 0.1
 # Least thickness, in pixels of the field.
 MIN_THICKNESS = 5.0
 
@@ -36,24 +38,44 @@ class Layers:
             edge was not found.
         angle_deg: direction of the layers from the horizontal, counter-clockwise.
         turned: float32 (height, width), the field turned so that layers are level.
-        centre: the middle of the turned part, (row, column) in the field.
+        zoom: pixels of `turned` per pixel of the image.
     """
 
     edges: np.ndarray
     angle_deg: float
     turned: np.ndarray
+    zoom: float
 
     @property
     def thickness(self) -> np.ndarray:
         """(layers, strips), in pixels of the image; NaN where an edge was not found."""
         return np.diff(self.edges, axis=0)
 
+    def labels(self, shape: tuple[int, int]) -> np.ndarray:
+        """Layers by number from the top, int32 of the field's `shape`; 0 is no layer."""
+        height, width = self.turned.shape
+        labels = np.zeros((height, width), np.int32)
+        middles = (np.arange(STRIPS) + 0.5) * width / STRIPS
+        rows = np.arange(height)[:, None]
+        for track in self.edges * self.zoom:
+            found = np.isfinite(track)
+            labels += rows >= np.interp(np.arange(width), middles[found], track[found])
+        labels[labels == len(self.edges)] = 0
+        quarter = abs(self.angle_deg) > 45
+        whole = np.zeros(shape[::-1] if quarter else shape, np.int32)
+        top, left = (whole.shape[0] - height) // 2, (whole.shape[1] - width) // 2
+        whole[top : top + height, left : left + width] = labels
+        rest = self.angle_deg - quarter * np.sign(self.angle_deg) * 90
+        if abs(rest) >= LEVEL_ENOUGH:
+            whole = ndimage.rotate(whole, rest, reshape=False, order=0)
+        return np.rot90(whole, 1 if self.angle_deg > 0 else -1) if quarter else whole
+
 
 def find_layers(field: Field, sensitivity: float = 1.0) -> Layers:
     """The layers of a field; a lower `sensitivity` asks for steeper edges."""
     angle = _direction(field.grey)
     turned = _turned(field.grey, angle)
-    height, width = turned.shape
+    height = len(turned)
     strips = np.array_split(turned, STRIPS, axis=1)
     slopes = np.stack([ndimage.gaussian_filter1d(s.mean(1), BLUR, order=1) for s in strips])
     whole = np.median(slopes, axis=0)
@@ -74,7 +96,7 @@ def find_layers(field: Field, sensitivity: float = 1.0) -> Layers:
     if len(edges) > 1:  # one edge found twice
         gaps = np.nanmedian(np.diff(edges, axis=0), axis=1)
         edges = edges[np.concatenate([[True], gaps >= MIN_THICKNESS])]
-    return Layers(edges / field.zoom, angle, turned)
+    return Layers(edges / field.zoom, angle, turned, field.zoom)
 
 
 def _track(slopes: np.ndarray, start: int, sign: float, least: float, height: int) -> np.ndarray:
@@ -113,7 +135,7 @@ def _turned(grey: np.ndarray, angle: float) -> np.ndarray:
     if abs(angle) > 45:  # a quarter turn first, which keeps all pixels
         grey = np.rot90(grey, -1 if angle > 0 else 1)
         angle -= np.sign(angle) * 90
-    if abs(angle) < 0.1:
+    if abs(angle) < LEVEL_ENOUGH:
         return np.ascontiguousarray(grey)
     height, width = grey.shape
     turned = ndimage.rotate(grey, -angle, reshape=False, order=1, mode="nearest")

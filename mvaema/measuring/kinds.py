@@ -260,6 +260,7 @@ def draft_films(field: Field) -> Draft:
             "a layer that the border cuts has no thickness",
         ],
         doubts=doubts,
+        overlay=layers.labels(field.grey.shape),
     )
 
 
@@ -306,6 +307,7 @@ def draft_pattern(field: Field) -> Draft:
             f"the quarters of the picture differ by {100 * scatter:.1f} % (standard deviation)",
         ],
         doubts=doubts,
+        overlay=lattice.labels(field.grey.shape),
     )
 
 

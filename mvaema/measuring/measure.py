@@ -31,6 +31,7 @@ def measure(
     recorded_nm: float | None = None,
     region: Box | None = None,
     scale: Scale | None = None,
+    info_bar: Box | None = None,
 ) -> Measurement:
     """Measure one micrograph.
 
@@ -42,6 +43,7 @@ def measure(
         recorded_nm: length of one pixel as the instrument recorded it.
         region: (left, upper, right, lower) in pixels of the image; None is all of it.
         scale: what `scale_of` returned for this image, if it was called already.
+        info_bar: box of the info bar, if it is known; else it is looked for.
 
     Raises:
         ValueError: `kind` is unknown, or `pixel_size_nm` is not a positive length.
@@ -55,7 +57,7 @@ def measure(
         scale = scale_of(image, pixel_size_nm, recorded_nm)
     told = {"pixel_size_nm": scale.pixel_size_nm, "scale_source": scale.source}
     try:
-        field = make_field(image, region, scale.reading)
+        field = make_field(image, region, scale.reading, info_bar)
     except NothingToMeasure as nothing:
         return Measurement(kind, "as told" if kind else "", False, (str(nothing),), **told)
     kind, chosen_by = choose_kind(kind, category, field)

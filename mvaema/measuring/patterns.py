@@ -21,6 +21,8 @@ MIN_PITCH, MAX_LAG = 4.0, 0.5
 # A peak is one if the correlation dips below this share of it on the way from lag 0, looked at
 # in this many points.
 VALLEY, WAY_POINTS = 0.6, 33
+# Steps that are drawn over the picture.
+DRAWN_STEPS = 5
 # Curvature along a ridge, relative to that across, below which it is lines, not dots.
 LINE_CURVATURE = 0.15
 
@@ -49,6 +51,19 @@ class Lattice:
             return None
         (a, b), (c, d) = self.vectors
         return float(abs(a * d - b * c))
+
+    def labels(self, shape: tuple[int, int]) -> np.ndarray:
+        """Steps drawn from the middle of the field's `shape`, int32: step by step 1, 2, 1, 2 …"""
+        labels = np.zeros(shape, np.int32)
+        middle = np.array([shape[1], shape[0]]) / 2
+        for vector in self.vectors:
+            for step in range(DRAWN_STEPS):
+                way = np.linspace(step, step + 1, 1 + 2 * round(np.hypot(*vector)))[:, None]
+                x, y = np.round(middle + way * vector).astype(int).T
+                inside = (x > 0) & (x < shape[1] - 2) & (y > 0) & (y < shape[0] - 2)
+                for i in (0, 1):
+                    labels[y[inside] + i, x[inside] + 1 - i] = 1 + step % 2
+        return labels
 
 
 def find_lattice(grey: np.ndarray, near: float | None = None) -> Lattice | None:
