@@ -18,16 +18,17 @@ from mvaema.measuring.particles import fill_holes
 
 # A piece of skeleton is a fibre's if it is this many of its widths long.
 MIN_LENGTH = 1.5
-# Pieces join across a crossing if their directions differ by less than this, in degrees.
-STRAIGHT_ON = 25.0
-# ... and if the gap between them is at most this many of their widths, for they may cross at a slant.
-ACROSS = 8
+# Pieces join across a crossing if their directions differ by less than this, in degrees, and the
+# gap is at most this many of their widths, for fibres may cross at a slant.
+STRAIGHT_ON, ACROSS = 25.0, 8
 # Skeleton pixels used for the direction at each of them, on each side.
 REACH = 6
 # Profiles are sampled this finely, in pixels of the field, and at most this many of them.
 STEP, MOST_PROFILES = 0.25, 6000
 # A width that differs by more than this factor from the mask's is no width: a neighbour was hit.
 AGREEMENT = 1.6
+# Most that the grey levels on both sides may differ, as a share of the contrast.
+MAX_ASYMMETRY = 0.3
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def trace(foreground: Foreground, zoom: float, shift: float = 0.0) -> Fibres:
     every = max(1, -(-len(rows) // MOST_PROFILES))
     chosen = np.arange(0, len(rows), every)
     widths, ok = _widths(
-        foreground.signal, threshold, rows[chosen], columns[chosen], angles[chosen], depth
+        foreground, threshold, rows[chosen], columns[chosen], angles[chosen], depth
     )
     chosen, widths, share = chosen[ok], widths[ok], float(ok.mean())
     # A diagonal step of the skeleton is longer than a straight one.
@@ -129,7 +130,6 @@ def _directions(pieces: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np
 
     From the second moments of the piece's pixels in a window around it.
     """
-    height, width = pieces.shape
     padded = np.pad(pieces, REACH)
     sums = np.zeros((3, len(rows)))
     mean, n = np.zeros((2, len(rows))), np.zeros(len(rows))
@@ -146,7 +146,7 @@ def _directions(pieces: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np
 
 
 def _widths(
-    signal: np.ndarray,
+    foreground: Foreground,
     threshold: float,
     rows: np.ndarray,
     columns: np.ndarray,
@@ -155,27 +155,29 @@ def _widths(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Widths across the fibre in pixels of the field (n,), and which of them can be trusted."""
     half = depth[rows, columns]
-    reach = float(np.percentile(half, 98)) * 2 + 3
+    reach = float(np.percentile(half, 98)) * 3 + 6
     steps = np.arange(0, reach, STEP)
-    sides = []
+    places = np.arange(len(rows))
+    widths, ok, levels = np.zeros(len(rows)), np.ones(len(rows), bool), []
     for sign in (1, -1):
         # The normal of (cos a, -sin a) in (column, row) is (sin a, cos a).
         y = rows[:, None] + sign * np.cos(angles)[:, None] * steps
         x = columns[:, None] + sign * np.sin(angles)[:, None] * steps
-        profile = ndimage.map_coordinates(signal, [y, x], order=1, mode="nearest")
+        profile = ndimage.map_coordinates(foreground.signal, [y, x], order=1, mode="nearest")
         outside = (profile < threshold) & (steps > 0.6 * half[:, None])
         first = outside.argmax(1)
-        found = outside.any(1) & (first > 0)
-        inner = profile[np.arange(len(rows)), np.maximum(first - 1, 0)]
-        outer = profile[np.arange(len(rows)), first]
+        ok &= outside.any(1) & (first > 0)
+        last = np.maximum(first - 1, 0)
+        inner, outer = profile[places, last], profile[places, first]
         part = np.clip((inner - threshold) / np.maximum(inner - outer, 1e-6), 0, 1)
-        sides.append(
-            (np.where(found, steps[np.maximum(first - 1, 0)] + part * STEP, np.nan), found)
-        )
-    widths = sides[0][0] + sides[1][0]
-    ok = sides[0][1] & sides[1][1]
+        widths += steps[last] + part * STEP
+        # What lies beside the fibre: a little beyond its edge, further for a wide one.
+        beyond = first + ((2.5 + 0.5 * half) / STEP).astype(int)
+        levels.append(profile[places, np.minimum(beyond, len(steps) - 1)])
     ratio = widths / (2 * half)
     ok &= (ratio < AGREEMENT) & (ratio > 1 / AGREEMENT)
+    # Beside a bright rim lies ground on one side and the fibre itself on the other.
+    ok &= np.abs(levels[0] - levels[1]) < MAX_ASYMMETRY * foreground.level
     return np.where(ok, widths, 0), ok
 
 

@@ -19,7 +19,7 @@ from mvaema.measuring.scale import ScaleReading
 from mvaema.micrographs.info_bar import Box, find_info_bar
 
 # An image is enlarged to about this long a side, at most threefold, and a larger one reduced.
-FINE_SIDE, MAX_ZOOM, LARGEST_SIDE = 1024, 3, 2048
+FINE_SIDE, MAX_ZOOM, LARGEST_SIDE = 768, 3, 1536
 # Noise, in grey levels, from which on the picture is smoothed by this much more (pixels).
 SMOOTHING = ((0, 0.6), (4, 0.9), (9, 1.3), (18, 1.8))
 # Colour: grey levels between the strongest and the weakest channel.
@@ -92,7 +92,7 @@ def make_field(
     sigma = [smoothing for least, smoothing in SMOOTHING if noise >= least][-1]
     grey = ndimage.gaussian_filter(_filled(grey, valid), sigma)
     longest = max(grey.shape)
-    zoom = float(np.clip(round(FINE_SIDE / longest), 1, MAX_ZOOM))
+    zoom = float(np.clip(FINE_SIDE / longest, 1, MAX_ZOOM))
     if longest > LARGEST_SIDE:
         zoom = LARGEST_SIDE / longest
     if zoom != 1:

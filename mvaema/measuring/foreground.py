@@ -19,6 +19,8 @@ from mvaema.measuring.field import Field
 SHARES = np.linspace(0.25, 0.6, 8)
 # Deviations of the ground, in its standard deviation, that are an object, where objects are few.
 SPARSE_DEVIATIONS, SPARSE_SHARE = 5.0, 0.12
+# Pixels from which on every second one is enough to find the threshold.
+COARSE_ENOUGH = 300_000
 # Every n-th pixel in each direction is used to fit the ground.
 GROUND_STEP = 4
 
@@ -110,6 +112,8 @@ def _steepest_share(signal: np.ndarray, valid: np.ndarray, level: float, spread:
 
     A contour is the pixels on both its sides, so that it is not drawn inwards.
     """
+    if signal.size > COARSE_ENOUGH:
+        signal, valid = signal[::2, ::2], valid[::2, ::2]
     steepness = ndimage.gaussian_gradient_magnitude(signal, 1.0)[valid]
     lowest = min(2.5 * spread / max(level, 1e-3), 0.5)
     best, best_steepness = 0.5, -1.0

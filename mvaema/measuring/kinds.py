@@ -16,7 +16,7 @@ from skimage.morphology import skeletonize
 from mvaema.measuring import fibres, films, particles, patterns, pores, quality
 from mvaema.measuring.field import Field
 from mvaema.measuring.foreground import Foreground, find_foreground
-from mvaema.measuring.polarity import choose_foreground, objects_score, outline_steepness
+from mvaema.measuring.polarity import choose_foreground, outline_steepness
 from mvaema.measuring.results import Draft
 
 # What is measured where the category says it; other categories show many kinds of things.
@@ -34,6 +34,8 @@ CLEARLY_PERIODIC, CLEARLY_LONG = 0.6, 8.0
 # Fewest places with a width, share of the skeleton that must have one, and least length of a
 # fibre over its width.
 MIN_PLACES, MIN_MEASURED, MIN_ELONGATION = 60, 0.35, 3.0
+# Most places that may be so thin, in pixels of the image, that they are no fibre.
+THIN, MAX_THIN = 2.5, 0.08
 # Least steepness of a fibre's outline over that of the picture.
 MIN_FIBRE_STEEPNESS = 1.4
 # Dark fibres are looked for where bright parts cover more than this.
@@ -72,8 +74,8 @@ def choose_from_picture(field: Field) -> str:
 
 def draft_particles(field: Field) -> Draft:
     """Equivalent diameters of particles."""
-    foreground, clearness = choose_foreground(field)
-    draft = _areas(field, foreground, particles.segment, ("particles", "particle"))
+    foreground, score, clearness = choose_foreground(field)
+    draft = _areas(field, foreground, score, particles.segment, ("particles", "particle"))
     look = "brighter" if foreground.bright else "darker"
     clear = "" if clearness >= 1.5 else " (hardly clearer than the opposite)"
     draft.notes.insert(0, f"particles are {look} than their ground{clear}")
@@ -83,8 +85,8 @@ def draft_particles(field: Field) -> Draft:
 
 def draft_pores(field: Field) -> Draft:
     """Equivalent diameters of pores, and the area that is open."""
-    foreground = pores.pore_foreground(field)
-    draft = _areas(field, foreground, pores.segment, ("pores", "pore"))
+    foreground, score = pores.pore_foreground(field)
+    draft = _areas(field, foreground, score, pores.segment, ("pores", "pore"))
     look = "brighter" if foreground.bright else "darker"
     draft.notes.insert(0, f"pores are {look} than the solid")
     draft.facts["objects_are"] = look
@@ -95,6 +97,7 @@ def draft_pores(field: Field) -> Draft:
 def _areas(
     field: Field,
     foreground: Foreground,
+    score: float,
     segment: Callable[[Foreground, float, float], np.ndarray],
     noun: tuple[str, str],
 ) -> Draft:
@@ -105,14 +108,11 @@ def _areas(
     values = objects["diameter"][whole]
     valid_area = field.valid.sum() / field.zoom**2
     doubts = quality.object_doubts(objects, valid_area, noun[0])
-    doubts += quality.contrast_doubts(
-        foreground.contrast_to_noise, objects_score(foreground, field.zoom)
-    )
+    doubts += quality.contrast_doubts(foreground.contrast_to_noise, score)
     if not doubts:
 
         def again(shift: float) -> tuple[float, int]:
-            other = particles.measure_objects(segment(foreground, field.zoom, shift), field.zoom)
-            diameters = other["diameter"][~other["border"]]
+            diameters = particles.quick_sizes(segment(foreground, field.zoom, shift), field.zoom)
             return (float(np.median(diameters)) if diameters.size else 0.0), diameters.size
 
         change = quality.stability(again, float(np.median(values)), len(values))
@@ -172,6 +172,12 @@ def draft_fibres(field: Field) -> Draft:
             )
         if np.median(widths) < quality.MIN_PIXELS:
             doubts.append(f"the fibres are {np.median(widths):.1f} pixels wide: too thin")
+        thin = float((widths < THIN).mean())
+        if thin > MAX_THIN:
+            doubts.append(
+                f"{100 * thin:.0f} % of the places are below {THIN} pixels wide: rims or noise "
+                "rather than fibres"
+            )
         elongation = float(np.median(np.repeat(table["length"] / table["width"], _n(traced))))
         if elongation < MIN_ELONGATION:
             doubts.append("what was found is not long and thin: measure it as particles or pores")

@@ -26,7 +26,7 @@ def draw_overlay(image: Image.Image, result: Measurement) -> Image.Image:
     """
     picture = image.convert("RGB")
     if result.overlay is not None and result.box is not None:
-        left, upper, right, lower = result.box
+        left, upper, right, _ = result.box
         zoom = result.overlay.shape[1] / (right - left)
         size = round(picture.width * zoom), round(picture.height * zoom)
         pixels = np.array(picture.resize(size, Image.Resampling.BICUBIC))

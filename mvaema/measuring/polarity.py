@@ -20,19 +20,21 @@ from mvaema.measuring.foreground import Foreground, find_foreground
 CONVEX_POWER = 3
 # From this many objects on, their number says nothing about which choice is right.
 ENOUGH = 6
+# How much a choice loses if the border cuts all that it finds, as it cuts what is behind.
+CUT_LOSS = 0.7
 # Every n-th pixel in each direction is enough to decide.
 STEP = 2
 
 
-def choose_foreground(field: Field) -> tuple[Foreground, float]:
-    """The better of both foregrounds, and the ratio of the two scores (1 and more; 1 is a tie)."""
+def choose_foreground(field: Field) -> tuple[Foreground, float, float]:
+    """The better of both foregrounds, its score, and its ratio to the other (1 is a tie)."""
     scored = []
     for bright in (True, False):
         foreground = find_foreground(field, bright)
         scored.append((objects_score(foreground, field.zoom), foreground))
     scored.sort(key=lambda entry: -entry[0])
     (best, foreground), (other, _) = scored
-    return foreground, float(best / max(other, 1e-6))
+    return foreground, best, float(best / max(other, 1e-6))
 
 
 def objects_score(foreground: Foreground, zoom: float) -> float:
@@ -45,11 +47,14 @@ def objects_score(foreground: Foreground, zoom: float) -> float:
     labels = particles.segment(coarse, zoom / STEP)
     if not labels.any():
         return 0.0
-    table = regionprops_table(labels, properties=("area", "solidity"))
+    table = regionprops_table(labels, properties=("label", "area", "solidity"))
     weights = np.minimum(table["area"], np.percentile(table["area"], 90))
     solid = np.average(np.clip((table["solidity"] - 0.5) * 2, 0, 1), weights=weights)
     several = min(1.0, (len(table["area"]) + 1) / ENOUGH)
-    return float(several * outline_steepness(coarse, labels) * solid**CONVEX_POWER)
+    rim = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    cut = np.isin(table["label"], rim)
+    whole = 1 - CUT_LOSS * float(table["area"][cut].sum() / table["area"].sum())
+    return float(whole * several * outline_steepness(coarse, labels) * solid**CONVEX_POWER)
 
 
 def outline_steepness(foreground: Foreground, labels: np.ndarray) -> float:

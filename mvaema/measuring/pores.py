@@ -20,11 +20,13 @@ NECK = 0.5
 BRIGHT_FACTOR = 3.0
 
 
-def pore_foreground(field: Field) -> Foreground:
-    """The openings of a field."""
+def pore_foreground(field: Field) -> tuple[Foreground, float]:
+    """The openings of a field, and how much they look like objects."""
     dark, bright = find_foreground(field, False), find_foreground(field, True)
     scores = [objects_score(foreground, field.zoom) for foreground in (dark, bright)]
-    return bright if scores[1] > BRIGHT_FACTOR * scores[0] else dark
+    if scores[1] > BRIGHT_FACTOR * scores[0]:
+        return bright, scores[1]
+    return dark, scores[0]
 
 
 def segment(foreground: Foreground, zoom: float, shift: float = 0.0) -> np.ndarray:

@@ -17,11 +17,13 @@ MIN_OBJECTS, MIN_PIXELS = 5, 3.5
 # (`mvaema.measuring.polarity.objects_score`).
 MIN_SCORE = 1.0
 # Least contrast of objects over the scatter of their ground.
-MIN_CONTRAST = 1.8
+MIN_CONTRAST = 1.5
 # Largest share of the field for one object, of the covered area for objects that the border cuts,
 # and of the covered area for clumps that are not convex.
 MAX_ONE, MAX_CUT, MAX_CLUMPED = 0.4, 0.6, 0.35
 CLUMP_SOLIDITY = 0.82
+# How much wider than the median the objects may be that make up most of the area.
+MAX_SPECKS = 6.0
 # By how much of the contrast the threshold is moved, and how much the median and the count may
 # then change.
 SHIFTS, MAX_MEDIAN_CHANGE, MAX_COUNT_CHANGE = (-0.08, 0.08), 0.12, 0.3
@@ -55,6 +57,13 @@ def object_doubts(objects: dict[str, np.ndarray], field_area: float, noun: str) 
     total = float(area.sum())
     if area[~whole].sum() > MAX_CUT * total:
         doubts.append(f"the border cuts most of the area of the {noun}")
+    order = np.argsort(objects["diameter"])
+    by_area = objects["diameter"][order][np.searchsorted(np.cumsum(area[order]), total / 2)]
+    if by_area > MAX_SPECKS * median:
+        doubts.append(
+            f"most of the {noun} are specks beside a few that are {by_area / median:.0f} times "
+            "as wide"
+        )
     clumped = float(area[objects["solidity"] < CLUMP_SOLIDITY].sum()) / total
     if clumped > MAX_CLUMPED:
         doubts.append(

@@ -172,7 +172,7 @@ def test_nothing_is_measured_where_there_is_nothing(kind, image):
 def test_one_huge_object_is_not_measured():
     result = measured(drawn.discs([(160, 160)], [130.0]).image, kind="particles")
     assert not result.trusted
-    assert any("one object fills 5" in reason for reason in result.reasons)
+    assert any("one object fills 52 % of the picture" in reason for reason in result.reasons)
 
 
 def test_a_few_particles_are_too_few():
