@@ -25,6 +25,7 @@ pixels that were read by eye off enlargements, before the tool's result was look
 
 import argparse
 import collections
+import itertools
 import json
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -38,11 +39,11 @@ from scipy import ndimage
 
 from mvaema.measuring.measure import measure
 from mvaema.measuring.scale import Scale
-from mvaema.synthetic.scenes import Scene, render
+from mvaema.synthetic.scenes import CATEGORIES, Scene, render
 from mvaema.synthetic.specimen import visible
 
 BY_HAND = Path(__file__).with_name("sizes_by_hand.json")
-SIDE = 448
+SIDE = 320
 # kind -> categories, and the specimens of which the renderer knows what the kind measures.
 SPECIMENS = {
     "particles": (
@@ -67,6 +68,12 @@ SPECIMENS = {
     ),
     "films": (("Films_Coated_Surface",), ("section",)),
     "pattern": (("Patterned_surface",), ("grating", "pillars", "holes", "pits", "small_array")),
+}
+# The functions of the renderer that make them.
+MAKERS = {
+    *("particles", "particle_aggregates", "nanoparticles", "powder", "loose_grains"),
+    *("fine_powder", "fibres", "nanowires", "thin_wires", "porous", "networks", "films"),
+    *("patterned", "small_array"),
 }
 
 
@@ -193,19 +200,38 @@ def one_scene(seed: int, kind: str, name: str) -> dict | None:
     return row
 
 
-def simulated(scenes: int, workers: int, kinds: list[str], first_seed: int) -> list[dict]:
-    """Rows of `scenes` scenes per kind and difficulty."""
+def may_be(seed: int, kind: str) -> bool:
+    """Whether `render` will draw a maker whose specimens this kind measures: it saves rendering.
+
+    It draws as `render` does; should that change, only time is lost.
+    """
+    categories, _ = SPECIMENS[kind]
+    category = categories[seed % len(categories)]
+    rng = np.random.default_rng([seed, 0])
+    rng.integers(len(CATEGORIES))
+    weights = np.array([weight for *_, weight in CATEGORIES[category]])
+    maker = CATEGORIES[category][rng.choice(len(weights), p=weights / weights.sum())][0]
+    return maker.__name__ in MAKERS
+
+
+def simulated(
+    scenes: int, workers: int, kinds: list[str], first_seed: int, journal: Path | None
+) -> list[dict]:
+    """Rows of `scenes` scenes per kind and difficulty, also written to `journal` as they come."""
     rows = []
     with ProcessPoolExecutor(workers) as pool:
-        for kind in kinds:
-            for name in LEVELS:
+        for name in LEVELS:
+            for kind in kinds:
                 found: list[dict] = []
-                seed, step = first_seed, max(8, scenes)
-                while len(found) < scenes and seed < first_seed + 60 * scenes:
-                    job = partial(one_scene, kind=kind, name=name)
-                    found += [row for row in pool.map(job, range(seed, seed + step)) if row]
-                    seed += step
+                last = first_seed + 100 * scenes
+                seeds = (seed for seed in range(first_seed, last) if may_be(seed, kind))
+                job = partial(one_scene, kind=kind, name=name)
+                while len(found) < scenes and (some := list(itertools.islice(seeds, workers))):
+                    found += [row for row in pool.map(job, some) if row]
                 rows += found[:scenes]
+                if journal:
+                    with journal.open("a", encoding="utf-8") as file:
+                        file.writelines(json.dumps(row) + "\n" for row in found[:scenes])
     return rows
 
 
@@ -322,12 +348,10 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(SPECIMENS), choices=list(SPECIMENS))
     parser.add_argument("--first_seed", type=int, default=1000, help="of the scenes (1000)")
     parser.add_argument("--workers", type=int, default=1, help="processes (1)")
-    parser.add_argument("--rows", type=Path, help="write one JSON line per scene here")
+    parser.add_argument("--rows", type=Path, help="append one JSON line per scene here")
     args = parser.parse_args()
     if args.part == "simulated":
-        rows = simulated(args.scenes, args.workers, args.kinds, args.first_seed)
-        if args.rows:
-            args.rows.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        rows = simulated(args.scenes, args.workers, args.kinds, args.first_seed, args.rows)
         print(*table(rows), sep="\n")
         return
     if args.folder is None:
