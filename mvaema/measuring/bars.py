@@ -24,7 +24,7 @@ Box = tuple[int, int, int, int]
 # Grey levels at which ink is told from paper.
 THRESHOLDS = tuple(range(30, 250, 16))
 # And at which of them rows of marks are looked for.
-MARKS = THRESHOLDS[3::3]
+MARKS = THRESHOLDS[2::2]
 # At so many of them a bar is found alike. A picture's lines change with the threshold.
 MIN_VOTES = 2
 # Where a bar may be, seen from its text: columns as a share of the image, rows in heights of text.
@@ -58,6 +58,7 @@ class Bar:
         box: (left, upper, right, lower) in pixels.
         pixels: its length, from middle to middle of its ticks, or from edge to edge without ticks.
         style: `line`, `ticks`, `row` (of equal ticks) or `dashed`.
+        bright: whether it is brighter than its paper (in one colour at least).
         broken: whether its text is in its middle.
         cut: whether it touches the left or right border of the image.
         quality: 0 to 1: how much it looks drawn.
@@ -66,6 +67,7 @@ class Bar:
     box: Box
     pixels: float
     style: str
+    bright: bool
     broken: bool
     cut: bool
     quality: float
@@ -82,14 +84,14 @@ def find_bars(image: Image.Image, text: Box, print_boxes: list[Box] = ()) -> lis
     return _distinct(
         [
             bar
-            for ink, window in _planes(image, text)
-            for bar in _bars(ink, window, text, print_boxes, image.size)
+            for ink, bright, window in _planes(image, text)
+            for bar in _bars(ink, bright, window, text, print_boxes, image.size)
         ]
     )
 
 
-def _planes(image: Image.Image, text: Box) -> Iterator[tuple[np.ndarray, Box]]:
-    """Ink (high where bright, then where dark) in the window around the text, and the window."""
+def _planes(image: Image.Image, text: Box) -> Iterator[tuple[np.ndarray, bool, Box]]:
+    """Ink in the window around the text, whether bright pixels are ink, and the window."""
     height = text[3] - text[1]
     reach, rows = round(COLUMNS * image.width), round(ROWS * height) + 4
     window = (
@@ -104,12 +106,17 @@ def _planes(image: Image.Image, text: Box) -> Iterator[tuple[np.ndarray, Box]]:
     if np.ptp(colours, axis=2).max() > COLOURED:
         planes += [colours[:, :, channel] for channel in range(3)]
     for plane in planes:
-        yield plane, window
-        yield 255 - plane, window
+        yield plane, True, window
+        yield 255 - plane, False, window
 
 
 def _bars(
-    ink: np.ndarray, window: Box, text: Box, print_boxes: list[Box], size: tuple[int, int]
+    ink: np.ndarray,
+    bright: bool,
+    window: Box,
+    text: Box,
+    print_boxes: list[Box],
+    size: tuple[int, int],
 ) -> Iterator[Bar]:
     inner = (text[0] - window[0], text[1] - window[1], text[2] - window[0], text[3] - window[1])
     height = text[3] - text[1]
@@ -119,7 +126,7 @@ def _bars(
         left, right = (np.clip(box[i] - window[0], 0, ink.shape[1]) for i in (0, 2))
         upper, lower = (np.clip(box[i] - window[1], 0, ink.shape[0]) for i in (1, 3))
         free[upper + shrink : max(upper, lower - shrink), left:right] = False
-    shrink = height // 5
+    shrink = round(0.3 * height)
     free[inner[1] + shrink : inner[3] - shrink, inner[0] : inner[2]] = False
 
     groups: list[list] = []
@@ -136,7 +143,7 @@ def _bars(
             else:
                 groups.append([(threshold, block)])
         for marks in find_marks(mask, ink, height) if threshold in MARKS else ():
-            yield _bar_of_marks(ink, marks, window, size)
+            yield replace(_bar_of_marks(ink, marks, window, size), bright=bright)
     for group in groups:
         if len(group) < MIN_VOTES:
             continue
@@ -147,7 +154,8 @@ def _bars(
         bar = _measured(ink, block, threshold, inner, window, size)
         if bar is not None:
             votes = min(1.0, len(group) / 5)
-            yield replace(bar, quality=bar.quality * (0.5 + 0.5 * votes))
+            quality = bar.quality * (0.5 + 0.5 * votes)
+            yield replace(bar, bright=bright, quality=quality)
 
 
 def _blocks(
@@ -259,7 +267,8 @@ def _measured(
     if not len(columns):
         return None
     means = ink[upper:lower, columns].mean(1)
-    core = upper + np.flatnonzero(means >= means.max() - 0.3 * (means.max() - threshold) - 2)
+    highest = means.max()
+    core = upper + np.flatnonzero(means >= highest - 0.3 * max(0.0, highest - threshold) - 2)
     profile = ink[core].mean(0)
     inner = profile[columns][2:-2] if len(columns) > 8 else profile[columns][1:-1]
     if not len(inner):
@@ -284,7 +293,7 @@ def _measured(
     sharp = _sharp(profile, left, right, level)
     quality = min(1.0, contrast / 60) * (1 - spread / (2 * MAX_SPREAD)) * clear * sharp
     box = (left + window[0], upper + window[1], right + window[0], lower + window[1])
-    return Bar(box, end - begin, "ticks" if ticks else "line", broken, cut, max(0.0, quality))
+    return Bar(box, end - begin, "ticks" if ticks else "line", True, broken, cut, max(0.0, quality))
 
 
 def _sharp(profile: np.ndarray, left: int, right: int, level: float) -> float:
@@ -318,7 +327,14 @@ def _bar_of_marks(ink: np.ndarray, marks, window: Box, size: tuple[int, int]) ->
         pixels = ends[1] - ends[0] if ends else pixels
     cut = box[0] <= 0 or box[2] >= size[0]
     quality = min(1.0, contrast / 60) * (0.9 if marks.style == "row" else 0.7)
-    return Bar(box, pixels, marks.style, False, cut, quality)
+    return Bar(box, pixels, marks.style, True, False, cut, quality)
+
+
+def is_bright(image: Image.Image, text: Box) -> bool:
+    """Whether print is brighter than its paper: ink is the lesser part of its box."""
+    grey = np.asarray(image.crop(text).convert("L")).astype(float)
+    low, middle, high = np.percentile(grey, (3, 50, 97))
+    return bool(high - middle > middle - low)
 
 
 def _distinct(bars: list[Bar]) -> list[Bar]:

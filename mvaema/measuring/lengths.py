@@ -40,6 +40,11 @@ _RECIPROCAL = re.compile(r"(?<![\w.,])\d+(?:[.,]\d+)?\s*(?:1\s*/\s*|/\s*)nm|nm\s
 _SETTING = re.compile(r"(?:[=:×±]|wd|size|width|hfw|vfw|aperture|spot|dist\w*|fov|field)\W*$", re.I)
 
 
+_SCALE = re.compile(r"(?:scale|bar)\W*$", re.I)
+# A unit whose number was not read.
+_BARE_UNIT = re.compile(rf"^\W*(?:{_UNIT})\W*$", re.I)
+
+
 class PrintedLength(NamedTuple):
     """A length stated in print.
 
@@ -67,9 +72,7 @@ def printed_length(text: str) -> PrintedLength | None:
     Args:
         text: as `normal_text` returns it.
     """
-    matches = [
-        match for match in _LENGTH.finditer(text) if not _SETTING.search(text[: match.start()])
-    ]
+    matches = [match for match in _LENGTH.finditer(text) if not _is_setting(text, match)]
     if len(matches) == 1 and not is_reciprocal(text):
         match = matches[0]
         length = _nanometres(match[1], match[2], NANOMETRES)
@@ -82,9 +85,22 @@ def printed_length(text: str) -> PrintedLength | None:
     return None
 
 
+def _is_setting(text: str, match: re.Match) -> bool:
+    """Whether a length is one of the instrument's settings: "WD 10.1mm", "10.0kV 14.9mm"."""
+    before = text[: match.start()]
+    if _SCALE.search(before):
+        return False
+    return bool(_SETTING.search(before)) or ("kv" in before.lower() and "mm" in match[2].lower())
+
+
 def is_reciprocal(text: str) -> bool:
     """Whether a line of print states a reciprocal length, as a diffraction pattern does."""
     return bool(_RECIPROCAL.search(text))
+
+
+def is_bare_unit(text: str) -> bool:
+    """Whether a line of print is a unit of length without its number."""
+    return bool(_BARE_UNIT.match(text))
 
 
 def is_round(nm: float) -> bool:

@@ -11,7 +11,9 @@ import numpy as np
 from scipy import ndimage
 
 TICKS = 11
-MIN_DASHES, MAX_MARKS = 3, 1000
+MIN_DASHES, MAX_MARKS = 4, 1000
+# Length of a row of ticks in heights of its text, at least.
+MIN_LENGTH = 3.0
 # By how much distances of marks may differ, in pixels and as a share of the distance.
 SPACING = (1.01, 0.08)
 
@@ -65,30 +67,35 @@ def _levels(found: list[tuple]) -> Iterator[np.ndarray]:
 
 
 def _equal(boxes: np.ndarray, least: int) -> Iterator[np.ndarray]:
-    """The longest runs of marks at equal distances, of at least so many."""
+    """Runs of marks at equal distances, of at least so many; other marks may lie between them."""
     centres = (boxes[:, 0] + boxes[:, 2]) / 2
-    first = 0
-    while first < len(boxes) - 1:
-        last = first + 1
-        step = centres[last] - centres[first]
-        while last + 1 < len(boxes):
-            mean = (centres[last] - centres[first]) / (last - first)
-            off = abs(centres[last + 1] - centres[last] - mean)
-            if off > max(SPACING[0], SPACING[1] * mean):
-                break
-            last += 1
-        if last - first + 1 >= least and step > 2:
-            yield boxes[first : last + 1]
-        first = last
+    used: set[int] = set()
+    for first in range(len(centres) - least + 1):
+        for second in range(first + 1, min(first + 4, len(centres))):
+            step = centres[second] - centres[first]
+            if step < 3 or first in used:
+                continue
+            run = [first, second]
+            while True:
+                step = (centres[run[-1]] - centres[first]) / (len(run) - 1)
+                following = centres[run[-1]] + step
+                nearest = int(np.argmin(np.abs(centres - following)))
+                off = abs(centres[nearest] - following)
+                if nearest <= run[-1] or off > max(SPACING[0], SPACING[1] * step):
+                    break
+                run.append(nearest)
+            if len(run) >= least:
+                used.update(run[:-1])
+                yield boxes[run]
 
 
 def _rows_of_ticks(
     ink: np.ndarray, aligned: np.ndarray, height: float
 ) -> Iterator[Marks]:
     wide, high = aligned[:, 2] - aligned[:, 0], aligned[:, 3] - aligned[:, 1]
-    ticks = aligned[(wide <= np.maximum(3, 1.3 * high)) & (wide <= max(4, 0.6 * height))]
+    ticks = aligned[(wide <= np.maximum(3, high)) & (wide <= max(4, 0.3 * height))]
     for run in _equal(ticks, TICKS):
-        if len(run) != TICKS:
+        if len(run) != TICKS or not _is_scale(run, height):
             continue
         left, upper, right, lower = run[:, 0].min(), run[:, 1].min(), run[-1, 2], run[:, 3].max()
         ends = []
@@ -96,6 +103,18 @@ def _rows_of_ticks(
             ends.append(_middle(ink[box[1] : box[3], max(0, box[0] - 2) : box[2] + 2].mean(0)))
             ends[-1] += max(0, box[0] - 2)
         yield Marks(int(left), int(upper), int(right), int(lower), float(ends[1] - ends[0]), "row")
+
+
+def _is_scale(run: np.ndarray, height: float) -> bool:
+    """Whether a row of ticks is long, of slender ticks, and of equal ones between its ends."""
+    wide, high = run[:, 2] - run[:, 0], run[:, 3] - run[:, 1]
+    long = run[-1, 2] - run[0, 0] >= MIN_LENGTH * height
+    between = np.delete(high, [0, TICKS // 2, TICKS - 1])
+    equal = np.ptp(between) <= max(1, 0.25 * between.mean()) and np.ptp(wide) <= max(
+        1, 0.5 * wide.mean()
+    )
+    slender = (high >= 1.3 * wide).mean() >= 0.7
+    return bool(long and equal and slender and min(high[0], high[-1]) >= between.mean() - 1)
 
 
 def _middle(profile: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from mvaema.measuring.bars import find_bars
+from mvaema.measuring.bars import find_bars, is_bright
 from mvaema.measuring.lengths import printed_length
 from mvaema.measuring.pairs import Pair, pair
 from mvaema.measuring.text import (
@@ -96,12 +96,13 @@ def read_scale_bar(image: Image.Image) -> ScaleReading:
         return ScaleReading(reason="the image shows nothing: it is of one grey level")
     lines = read_lines(image)
     reading = _judged(image, lines)
-    if reading.pixel_size_nm is not None or reading.text is not None:
+    if reading.pixel_size_nm is not None:
         return reading
     for more in read_parts(image):
         again = _judged(image, more)
         if again.pixel_size_nm is not None:
             return again
+        reading = reading if reading.bar_box or not again.text else again
     return reading
 
 
@@ -120,7 +121,8 @@ def _judged(image: Image.Image, lines: list[Line]) -> ScaleReading:
     best = []
     for line in lengths:
         others = [other.box for other in lines if _is_print(other) and not _overlap(other, line)]
-        pairs = pair(line, find_bars(image, line.box, others), image.width)
+        bars = find_bars(image, line.box, others)
+        pairs = pair(line, is_bright(image, line.box), bars, image.width)
         if pairs:
             best.append((line, pairs))
     if not best:
@@ -145,7 +147,7 @@ def _decided(image, found: list[Pair], rivals: list[Pair]) -> ScaleReading:
         return unread("the bar is too faint or too unlike one")
     for other in rivals[1:]:
         if other.confidence > RIVAL * top.confidence and _differ(other, top):
-            return unread("two bars beside one text differ in length")
+            return unread(f"two bars beside one text differ in length ({top.bar.pixels:.0f} and {other.bar.pixels:.0f} pixels)")
     for other in found[1:]:
         if other.confidence > RIVAL * top.confidence and _differ(other, top):
             return unread(f"two scale bars disagree: {top.line.text} and {other.line.text}")

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from mvaema.measuring.lengths import PrintedLength, is_reciprocal, normal_text, printed_length
+from mvaema.measuring.lengths import (
+    PrintedLength,
+    is_bare_unit,
+    is_reciprocal,
+    normal_text,
+    printed_length,
+)
 
 Box = tuple[int, int, int, int]
 
@@ -71,9 +77,8 @@ def read_lines(image: Image.Image) -> list[Line]:
     Raises:
         MissingExtra: RapidOCR is not installed.
     """
-    scale = _scale(image.size)
-    lines = _read(image, (0, 0), scale)
-    return _joined(lines)
+    lines = _joined(_read(image, (0, 0), _scale(image.size)))
+    return _completed(image, lines)
 
 
 def read_parts(image: Image.Image) -> Iterator[list[Line]]:
@@ -83,7 +88,7 @@ def read_parts(image: Image.Image) -> Iterator[list[Line]]:
         box = (int(left * width), int(upper * height), int(right * width), int(lower * height))
         if box[2] - box[0] >= 16 and box[3] - box[1] >= 16:
             part = image.crop(box)
-            yield _joined(_read(part, box[:2], _scale(part.size, 4.0)))
+            yield _completed(image, _joined(_read(part, box[:2], _scale(part.size, 4.0))))
 
 
 def read_again(image: Image.Image, line: Line | LengthLine) -> list[tuple[str, float]]:
@@ -174,6 +179,33 @@ def _joined(lines: list[Line]) -> list[Line]:
                 )
                 pairs.append(Line(text, min(first.score, second.score), box))
     return pairs + lines
+
+
+def _completed(image: Image.Image, lines: list[Line]) -> list[Line]:
+    """The lines, with the numbers of those of which only the unit was read."""
+    completed = []
+    for line in lines:
+        completed.append(line)
+        if not is_bare_unit(line.text) or any(
+            printed_length(other.text) and _overlap(line.box, other.box) for other in lines
+        ):
+            continue
+        for heights in (1.0, 1.8):
+            left = max(0, round(line.box[0] - heights * line.height))
+            wider = Line(line.text, line.score, (left, *line.box[1:]))
+            readings = [
+                (text, score) for text, score in read_again(image, wider) if printed_length(text)
+            ]
+            if readings:
+                text, score = max(readings, key=lambda reading: reading[1])
+                completed.append(Line(text, score, wider.box))
+                break
+    return completed
+
+
+def _overlap(box: Box, other: Box) -> bool:
+    across = box[0] < other[2] and other[0] < box[2]
+    return across and box[1] < other[3] and other[1] < box[3]
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
