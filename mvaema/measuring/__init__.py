@@ -4,4 +4,19 @@ In the order a micrograph passes through:
     text.py             the print in a micrograph, and the lengths that it states
     bars.py             scale bars, found and measured in the pixels
     scale.py            a bar with its text: how long one pixel is, or why that is unknown
+    field.py            what is measured of an image: no info bar, no print, finer pixels
+    foreground.py       objects apart from their ground
+    particles.py        objects taken apart where they touch, and sized
+    polarity.py         whether objects are bright or dark
+    fibres.py           widths along skeletons, and directions
+    pores.py            openings and the share of the area they have
+    films.py            thickness of layers in section
+    patterns.py         pitch of what repeats
+    quality.py          whether a measurement can be trusted, and why not
+    results.py          what a measurement says: numbers with their unit, or reasons
+    kinds.py            the five kinds, and how one is chosen
+    measure.py          an image to its measurement
+    methods.py          a measurement in words
+    overlay.py          a measurement in pictures
+    folder.py           a file or a folder to tables and pictures, resumed after a stop
 """
