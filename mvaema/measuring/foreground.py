@@ -20,7 +20,7 @@ SHARES = np.linspace(0.25, 0.6, 8)
 # Deviations of the ground, in its standard deviation, that are an object, where objects are few.
 SPARSE_DEVIATIONS, SPARSE_SHARE = 5.0, 0.12
 # Pixels from which on every second one is enough to find the threshold.
-COARSE_ENOUGH = 300_000
+COARSE_ENOUGH = 1_200_000
 # Every n-th pixel in each direction is used to fit the ground.
 GROUND_STEP = 4
 

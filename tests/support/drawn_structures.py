@@ -41,6 +41,8 @@ def scattered_discs(count=40, radius=9.0, spread=0.15, size=320, seed=0, **look)
     radii: list = []
     while len(centres) < count:
         place, r = rng.uniform(0, size, 2), radius * np.exp(rng.normal(0, spread))
+        if np.abs(np.append(place, size - place) - r).min() < 2:
+            continue  # whether the border cuts it would depend on a pixel
         if all(np.hypot(*(place - c)) > r + q + 4 for c, q in zip(centres, radii, strict=True)):
             centres.append(place)
             radii.append(r)
