@@ -29,9 +29,7 @@ def picture(seed: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC).convert("RGB")
 
 
-def drawn(
-    style: str, seed: int, published: bool | None = None
-) -> tuple[Image.Image, float, float]:
+def drawn(style: str, seed: int, published: bool | None = None) -> tuple[Image.Image, float, float]:
     """An image with a bar, the length in nm that it states, and the length of one pixel in nm.
 
     Args:

@@ -163,9 +163,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="file of readings, JSON lines")
     parser.add_argument("--simulated", type=int, default=1000, help="simulated micrographs (1000)")
     parser.add_argument("--drawn", type=int, default=200, help="bars of further styles (200)")
-    parser.add_argument("--parts", nargs="+", default=["train", "validation", "native", "simulated"])
+    parser.add_argument(
+        "--parts", nargs="+", default=["train", "validation", "native", "simulated"]
+    )
     args = parser.parse_args(argv)
-    parts = {"simulated": lambda: simulated(args.simulated), "drawn": lambda: drawn_bars(args.drawn)}
+    parts = {
+        "simulated": lambda: simulated(args.simulated),
+        "drawn": lambda: drawn_bars(args.drawn),
+    }
     for split in ("train", "validation"):
         if (args.folder / "micrographs" / split).is_dir():
             rows = labelled(args.folder / "micrographs", split)

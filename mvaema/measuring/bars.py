@@ -162,6 +162,9 @@ def _bars(
 def _without_text(mask: np.ndarray, text: Box) -> None:
     """Take the strokes of the text out of the ink, but not a bar that runs through it."""
     left, upper, right, lower = text
+    # Readers of print leave a margin, in which a bar beside the text may end.
+    margin = round(0.2 * (lower - upper))
+    left, right = left + margin, max(left + margin + 1, right - margin)
     part = mask[upper:lower, left:right]
     ink = part.cumsum(1, dtype=np.int32)
     # The length of the run of ink that ends at each pixel.
