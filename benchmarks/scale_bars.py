@@ -34,6 +34,8 @@ from mvaema.micrographs.info_bar import find_info_bar
 from mvaema.micrographs.microscope import read_micrograph
 from mvaema.synthetic.scenes import render
 
+PARTS = ("train", "validation", "native", "simulated", "drawn")
+
 # Native files that record their pixel size and show a bar.
 BARS = (
     "analysis32_cu_au.tif",
@@ -163,9 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="file of readings, JSON lines")
     parser.add_argument("--simulated", type=int, default=1000, help="simulated micrographs (1000)")
     parser.add_argument("--drawn", type=int, default=200, help="bars of further styles (200)")
-    parser.add_argument(
-        "--parts", nargs="+", default=["train", "validation", "native", "simulated"]
-    )
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="some (all)")
     args = parser.parse_args(argv)
     parts = {
         "simulated": lambda: simulated(args.simulated),

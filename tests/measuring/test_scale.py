@@ -16,7 +16,7 @@ FONT = ImageFont.load_default(20)
 
 
 def picture(*prints, width=400, height=300):
-    """Noise with prints of (text, x, y, bar's left, length, row); a bar of no length is left out."""
+    """Noise with prints of (text, x, y, left end of the bar, its length or 0, its row)."""
     grey = np.random.default_rng(1).normal(90, 6, (height, width)).clip(0, 255)
     image = Image.fromarray(grey.astype(np.uint8))
     draw = ImageDraw.Draw(image)
