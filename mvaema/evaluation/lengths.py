@@ -9,24 +9,16 @@ few micrometres"), shares of the image ("3 percent of the width"), areas (nm²),
 
 import functools
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-NANOMETRES = {
-    r"nm|nanomet(?:er|re)s?": 1.0,
-    r"[μu]m|micromet(?:er|re)s?|microns?": 1e3,
-    r"mm|millimet(?:er|re)s?": 1e6,
-    r"cm|centimet(?:er|re)s?": 1e7,
-    r"å|angstroms?|ångstr[öo]ms?": 0.1,
-}
+from mvaema.measuring.lengths import NANOMETRES, normal_text
 
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:[.,]\d+)?|\.\d+)"
 _HEDGE = r"(?:about|around|roughly|nearly|over|up to|more than|~|≈)?\s*"
-_EXPONENTS = str.maketrans(dict.fromkeys("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "^"))
 
 
 class Length(NamedTuple):
@@ -42,12 +34,6 @@ class Quantity(NamedTuple):
     start: int
     end: int
     range: Length
-
-
-def normal_text(text: str) -> str:
-    """The text with single plain spaces and one code point for each sign."""
-    # NFKC: one code point for the two signs µ and μ, and one for the two of Å.
-    return " ".join(unicodedata.normalize("NFKC", text.translate(_EXPONENTS)).split())
 
 
 def parse_lengths(text: str) -> list[Length]:

@@ -1,7 +1,10 @@
 """Measuring: lengths and sizes from the pixels, so that no model has to guess them.
 
 In the order a micrograph passes through:
+    lengths.py          lengths as they are printed, and as readers misread them
     text.py             the print in a micrograph, and the lengths that it states
+    edges.py            where a bar begins and ends, to a fraction of a pixel
+    marks.py            scales of ticks, dots or dashes
     bars.py             scale bars, found and measured in the pixels
     scale.py            a bar with its text: how long one pixel is, or why that is unknown
     field.py            what is measured of an image: no info bar, no print, finer pixels
@@ -19,4 +22,6 @@ In the order a micrograph passes through:
     methods.py          a measurement in words
     overlay.py          a measurement in pictures
     folder.py           a file or a folder to tables and pictures, resumed after a stop
+    pairs.py            which bar belongs to which length
+    scale.py            how long one pixel is, or why that is unknown
 """

@@ -3,7 +3,7 @@
 What is special about it:
 - it looks for what is drawn, not for a colour: a run of rows of one level that begins and ends
   together, has paper above and below, and is the same at many thresholds. So bars are black, white
-  or coloured, on a strip or on the picture, with ticks, dashed, dotted, or broken by their own text;
+  or coloured, on a strip or on the picture, with ticks, dashed, dotted, or broken by their text;
 - a picture also has straight bright lines. A bar is drawn of one level and ends abruptly;
 - a bar that touches the left or right border of the image is cut off: it is told as such.
 """
@@ -35,6 +35,8 @@ MIN_PIXELS, MIN_HEIGHTS, MAX_SHARE = 5, 0.4, 0.95
 MIN_ASPECT, MAX_THICK = 1.7, 1.3
 # Share of the columns above and below a bar that may be ink.
 MAX_BESIDE = 0.25
+# Length of a stroke of print as a share of the text's width, at most.
+LONG_STROKE = 0.3
 # Pixels by which rows of one bar may differ at their ends.
 LOOSE = 1
 # Spread of levels along a bar, in grey levels, and contrast to its paper.
@@ -126,14 +128,13 @@ def _bars(
         left, right = (np.clip(box[i] - window[0], 0, ink.shape[1]) for i in (0, 2))
         upper, lower = (np.clip(box[i] - window[1], 0, ink.shape[0]) for i in (1, 3))
         free[upper + shrink : max(upper, lower - shrink), left:right] = False
-    shrink = round(0.3 * height)
-    free[inner[1] + shrink : inner[3] - shrink, inner[0] : inner[2]] = False
 
     groups: list[list] = []
     for threshold in THRESHOLDS:
         mask = (ink >= threshold) & free
         if not mask.any():
             break
+        _without_text(mask, inner)
         lengths = max(MIN_PIXELS, MIN_HEIGHTS * height), MAX_SHARE * size[0]
         for block in _blocks(mask, inner, lengths, MAX_THICK * height):
             for group in groups:
@@ -156,6 +157,19 @@ def _bars(
             votes = min(1.0, len(group) / 5)
             quality = bar.quality * (0.5 + 0.5 * votes)
             yield replace(bar, bright=bright, quality=quality)
+
+
+def _without_text(mask: np.ndarray, text: Box) -> None:
+    """Take the strokes of the text out of the ink, but not a bar that runs through it."""
+    left, upper, right, lower = text
+    # Readers of print leave a margin, in which a bar beside the text may end.
+    margin = round(0.2 * (lower - upper))
+    left, right = left + margin, max(left + margin + 1, right - margin)
+    part = mask[upper:lower, left:right]
+    ink = part.cumsum(1, dtype=np.int32)
+    # The length of the run of ink that ends at each pixel.
+    runs = ink - np.maximum.accumulate(np.where(part, 0, ink), axis=1)
+    part[runs.max(1, initial=0) < LONG_STROKE * (right - left)] = False
 
 
 def _blocks(

@@ -81,6 +81,8 @@ def tick_centres(
     (above, below), (other_above, other_below) = extents
     least = max(2, thick // 2)
     tall = max(above, below) >= least and max(other_above, other_below) >= least
+    # Small ticks, of a row or two, are believed on both sides of both ends.
+    tall = tall or min(above, below, other_above, other_below) >= 1
     alike = abs(above - other_above) <= max(2, 0.4 * above) and abs(below - other_below) <= max(
         2, 0.4 * below
     )

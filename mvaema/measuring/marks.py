@@ -1,17 +1,20 @@
 """Scales that are no solid bar: rows of equal ticks or dots, and dashed lines.
 
-What is special about it: a row of ticks is believed only with as many as instruments draw. Hitachi's
-scale has 11 ticks around ten intervals; with fewer, part of it is cut off or was missed.
+What is special about it: a row of ticks is believed only with as many as instruments draw.
+Hitachi's scale has 11 ticks around ten intervals; with fewer, part of it is cut off or was missed.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
-TICKS = 11
+TICKS, MISSING = 11, 2
 MIN_DASHES, MAX_MARKS = 4, 1000
+# Height of a tick in pixels, at least.
+MIN_TICK = 3
 # Length of a row of ticks in heights of its text, at least.
 MIN_LENGTH = 3.0
 # By how much distances of marks may differ, in pixels and as a share of the distance.
@@ -40,68 +43,90 @@ def find_marks(mask: np.ndarray, ink: np.ndarray, height: float) -> Iterator[Mar
     labels, count = ndimage.label(mask)
     if not MIN_DASHES <= count <= MAX_MARKS:
         return
-    found = []
-    for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+    ticks, dashes = [], []
+    for rows, columns in ndimage.find_objects(labels):
         wide, high = columns.stop - columns.start, rows.stop - rows.start
-        if high <= 1.6 * height and wide <= 3 * height:
-            found.append((columns.start, rows.start, columns.stop, rows.stop, label))
-    for aligned in _levels(found):
+        box = columns.start, rows.start, columns.stop, rows.stop
+        if high >= MIN_TICK and wide <= min(high, max(4, 0.3 * height)) and high <= 1.6 * height:
+            ticks.append(box)
+        elif 3 <= wide <= 3 * height and wide >= 1.5 * high:
+            dashes.append(box)
+    for aligned in _levels(ticks, TICKS - MISSING):
         yield from _rows_of_ticks(ink, aligned, height)
+    for aligned in _levels(dashes, MIN_DASHES):
         yield from _dashed(aligned)
 
 
-def _levels(found: list[tuple]) -> Iterator[np.ndarray]:
+def _levels(found: list[tuple], least: int) -> Iterator[np.ndarray]:
     """Marks whose upper or lower borders are at one level, from left to right."""
-    boxes = np.array(found).reshape(-1, 5)
+    if len(found) < least:
+        return
+    boxes = np.array(sorted(found))
     seen = set()
     for side in (1, 3):
         for level in np.unique(boxes[:, side]):
-            aligned = boxes[np.abs(boxes[:, side] - level) <= 1]
-            if len(aligned) < MIN_DASHES:
-                continue
-            aligned = aligned[np.argsort(aligned[:, 0])]
-            key = tuple(aligned[:, 4])
-            if key not in seen:
+            places = np.flatnonzero(np.abs(boxes[:, side] - level) <= 1)
+            if len(places) >= least and (key := places.tobytes()) not in seen:
                 seen.add(key)
-                yield aligned
+                yield boxes[places]
 
 
-def _equal(boxes: np.ndarray, least: int) -> Iterator[np.ndarray]:
-    """Runs of marks at equal distances, of at least so many; other marks may lie between them."""
-    centres = (boxes[:, 0] + boxes[:, 2]) / 2
+def _equal(boxes: np.ndarray, least: int, missing: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Runs of marks at equal distances; other marks may lie between them.
+
+    Args:
+        boxes: marks from left to right.
+        least: of marks in a run.
+        missing: marks that may be missing between the first and the last: they lie on a bright
+            part of the picture.
+
+    Returns:
+        The marks of each run, and how many distances it spans.
+    """
+    middles = (boxes[:, 0] + boxes[:, 2]) / 2
+    order = np.argsort(middles, kind="stable")
+    boxes, centres = boxes[order], middles[order].tolist()
     used: set[int] = set()
     for first in range(len(centres) - least + 1):
         for second in range(first + 1, min(first + 4, len(centres))):
-            step = centres[second] - centres[first]
-            if step < 3 or first in used:
+            if centres[second] - centres[first] < 3 or first in used:
                 continue
-            run = [first, second]
-            while True:
-                step = (centres[run[-1]] - centres[first]) / (len(run) - 1)
-                following = centres[run[-1]] + step
-                nearest = int(np.argmin(np.abs(centres - following)))
-                off = abs(centres[nearest] - following)
-                if nearest <= run[-1] or off > max(SPACING[0], SPACING[1] * step):
-                    break
-                run.append(nearest)
-            if len(run) >= least:
+            run, place = _followed(centres, first, second, missing)
+            if len(run) >= least and place + 1 - len(run) <= missing:
                 used.update(run[:-1])
-                yield boxes[run]
+                yield boxes[run], place
 
 
-def _rows_of_ticks(
-    ink: np.ndarray, aligned: np.ndarray, height: float
-) -> Iterator[Marks]:
-    wide, high = aligned[:, 2] - aligned[:, 0], aligned[:, 3] - aligned[:, 1]
-    ticks = aligned[(wide <= np.maximum(3, high)) & (wide <= max(4, 0.3 * height))]
-    for run in _equal(ticks, TICKS):
-        if len(run) != TICKS or not _is_scale(run, height):
+def _followed(centres: list[float], first: int, second: int, missing: int) -> tuple[list[int], int]:
+    """The marks at equal distances that begin with two of them, and the distances they span."""
+    run, place, gaps = [first, second], 1, 0
+    while gaps <= missing:
+        step = (centres[run[-1]] - centres[first]) / place
+        following = centres[run[-1]] + step * (1 + gaps)
+        after = bisect_left(centres, following)
+        near = [n for n in (after - 1, after) if run[-1] < n < len(centres)]
+        nearest = min(near, key=lambda n: abs(centres[n] - following), default=None)
+        if nearest is None or abs(centres[nearest] - following) > max(
+            SPACING[0], SPACING[1] * step
+        ):
+            gaps += 1
+            continue
+        run.append(nearest)
+        place += 1 + gaps
+        gaps = 0
+    return run, place
+
+
+def _rows_of_ticks(ink: np.ndarray, aligned: np.ndarray, height: float) -> Iterator[Marks]:
+    for run, distances in _equal(aligned, TICKS - MISSING, MISSING):
+        if distances != TICKS - 1 or not _is_scale(run, height):
             continue
         left, upper, right, lower = run[:, 0].min(), run[:, 1].min(), run[-1, 2], run[:, 3].max()
         ends = []
         for box in (run[0], run[-1]):
-            ends.append(_middle(ink[box[1] : box[3], max(0, box[0] - 2) : box[2] + 2].mean(0)))
-            ends[-1] += max(0, box[0] - 2)
+            start = max(0, box[0] - 2)
+            profile = ink[box[1] : box[3], start : box[2] + 2].mean(0)
+            ends.append(start + _middle(profile))
         yield Marks(int(left), int(upper), int(right), int(lower), float(ends[1] - ends[0]), "row")
 
 
@@ -109,12 +134,13 @@ def _is_scale(run: np.ndarray, height: float) -> bool:
     """Whether a row of ticks is long, of slender ticks, and of equal ones between its ends."""
     wide, high = run[:, 2] - run[:, 0], run[:, 3] - run[:, 1]
     long = run[-1, 2] - run[0, 0] >= MIN_LENGTH * height
-    between = np.delete(high, [0, TICKS // 2, TICKS - 1])
-    equal = np.ptp(between) <= max(1, 0.25 * between.mean()) and np.ptp(wide) <= max(
+    # The middle one may be longer.
+    between = np.sort(high[1:-1])[:-1]
+    equal = np.ptp(between) <= max(2, 0.25 * between.mean()) and np.ptp(wide) <= max(
         1, 0.5 * wide.mean()
     )
     slender = (high >= 1.3 * wide).mean() >= 0.7
-    return bool(long and equal and slender and min(high[0], high[-1]) >= between.mean() - 1)
+    return bool(long and equal and slender and min(high[0], high[-1]) >= between.mean() - 1.5)
 
 
 def _middle(profile: np.ndarray) -> float:
@@ -124,9 +150,7 @@ def _middle(profile: np.ndarray) -> float:
 
 
 def _dashed(aligned: np.ndarray) -> Iterator[Marks]:
-    wide, high = aligned[:, 2] - aligned[:, 0], aligned[:, 3] - aligned[:, 1]
-    dashes = aligned[(wide >= np.maximum(3, 1.5 * high))]
-    for run in _equal(dashes, MIN_DASHES):
+    for run, _ in _equal(aligned, MIN_DASHES, 0):
         widths = run[:, 2] - run[:, 0]
         heights = run[:, 3] - run[:, 1]
         gaps = run[1:, 0] - run[:-1, 2]

@@ -21,6 +21,7 @@ from mvaema.measuring.text import (
     read_again,
     read_lines,
     read_parts,
+    tightened,
 )
 
 Box = tuple[int, int, int, int]
@@ -31,6 +32,8 @@ TOLERANCE = 0.05
 MIN_CONTRAST = 24
 # Below it a pair is not read; a rival with this share of its confidence makes it doubtful.
 MIN_CONFIDENCE, RIVAL = 0.25, 0.6
+# How sure the reader of print is, at least, where print that is read again reads differently.
+MIN_SCORE = 0.6
 # By how much the scales of two bars may differ.
 DISAGREE = 0.05
 SOURCES = ("typed", "recorded", "read")
@@ -92,79 +95,88 @@ def read_scale_bar(image: Image.Image) -> ScaleReading:
     Raises:
         MissingExtra: the packages of the extra `measuring` are not installed.
     """
-    if max(band[1] - band[0] for band in _extrema(image)) < MIN_CONTRAST:
-        return ScaleReading(reason="the image shows nothing: it is of one grey level")
-    lines = read_lines(image)
-    reading = _judged(image, lines)
+    low, high = image.convert("L").getextrema()
+    if high - low < MIN_CONTRAST:
+        return ScaleReading(reason="the image is of one grey level")
+    reading = _judged(image, read_lines(image))
     if reading.pixel_size_nm is not None:
         return reading
-    for more in read_parts(image):
-        again = _judged(image, more)
-        if again.pixel_size_nm is not None:
+    for lines in read_parts(image):
+        again = _judged(image, lines)
+        if again.pixel_size_nm is not None and reading.bar_box is None:
             return again
-        reading = reading if reading.bar_box or not again.text else again
+        reading = reading if reading.text else again
     return reading
-
-
-def _extrema(image: Image.Image) -> list[tuple[int, int]]:
-    extrema = image.convert("L").getextrema()
-    return [extrema]
 
 
 def _judged(image: Image.Image, lines: list[Line]) -> ScaleReading:
     """What the print in an image and the bars beside it say."""
     if has_reciprocal(lines):
-        return ScaleReading(reason="the scale is a reciprocal length: a diffraction pattern")
-    lengths = lengths_in(lines)
+        return ScaleReading(reason="the scale is a reciprocal length, of a diffraction pattern")
+    lengths = [tightened(image, line) for line in lengths_in(lines)]
     if not lengths:
         return ScaleReading(reason="no print states a length")
-    best = []
+    candidates = []
     for line in lengths:
         others = [other.box for other in lines if _is_print(other) and not _overlap(other, line)]
         bars = find_bars(image, line.box, others)
         pairs = pair(line, is_bright(image, line.box), bars, image.width)
-        if pairs:
-            best.append((line, pairs))
-    if not best:
+        candidates += [pairs] if pairs else []
+    if not candidates:
         return ScaleReading(text=lengths[0].text, reason="no bar is beside the printed length")
-    best.sort(key=lambda item: -item[1][0].confidence)
-    found = [item[1][0] for item in best]
-    return _decided(image, found, best[0][1])
-
-
-def _decided(image, found: list[Pair], rivals: list[Pair]) -> ScaleReading:
-    top = found[0]
-
-    def unread(reason: str) -> ScaleReading:
-        line, bar = top.line, top.bar
-        return ScaleReading(
-            None, 0.0, line.nm, bar.pixels, line.text, bar.box, line.box, reason
-        )
-
-    if top.bar.cut:
-        return unread("the bar is cut off at the border of the image")
-    if top.confidence < MIN_CONFIDENCE:
-        return unread("the bar is too faint or too unlike one")
-    for other in rivals[1:]:
-        if other.confidence > RIVAL * top.confidence and _differ(other, top):
-            return unread(f"two bars beside one text differ in length ({top.bar.pixels:.0f} and {other.bar.pixels:.0f} pixels)")
-    for other in found[1:]:
-        if other.confidence > RIVAL * top.confidence and _differ(other, top):
-            return unread(f"two scale bars disagree: {top.line.text} and {other.line.text}")
+    candidates.sort(key=lambda pairs: -pairs[0].confidence)
+    top = candidates[0][0]
     line, bar = top.line, top.bar
-    readings = [printed_length(text) for text, score in read_again(image, line) if score > 0.6]
-    contrary = [r for r in readings if r and abs(r.nm - line.nm) > 1e-6 * line.nm]
-    if len(contrary) > sum(1 for r in readings if r) / 2:
-        return unread(f"the print reads differently when read again: {line.text}")
-    confidence = min(1.0, top.confidence)
+    reason = _doubt(candidates) or _misread(image, line)
     return ScaleReading(
-        top.pixel_size_nm, confidence, line.nm, bar.pixels, line.text, bar.box, line.box
+        pixel_size_nm=None if reason else top.pixel_size_nm,
+        confidence=0.0 if reason else min(1.0, top.confidence),
+        length_nm=line.nm,
+        bar_pixels=bar.pixels,
+        text=line.text,
+        bar_box=bar.box,
+        text_box=line.box,
+        reason=reason,
     )
 
 
-def _differ(pair: Pair, other: Pair) -> bool:
-    ratio = pair.pixel_size_nm / other.pixel_size_nm
-    return not 1 - DISAGREE <= ratio <= 1 + DISAGREE
+def _doubt(candidates: list[list[Pair]]) -> str | None:
+    """Why the best of the pairs is not believed, or None.
+
+    Args:
+        candidates: the pairs of each length, the best first in both.
+    """
+    top, *rivals = candidates[0]
+    if top.bar.cut:
+        return "the bar is cut off at the border of the image"
+    if top.confidence < MIN_CONFIDENCE:
+        return "the bar is too faint, too short or too unlike one"
+    for rival in rivals:
+        if _rivals(rival, top):
+            pixels = f"{top.bar.pixels:.0f} or {rival.bar.pixels:.0f} pixels"
+            return f"two bars are beside one length: {top.line.text} is {pixels}"
+    for rival, *_ in candidates[1:]:
+        if _rivals(rival, top):
+            sizes = f"{top.pixel_size_nm:.4g} and {rival.pixel_size_nm:.4g} nm per pixel"
+            return f"two scale bars disagree: {top.line.text} and {rival.line.text}, {sizes}"
+    return None
+
+
+def _rivals(pair: Pair, top: Pair) -> bool:
+    """Whether a pair is nearly as good as the best one, and says something else."""
+    ratio = pair.pixel_size_nm / top.pixel_size_nm
+    differ = not 1 - DISAGREE <= ratio <= 1 + DISAGREE
+    return differ and pair.confidence > RIVAL * top.confidence
+
+
+def _misread(image: Image.Image, line: LengthLine) -> str | None:
+    """Why the print is not believed: it reads differently when it is read again."""
+    again = [printed_length(text) for text, score in read_again(image, line) if score > MIN_SCORE]
+    lengths = [length.nm for length in again if length]
+    contrary = [nm for nm in lengths if abs(nm - line.nm) > 1e-6 * line.nm]
+    if len(contrary) <= len(lengths) / 2:
+        return None
+    return f"the print reads as {line.text} once and as {contrary[0]:g} nm when enlarged"
 
 
 def _is_print(line: Line) -> bool:
@@ -178,6 +190,11 @@ def _overlap(line: Line, other: LengthLine) -> bool:
         and line.box[1] < other.box[3]
         and other.box[1] < line.box[3]
     )
+
+
+def pixel_size_read(image: Image.Image) -> float | None:
+    """The pixel size that `read_scale_bar` reads, or None; for `mvaema build`."""
+    return read_scale_bar(image).pixel_size_nm
 
 
 def scale_of(

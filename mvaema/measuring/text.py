@@ -30,6 +30,8 @@ DETECTED_SIDE = 800
 READ_SIDE = 1024
 # Height of print, in pixels, that the recogniser was trained on.
 LINE_HEIGHT = 48
+# Height of a line of print as a share of the box that was read, at least.
+MIN_BAND = 0.35
 # Parts of an image, as shares of its width and height, in which print is looked for again.
 PARTS = ((0.0, 0.6, 0.55, 1.0), (0.45, 0.6, 1.0, 1.0))
 
@@ -111,6 +113,31 @@ def read_again(image: Image.Image, line: Line | LengthLine) -> list[tuple[str, f
         if result.txts:
             readings.append((normal_text(result.txts[0]), float(result.scores[0])))
     return readings
+
+
+def tightened(image: Image.Image, line: LengthLine) -> LengthLine:
+    """The line with the rows of its own print, where the box that was read also holds a bar."""
+    left, upper, right, lower = line.box
+    grey = np.asarray(image.convert("L").crop(line.box)).astype(np.int16)
+    if min(grey.shape) < 6:
+        return line
+    middle = np.median(grey)
+    low, high = np.percentile(grey, (3, 97))
+    bright = high - middle > middle - low
+    inked = grey > 0.4 * middle + 0.6 * high if bright else grey < 0.4 * middle + 0.6 * low
+    edges = np.flatnonzero(np.diff(np.pad(inked.any(1), 1).astype(np.int8)))
+    bands = sorted(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True), key=_extent)
+    # Print is taller than a bar, but a letter's accent or tail is no bar.
+    if len(bands) < 2 or _extent(bands[-1]) < MIN_BAND * line.height:
+        return line
+    first, last = bands[-1]
+    pad = max(1, round(0.15 * (last - first)))
+    box = (left, max(upper, upper + first - pad), right, min(lower, upper + last + pad))
+    return LengthLine(line.text, line.nm, line.sure, line.score, box)
+
+
+def _extent(band: tuple[int, int]) -> int:
+    return band[1] - band[0]
 
 
 def lengths_in(lines: list[Line]) -> list[LengthLine]:
@@ -211,6 +238,15 @@ def _overlap(box: Box, other: Box) -> bool:
 def _pixels(image: Image.Image) -> np.ndarray:
     """Pixels in the order of colours that the engine expects; grey has none."""
     return np.repeat(np.asarray(image)[:, :, None], 3, axis=2)
+
+
+def require_reader() -> None:
+    """Start the reader of print, so that a missing one is told before any work.
+
+    Raises:
+        MissingExtra: RapidOCR is not installed.
+    """
+    _engine()
 
 
 @functools.cache
