@@ -6,7 +6,8 @@ In the order a micrograph passes through:
     edges.py            where a bar begins and ends, to a fraction of a pixel
     marks.py            scales of ticks, dots or dashes
     bars.py             scale bars, found and measured in the pixels
-    scale.py            a bar with its text: how long one pixel is, or why that is unknown
+    pairs.py            which bar belongs to which length
+    scale.py            how long one pixel is, or why that is unknown
     field.py            what is measured of an image: no info bar, no print, finer pixels
     foreground.py       objects apart from their ground
     particles.py        objects taken apart where they touch, and sized
@@ -22,6 +23,4 @@ In the order a micrograph passes through:
     methods.py          a measurement in words
     overlay.py          a measurement in pictures
     folder.py           a file or a folder to tables and pictures, resumed after a stop
-    pairs.py            which bar belongs to which length
-    scale.py            how long one pixel is, or why that is unknown
 """
