@@ -56,6 +56,9 @@ def measure(
     if scale is None:
         scale = scale_of(image, pixel_size_nm, recorded_nm)
     told = {"pixel_size_nm": scale.pixel_size_nm, "scale_source": scale.source}
+    read = scale.reading
+    if read is not None and read.pixel_size_nm is not None and not scale.contradiction:
+        told["scale_bar_nm"] = read.length_nm
     try:
         field = make_field(image, region, scale.reading, info_bar)
     except NothingToMeasure as nothing:

@@ -71,6 +71,19 @@ def sentence(result: Measurement) -> str:
     return f"Measured: {what}, median {median}, {spread}."
 
 
+def facts(result: Measurement) -> str:
+    """What `model.answer(..., measurements=...)` takes: the sentence, and what the bar states.
+
+    "Measured: 143 particles, median 38 nm, 22–71 nm (5–95 %). Scale bar: 300 nm."
+    """
+    from processing_mvaema import format_length  # it loads torch, which no measurement needs
+
+    text = sentence(result)
+    if result.scale_bar_nm is None:
+        return text
+    return f"{text} Scale bar: {format_length(result.scale_bar_nm)}."
+
+
 def methods(result: Measurement) -> str:
     """How a result was obtained, to quote in a report."""
     if result.kind is None or not result.trusted:

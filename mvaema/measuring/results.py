@@ -108,6 +108,7 @@ class Measurement:
         quantity: what is measured, such as "equivalent diameter".
         unit: of all lengths: nm, µm or px.
         pixel_size_nm, scale_source: length of a pixel of the image, and where that comes from.
+        scale_bar_nm: the length that the scale bar states, where it was read and believed.
         count: objects with a size; `seen` are all, with those that the border cuts.
         statistics: of the quantity in `unit`; None unless trusted.
         coverage: share of the area that objects cover, 0 to 1.
@@ -127,6 +128,7 @@ class Measurement:
     unit: str = "px"
     pixel_size_nm: float | None = None
     scale_source: str | None = None
+    scale_bar_nm: float | None = None
     count: int | None = None
     seen: int | None = None
     statistics: Statistics | None = None
@@ -170,6 +172,7 @@ class Measurement:
             "unit": self.unit,
             "pixel_size_nm": self.pixel_size_nm,
             "scale_source": self.scale_source,
+            "scale_bar_nm": self.scale_bar_nm,
             "count": self.count,
             "seen": self.seen,
             "statistics": statistics,
