@@ -34,7 +34,7 @@ def test_a_bar_and_its_text_are_read():
     assert reading.bar_box == pytest.approx((50, 262, 150, 266), abs=1)
     left, upper, right, lower = reading.text_box
     assert 40 <= left < right <= 150 and 220 <= upper < lower <= 262
-    assert 0.25 <= reading.confidence <= 1
+    assert 0.35 <= reading.confidence <= 1
     assert reading.agrees_with(5.1) and not reading.agrees_with(6.0)
 
 
