@@ -11,13 +11,13 @@ What is special about it:
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from mvaema.measuring.edges import ends_of_bar, tick_centres
 from mvaema.measuring.marks import find_marks
+from mvaema.measuring.runs import MAX_THICK, find_blocks, without_text
 
 Box = tuple[int, int, int, int]
 
@@ -31,25 +31,10 @@ MIN_VOTES = 2
 COLUMNS, ROWS = 0.62, 1.6
 # Shortest bar in pixels and in heights of its text, and longest as a share of the image's width.
 MIN_PIXELS, MIN_HEIGHTS, MAX_SHARE = 5, 0.4, 0.95
-# Length of a bar over its thickness, and thickness over the height of the text.
-MIN_ASPECT, MAX_THICK = 1.7, 1.3
-# Share of the columns above and below a bar that may be ink.
-MAX_BESIDE = 0.25
-# Length of a stroke of print as a share of the text's width, at most.
-LONG_STROKE = 0.3
-# Pixels by which rows of one bar may differ at their ends.
-LOOSE = 1
 # Spread of levels along a bar, in grey levels, and contrast to its paper.
 MAX_SPREAD, MIN_CONTRAST = 22, 24
 # A colour differs by this much between channels.
 COLOURED = 40
-
-
-class _Run(NamedTuple):
-    row: int
-    start: int
-    end: int
-    broken: bool  # by the text
 
 
 @dataclass(frozen=True)
@@ -134,9 +119,9 @@ def _bars(
         mask = (ink >= threshold) & free
         if not mask.any():
             break
-        _without_text(mask, inner)
+        without_text(mask, inner)
         lengths = max(MIN_PIXELS, MIN_HEIGHTS * height), MAX_SHARE * size[0]
-        for block in _blocks(mask, inner, lengths, MAX_THICK * height):
+        for block in find_blocks(mask, inner, lengths, MAX_THICK * height):
             for group in groups:
                 if _alike(group[0][1], block):
                     group.append((threshold, block))
@@ -157,104 +142,6 @@ def _bars(
             votes = min(1.0, len(group) / 5)
             quality = bar.quality * (0.5 + 0.5 * votes)
             yield replace(bar, bright=bright, quality=quality)
-
-
-def _without_text(mask: np.ndarray, text: Box) -> None:
-    """Take the strokes of the text out of the ink, but not a bar that runs through it."""
-    left, upper, right, lower = text
-    # Readers of print leave a margin, in which a bar beside the text may end.
-    margin = round(0.2 * (lower - upper))
-    left, right = left + margin, max(left + margin + 1, right - margin)
-    part = mask[upper:lower, left:right]
-    ink = part.cumsum(1, dtype=np.int32)
-    # The length of the run of ink that ends at each pixel.
-    runs = ink - np.maximum.accumulate(np.where(part, 0, ink), axis=1)
-    part[runs.max(1, initial=0) < LONG_STROKE * (right - left)] = False
-
-
-def _blocks(
-    mask: np.ndarray, text: Box, lengths: tuple[float, float], thickest: float
-) -> Iterator[tuple[int, int, int, int, bool]]:
-    """(left, upper, right, lower, broken) of rows of ink that begin and end together."""
-    padded = np.pad(mask, ((0, 0), (1, 1))).astype(np.int8)
-    rows, columns = np.nonzero(np.diff(padded, axis=1))
-    rows, starts, ends = rows[::2], columns[::2], columns[1::2]
-    by_row: dict[int, list[_Run]] = {}
-    for row, start, end in zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True):
-        by_row.setdefault(row, []).append(_Run(row, start, end, False))
-    for row in range(text[1], text[3]):
-        joined = _joined(by_row.get(row, []), text)
-        if joined:
-            by_row[row] = [*by_row[row], joined]
-    # counts[r, c] is the ink of row r before column c.
-    counts = np.pad(mask, ((0, 0), (1, 0))).cumsum(1, dtype=np.int32)
-    open_blocks: list[list[_Run]] = []
-    for row in range(len(mask) + 1):
-        grown = []
-        runs = by_row.get(row, [])
-        runs = [run for run in runs if lengths[0] <= run.end - run.start <= lengths[1]]
-        for block in open_blocks:
-            last = block[-1]
-            match = next(
-                (
-                    run
-                    for run in runs
-                    if abs(run.start - last.start) <= LOOSE
-                    and abs(run.end - last.end) <= LOOSE
-                    and run.broken == last.broken
-                ),
-                None,
-            )
-            if match is None:
-                yield from _whole(counts, block, text, thickest)
-            else:
-                runs.remove(match)
-                grown.append([*block, match])
-        open_blocks = grown + [[run] for run in runs]
-
-
-def _joined(runs: list[_Run], text: Box) -> _Run | None:
-    """One run of those to the left and to the right of the text, if the text breaks a bar."""
-    reach = 1.2 * (text[3] - text[1])
-    slack = 0.4 * (text[3] - text[1])
-    lefts = [r for r in runs if -slack <= text[0] - r.end <= reach]
-    rights = [r for r in runs if -slack <= r.start - text[2] <= reach]
-    if not (lefts and rights):
-        return None
-    left, right = max(lefts, key=lambda r: r.end), min(rights, key=lambda r: r.start)
-    wide, other = left.end - left.start, right.end - right.start
-    if min(wide, other) < 4 or max(wide, other) > 1.6 * min(wide, other) + 4:
-        return None
-    return _Run(left.row, left.start, right.end, True)
-
-
-def _whole(
-    counts: np.ndarray, runs: list[_Run], text: Box, thickest: float
-) -> Iterator[tuple[int, int, int, int, bool]]:
-    """The box of a block of rows, if it is long and has paper above and below."""
-    middle = runs[len(runs) // 2]
-    left, right, broken = middle.start, middle.end, middle.broken
-    upper, lower = runs[0].row, runs[-1].row + 1
-    thick = lower - upper
-    if thick > thickest or right - left < MIN_ASPECT * thick:
-        return
-    trim = max(1, round(0.12 * (right - left)))
-    spans = [(left + trim, right - trim)]
-    if broken:
-        spans = [(left + trim, text[0] - 2), (text[2] + 2, right - trim)]
-    spans = [span for span in spans if span[1] > span[0]]
-    wide = sum(end - start for start, end in spans)
-    if not wide:
-        return
-    for beside in ((upper - 1, upper - 2), (lower, lower + 1)):
-        ink = [
-            sum(int(counts[row, end]) - int(counts[row, start]) for start, end in spans)
-            for row in beside
-            if 0 <= row < len(counts)
-        ]
-        if ink and min(ink) > MAX_BESIDE * wide:
-            return
-    yield left, upper, right, lower, broken
 
 
 def _alike(block, other) -> bool:

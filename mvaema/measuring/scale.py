@@ -31,7 +31,9 @@ TOLERANCE = 0.05
 # Grey levels that an image with print has at least.
 MIN_CONTRAST = 24
 # Below it a pair is not read; a rival with this share of its confidence makes it doubtful.
-MIN_CONFIDENCE, RIVAL = 0.25, 0.6
+MIN_CONFIDENCE, RIVAL = 0.35, 0.6
+# Lengths of a pixel in nm that electron microscopes have; beyond them a unit was misread.
+PIXEL_SIZES = (1e-4, 1e5)
 # How sure the reader of print is, at least, where print that is read again reads differently.
 MIN_SCORE = 0.6
 # By how much the scales of two bars may differ.
@@ -127,7 +129,9 @@ def _judged(image: Image.Image, lines: list[Line]) -> ScaleReading:
     candidates.sort(key=lambda pairs: -pairs[0].confidence)
     top = candidates[0][0]
     line, bar = top.line, top.bar
-    reason = _doubt(candidates) or _misread(image, line)
+    # The tick at the right end of a bar looks like the digit 1 of a text that follows it.
+    after = bar.box[2] + 1 if abs(bar.box[2] - line.box[0]) <= line.height / 2 else 0
+    reason = _doubt(candidates) or _misread(image, line, after)
     return ScaleReading(
         pixel_size_nm=None if reason else top.pixel_size_nm,
         confidence=0.0 if reason else min(1.0, top.confidence),
@@ -149,6 +153,8 @@ def _doubt(candidates: list[list[Pair]]) -> str | None:
     top, *rivals = candidates[0]
     if top.bar.cut:
         return "the bar is cut off at the border of the image"
+    if not PIXEL_SIZES[0] <= top.pixel_size_nm <= PIXEL_SIZES[1]:
+        return f"{top.line.text} would be {top.pixel_size_nm:.3g} nm per pixel: no such microscope"
     if top.confidence < MIN_CONFIDENCE:
         return "the bar is too faint, too short or too unlike one"
     for rival in rivals:
@@ -169,9 +175,10 @@ def _rivals(pair: Pair, top: Pair) -> bool:
     return differ and pair.confidence > RIVAL * top.confidence
 
 
-def _misread(image: Image.Image, line: LengthLine) -> str | None:
+def _misread(image: Image.Image, line: LengthLine, first: int) -> str | None:
     """Why the print is not believed: it reads differently when it is read again."""
-    again = [printed_length(text) for text, score in read_again(image, line) if score > MIN_SCORE]
+    readings = read_again(image, line, first)
+    again = [printed_length(text) for text, score in readings if score > MIN_SCORE]
     lengths = [length.nm for length in again if length]
     contrary = [nm for nm in lengths if abs(nm - line.nm) > 1e-6 * line.nm]
     if len(contrary) <= len(lengths) / 2:

@@ -93,8 +93,15 @@ def read_parts(image: Image.Image) -> Iterator[list[Line]]:
             yield _completed(image, _joined(_read(part, box[:2], _scale(part.size, 4.0))))
 
 
-def read_again(image: Image.Image, line: Line | LengthLine) -> list[tuple[str, float]]:
+def read_again(
+    image: Image.Image, line: Line | LengthLine, first: int = 0
+) -> list[tuple[str, float]]:
     """What the print in a box reads as, as it is and with ink and paper exchanged, enlarged.
+
+    Args:
+        image: that the line was read from.
+        line: whose box is read.
+        first: column before which nothing is read.
 
     Returns:
         (text, score) of each reading.
@@ -102,7 +109,9 @@ def read_again(image: Image.Image, line: Line | LengthLine) -> list[tuple[str, f
     left, upper, right, lower = line.box
     pad = max(2, line.height // 5)
     box = (left - 2 * pad, upper - pad, right + 2 * pad, lower + pad)
-    box = (*(max(0, side) for side in box[:2]), min(image.width, box[2]), min(image.height, box[3]))
+    box = (max(first, box[0]), max(0, box[1]), min(image.width, box[2]), min(image.height, box[3]))
+    if box[2] - box[0] < 4:
+        return []
     crop = image.convert("L").crop(box)
     scale = LINE_HEIGHT / crop.height
     size = max(8, round(crop.width * scale)), LINE_HEIGHT
