@@ -1,6 +1,7 @@
 """The library behind the commands. One folder per stage, in the order that data passes through:
 
     micrographs/   instrument files to a micrograph dataset; folds that do not leak
+    measuring/     scale bars read and structures measured in the pixels
     synthetic/     the synthetic microscope: micrographs with known facts and truthful answers
     teacher/       answers from a large vision model, journalled and exported as a dataset
     students/      where a student starts, and how it is adapted, stored and shared

@@ -21,6 +21,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "build": Command("turn micrograph files into a dataset", "train,microscopy"),
     "folds": Command("hold out micrographs that share no specimen with the others", "train"),
+    "measure": Command("measure the sizes of structures in micrographs", "measuring,microscopy"),
     "synthetic": Command("render a dataset of simulated micrographs", "train"),
     "teach": Command("ask a large vision model about each micrograph", "teacher"),
     "eyes": Command("write a small pre-trained vision model, without a model hub", "lite"),

@@ -12,6 +12,7 @@ STAGES = (
     "memory",
     "hub",
     "micrographs",
+    "measuring",
     "synthetic",
     "teacher",
     "students",

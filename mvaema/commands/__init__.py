@@ -4,6 +4,7 @@ A module holds the parser and what is printed. The work is done by the stage's o
 order a lab uses them:
     build.py       micrograph files to a dataset
     folds.py       folds that do not leak, and a hold-out split
+    measure.py     sizes of structures in micrographs
     synthetic.py   simulated micrographs to a dataset
     teach.py       a large vision model's answers; also generate_teacher_data.py
     eyes.py        EfficientNet-Lite0, to start a student from

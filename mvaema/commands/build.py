@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mvaema.measuring.scale import pixel_size_read
+from mvaema.measuring.text import MissingExtra, require_reader
 from mvaema.micrographs import aversa
 from mvaema.micrographs.build import build
 from mvaema.micrographs.labelling import GROUPINGS, STEM_PATTERN, Labelling
@@ -30,16 +32,19 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Build a dataset. Returns the exit status: 1 after an error or if the split has no rows."""
     args = _parser(prog).parse_args(argv)
     try:
+        if args.read_scale_bars:
+            require_reader()
+        reader = pixel_size_read if args.read_scale_bars else None
         report = build(
             _source(args),
             args.output_dir,
             args.output_split,
-            options=ReadOptions(args.crop_info_bar, args.max_side),
+            options=ReadOptions(args.crop_info_bar, args.max_side, reader),
             workers=args.workers,
             prune=args.prune,
             retry_failed=args.retry_failed,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, MissingExtra) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -130,6 +135,12 @@ def _common() -> argparse.ArgumentParser:
     add("--output_split", choices=SPLITS, default="train", help="split to build (train)")
     add("--crop_info_bar", action="store_true", help="cut off burnt-in info bars")
     add("--max_side", type=int, help="scale larger images down to this many pixels")
+    add(
+        "--read_scale_bars",
+        action="store_true",
+        help="read the pixel size off the scale bar where no file states it, and mark it as read "
+        "(extra measuring; about a second per file)",
+    )
     add("--workers", type=int, default=1, help="processes that read files (1)")
     add("--prune", action="store_true", help="drop the rows of files that are gone")
     add(

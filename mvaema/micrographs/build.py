@@ -55,6 +55,8 @@ class BuildReport:
     Attributes:
         rows: rows in the split now.
         with_pixel_size: of these, rows whose pixel size is known.
+        scales_read: of these, rows whose pixel size was read off the scale bar.
+        scales_contrary: rows whose scale bar contradicts the pixel size that is recorded or typed.
         bars_cut, bars_left: of these, rows whose info bar was cut off, or is in the image.
         read: files read in this run, with or without success.
         unchanged: files whose row was there already.
@@ -71,6 +73,8 @@ class BuildReport:
 
     rows: int
     with_pixel_size: int
+    scales_read: int
+    scales_contrary: int
     bars_cut: int
     bars_left: int
     read: int
@@ -91,6 +95,13 @@ class BuildReport:
             f"{self.with_pixel_size:,} rows have a pixel size. {self.bars_cut:,} had an info bar, "
             "which was cut off.",
         ]
+        if self.scales_read:
+            lines.append(f"{self.scales_read:,} pixel sizes were read off scale bars.")
+        if self.scales_contrary:
+            lines.append(
+                f"{self.scales_contrary:,} scale bars contradict the recorded pixel size, which "
+                "was kept; the table below names their files."
+            )
         if self.bars_left:
             lines.append(f"{self.bars_left:,} have an info bar; --crop_info_bar cuts it off.")
         if self.duplicates:
@@ -212,6 +223,8 @@ def _report(run: "_Build", ignored: Counter, table: Path) -> BuildReport:
     return BuildReport(
         rows=ledger.count_rows(),
         with_pixel_size=ledger.count_rows("pixel_size_nm"),
+        scales_read=ledger.count_facts("pixel_size_source")["read"],
+        scales_contrary=ledger.count_facts("scale_bar_check")["contradicts"],
         bars_cut=bars["cut"],
         bars_left=bars["left"],
         read=run.read,
@@ -298,7 +311,7 @@ class _Build:
 
     def _version(self, entry: Entry) -> FileVersion:
         # Other options or another stated pixel size make another row.
-        reading = f"{READING} {self.options} {entry.fields.get('pixel_size_nm')}"
+        reading = f"{READING} {self.options.version} {entry.fields.get('pixel_size_nm')}"
         failing = f"{reading} {reader_version()} {Image.MAX_IMAGE_PIXELS}"
         return FileVersion(entry.version, reading, failing)
 

@@ -41,6 +41,7 @@ FEATURES = Features(
         "category": Value("string"),  # one of the ten, "Other", or null when unknown
         "caption": Value("string"),  # names the category; null when it is unknown or Other
         "pixel_size_nm": Value("float64"),  # length of one pixel of `image`, null when unknown
+        "pixel_size_source": Value("string"),  # one of PIXEL_SIZE_SOURCES, null when unknown
         "scale_bar": Value("string"),  # length the burnt-in scale bar states ("500 nm"), or null
         "technique": Value("string"),  # one of TECHNIQUES; these four are null when unknown
         "accelerating_voltage_kv": Value("float64"),
@@ -54,6 +55,9 @@ FEATURES = Features(
 )
 
 INSTRUMENT_COLUMNS = ("technique", "accelerating_voltage_kv", "working_distance_mm", "detector")
+
+# Who says how long a pixel is: the instrument, a person, or the scale bar in the pixels, read.
+PIXEL_SIZE_SOURCES = ("recorded", "typed", "read")
 
 TECHNIQUES = ("SEM", "TEM", "STEM", "FIB", "HIM", "optical")
 

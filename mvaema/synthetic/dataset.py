@@ -83,6 +83,7 @@ class SyntheticSplit:
             "category": category,
             "caption": CATEGORY_CAPTIONS[category],
             "pixel_size_nm": shot.pixel_size_nm,
+            "pixel_size_source": "recorded",
             "scale_bar": shot.scale_bar,
             "technique": shot.facts.technique,
             "group": f"synthetic-{seed:016x}",

@@ -52,6 +52,7 @@ def test_settings_and_the_info_bar_are_kept_and_nothing_else(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", pixels, extratags=[tag])
     expected = {
         "pixel_size_nm": 100.0,
+        "pixel_size_source": "recorded",
         "technique": "SEM",
         "accelerating_voltage_kv": 5.0,
         "working_distance_mm": 4.03,

@@ -1,0 +1,27 @@
+"""Measuring: lengths and sizes from the pixels, so that no model has to guess them.
+
+In the order a micrograph passes through:
+    lengths.py          lengths as they are printed, and as readers misread them
+    text.py             the print in a micrograph, and the lengths that it states
+    edges.py            where a bar begins and ends, to a fraction of a pixel
+    runs.py             blocks of ink: what may be a bar at one threshold
+    marks.py            scales of ticks, dots or dashes
+    bars.py             scale bars, found and measured in the pixels
+    pairs.py            which bar belongs to which length
+    scale.py            how long one pixel is, or why that is unknown
+    field.py            what is measured of an image: no info bar, no print, finer pixels
+    foreground.py       objects apart from their ground
+    particles.py        objects taken apart where they touch, and sized
+    polarity.py         whether objects are bright or dark
+    fibres.py           widths along skeletons, and directions
+    pores.py            openings and the share of the area they have
+    films.py            thickness of layers in section
+    patterns.py         pitch of what repeats
+    quality.py          whether a measurement can be trusted, and why not
+    results.py          what a measurement says: numbers with their unit, or reasons
+    kinds.py            the five kinds, and how one is chosen
+    measure.py          an image to its measurement
+    methods.py          a measurement in words
+    overlay.py          a measurement in pictures
+    folder.py           a file or a folder to tables and pictures, resumed after a stop
+"""

@@ -1,0 +1,37 @@
+"""Pores: the share of the area that is open, and the size of each opening.
+
+What is special about it:
+- pores are dark, as in a scanning microscope, unless bright ones explain the picture far better,
+  as holes in a film seen in transmission do;
+- openings that a narrow neck joins are two, wider ones are one pore of winding shape.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+from mvaema.measuring import particles
+from mvaema.measuring.field import Field
+from mvaema.measuring.foreground import Foreground, find_foreground
+from mvaema.measuring.polarity import objects_score
+
+# A neck below this share of the smaller opening separates two pores.
+NECK = 0.5
+# How much better bright openings must explain the picture.
+BRIGHT_FACTOR = 3.0
+
+
+def pore_foreground(field: Field) -> tuple[Foreground, float]:
+    """The openings of a field, and how much they look like objects."""
+    dark, bright = find_foreground(field, False), find_foreground(field, True)
+    scores = [objects_score(foreground, field.zoom) for foreground in (dark, bright)]
+    if scores[1] > BRIGHT_FACTOR * scores[0]:
+        return bright, scores[1]
+    return dark, scores[0]
+
+
+def segment(foreground: Foreground, zoom: float, shift: float = 0.0) -> np.ndarray:
+    """Pores by number, int32 (height, width); 0 is solid."""
+    mask = ndimage.binary_opening(foreground.mask(shift), iterations=max(1, round(zoom / 2)))
+    threshold = (foreground.share + shift) * foreground.level
+    mask = particles.fill_holes(mask, foreground.signal, threshold)
+    return particles.without_small(particles.split(mask, NECK), zoom)

@@ -1,0 +1,110 @@
+"""Whether a measurement can be trusted, and in plain words why not.
+
+What is special about it:
+- the same picture is segmented again with the threshold a little lower and a little higher: what
+  changes then was never in the picture;
+- outlines must be steeper than the picture is elsewhere, so that noise and texture have no sizes;
+- each doubt is a sentence that says what was seen.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+# Fewest objects with a size, and least median length in pixels of the image.
+MIN_OBJECTS, MIN_PIXELS = 5, 3.5
+# Least steepness of outlines over that of the whole picture, weighted by shape
+# (`mvaema.measuring.polarity.objects_score`).
+MIN_SCORE = 1.0
+# Least contrast of objects over the scatter of their ground.
+MIN_CONTRAST = 1.5
+# Largest share of the field for one object, of the covered area for objects that the border cuts,
+# and of the covered area for clumps that are not convex.
+MAX_ONE, MAX_CUT, MAX_CLUMPED = 0.4, 0.6, 0.35
+CLUMP_SOLIDITY = 0.82
+# How much wider than the median the objects may be that make up most of the area.
+MAX_SPECKS = 6.0
+# By how much of the contrast the threshold is moved, and how much the median and the count may
+# then change.
+SHIFTS, MAX_MEDIAN_CHANGE, MAX_COUNT_CHANGE = (-0.08, 0.08), 0.12, 0.3
+
+
+def object_doubts(objects: dict[str, np.ndarray], field_area: float, noun: str) -> list[str]:
+    """Doubts about a table of objects as `particles.measure_objects` gives it.
+
+    Args:
+        field_area: area of the field in square pixels of the image.
+        noun: what they are, in the plural.
+    """
+    whole = ~objects["border"]
+    count, area = int(whole.sum()), objects["area"]
+    doubts = []
+    if area.size and area.max() > MAX_ONE * field_area:
+        doubts.append(
+            f"one object fills {100 * area.max() / field_area:.0f} % of the picture: it is not "
+            f"taken apart into {noun}"
+        )
+    if count < MIN_OBJECTS:
+        doubts.append(
+            f"only {count} {noun} lie whole in the picture; at least {MIN_OBJECTS} are needed"
+        )
+        return doubts
+    median = float(np.median(objects["diameter"][whole]))
+    if median < MIN_PIXELS:
+        doubts.append(
+            f"the {noun} are {median:.1f} pixels wide; below {MIN_PIXELS} pixels there is no size"
+        )
+    total = float(area.sum())
+    if area[~whole].sum() > MAX_CUT * total:
+        doubts.append(f"the border cuts most of the area of the {noun}")
+    order = np.argsort(objects["diameter"])
+    by_area = objects["diameter"][order][np.searchsorted(np.cumsum(area[order]), total / 2)]
+    if by_area > MAX_SPECKS * median:
+        doubts.append(
+            f"most of the {noun} are specks beside a few that are {by_area / median:.0f} times "
+            "as wide"
+        )
+    clumped = float(area[objects["solidity"] < CLUMP_SOLIDITY].sum()) / total
+    if clumped > MAX_CLUMPED:
+        doubts.append(
+            f"{100 * clumped:.0f} % of their area is in clumps that could not be taken apart"
+        )
+    return doubts
+
+
+def contrast_doubts(contrast: float, score: float, least_score: float = MIN_SCORE) -> list[str]:
+    """Doubts about how clearly objects stand out."""
+    if contrast < MIN_CONTRAST:
+        return [f"too faint: contrast is {contrast:.1f} times the scatter of the ground"]
+    if score < least_score:
+        return ["the outlines found are hardly steeper than the texture or noise around them"]
+    return []
+
+
+def stability(
+    again: Callable[[float], tuple[float, int]], median: float, count: int
+) -> tuple[float, float]:
+    """(relative change of the median, of the count), the largest over all shifted thresholds.
+
+    Args:
+        again: gives (median, count) at a threshold shifted by a share of the contrast.
+    """
+    medians, counts = zip(*(again(shift) for shift in SHIFTS), strict=True)
+    return (
+        max(abs(other - median) / max(median, 1e-6) for other in medians),
+        max(abs(other - count) / max(count, 1) for other in counts),
+    )
+
+
+def stability_doubts(change: tuple[float, float]) -> list[str]:
+    """Doubts about what `stability` returned."""
+    doubts = []
+    for name, value, most in zip(
+        ("median", "count"), change, (MAX_MEDIAN_CHANGE, MAX_COUNT_CHANGE), strict=True
+    ):
+        if value > most:
+            doubts.append(
+                f"unstable: the {name} changes by {100 * value:.0f} % when the threshold moves "
+                f"by {100 * SHIFTS[1]:.0f} % of the contrast"
+            )
+    return doubts
