@@ -14,4 +14,5 @@ order a lab uses them:
     serve.py       questions to a student over the network
     push.py        a student to the Hub
     demo.py        all stages on simulated micrographs
+    arguments.py   arguments that several of them take
 """

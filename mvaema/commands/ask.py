@@ -2,21 +2,28 @@
 
 Asks a student about micrographs, in any format that `mvaema build` reads. The pixel size that the
 instrument recorded goes into the prompt. Without -q, it is asked all questions that it was trained
-on; without --model, the student of this repository is asked.
+on; without --model, the student of this repository is asked. With --measure, sizes are measured and
+stand behind the answers about sizes, whose sentences that contradict them are marked.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from transformers.utils.logging import disable_progress_bar
 
 from decoding_mvaema import DECODINGS
+from lengths_mvaema import asks_for_size, beside_measurement
+from mvaema.commands.arguments import positive_length
 from mvaema.evaluation.answerers import ChatModel, Student, load_answerer
-from mvaema.micrographs.microscope import UnreadableMicrograph, read_micrograph
+from mvaema.micrographs.microscope import Micrograph, UnreadableMicrograph, read_micrograph
 from mvaema.students.shipped import shipped_student
 from processing_mvaema import format_length
+
+if TYPE_CHECKING:
+    from mvaema.measuring.results import Measurement
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -25,7 +32,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     disable_progress_bar()
     try:
         model = args.model or shipped_student()
-    except FileNotFoundError as error:
+        if args.measure:
+            _require_measuring()
+    except (FileNotFoundError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     try:
@@ -36,7 +45,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     status = 0
     for path in args.micrographs:
         try:
-            found = _ask(answerer, path, args.questions)
+            found = _ask(answerer, path, args)
         except UnreadableMicrograph as error:
             print(f"error: {error}", file=sys.stderr)
             status = 1
@@ -45,24 +54,76 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     return status
 
 
-def _ask(answerer: Student | ChatModel, path: str, questions: list[str] | None) -> dict:
+def _require_measuring() -> None:
+    """Import what only --measure needs, before the student is loaded.
+
+    Raises:
+        ImportError: a package of the extra `measuring` is not installed.
+    """
+    try:
+        from mvaema.measuring.measure import measure  # noqa: F401
+        from mvaema.measuring.text import require_reader
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f'{error}. --measure needs the extra `measuring`: pip install "mvaema[measuring]"'
+        ) from error
+    require_reader()
+
+
+def _ask(answerer: Student | ChatModel, path: str, args: argparse.Namespace) -> dict:
     micrograph = read_micrograph(path)
-    asked = [(None, q) for q in questions] if questions else list(answerer.questions.items())
+    pixel_size_nm = args.pixel_size_nm or micrograph.pixel_size_nm
+    measured = None
+    if args.measure:
+        measured = _measured(answerer, micrograph, args.pixel_size_nm)
+        pixel_size_nm = measured.pixel_size_nm
+    asked = list(answerer.questions.items())
+    if args.questions:
+        ids = {question: name for name, question in asked}
+        asked = [(ids.get(question), question) for question in args.questions]
     (answers,) = answerer.answer(
         [micrograph.image],
         [question for _, question in asked],
         captions=[None],
-        pixel_size_nm=[micrograph.pixel_size_nm],
+        pixel_size_nm=[pixel_size_nm],
         scale_bars=[None],
     )
+    found = {"micrograph": path, "pixel_size_nm": pixel_size_nm}
+    if measured:
+        from mvaema.measuring.methods import facts
+
+        text = facts(measured)
+        answers = [
+            beside_measurement(answer, text) if asks_for_size(question, name) else answer
+            for (name, question), answer in zip(asked, answers, strict=True)
+        ]
+        # The table of objects is what `mvaema measure` writes.
+        found["measurement"] = {k: v for k, v in measured.as_json().items() if k != "objects"}
     return {
-        "micrograph": path,
-        "pixel_size_nm": micrograph.pixel_size_nm,
+        **found,
         "answers": [
             {"question_id": question_id, "question": question, "answer": answer}
             for (question_id, question), answer in zip(asked, answers, strict=True)
         ],
     }
+
+
+def _measured(
+    answerer: Student | ChatModel, micrograph: Micrograph, typed_nm: float | None
+) -> "Measurement":
+    """The sizes in a micrograph, of the kind that goes with what a student takes it for."""
+    from mvaema.measuring.measure import measure
+
+    category = None
+    if answerer.methods:
+        (ranked,) = answerer.classify([micrograph.image], answerer.methods[-1])
+        category = next(iter(ranked))
+    return measure(
+        micrograph.image,
+        category=category,
+        pixel_size_nm=typed_nm,
+        recorded_nm=micrograph.pixel_size_nm,
+    )
 
 
 def _readable(found: dict) -> str:
@@ -99,6 +160,17 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         "--decoding",
         choices=list(DECODINGS),
         help="how answers are decoded (default: as the checkpoint says)",
+    )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="measure sizes, the scale read off the bar where no file states it (extra measuring)",
+    )
+    parser.add_argument(
+        "--pixel_size_nm",
+        type=positive_length,
+        metavar="NM",
+        help="length of one pixel, in place of what the file or the scale bar says",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object per micrograph")
     return parser

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configuration_mvaema import CATEGORY_CAPTIONS
+from mvaema.commands.arguments import positive_length
 from mvaema.measuring.folder import Settings, measure_folder
 from mvaema.measuring.kinds import KINDS
 
@@ -45,7 +46,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add("--category", choices=CATEGORY_CAPTIONS, help="what the micrographs show")
     add(
         "--pixel_size_nm",
-        type=_length,
+        type=positive_length,
         help="length of one pixel in nm (recorded by the instrument, else read from the scale bar)",
     )
     add(
@@ -57,13 +58,3 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     add("--workers", type=int, default=1, help="processes (1)")
     return parser
-
-
-def _length(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a positive length in nm, got {text!r}")
-    return value

@@ -85,6 +85,30 @@ def test_how_answers_are_decoded(lab, monkeypatch, capsys):
     assert "invalid choice: 'best'" in capsys.readouterr().err
 
 
+def test_measured_sizes_stand_behind_answers_about_sizes(lab, monkeypatch, capsys):
+    monkeypatch.chdir(lab)
+    pixels = np.full((240, 240), 60, dtype=np.uint8)
+    rows, columns = np.mgrid[:240, :240]
+    for row in range(24, 240, 48):
+        for column in range(24, 240, 48):
+            pixels[(rows - row) ** 2 + (columns - column) ** 2 < 15**2] = 190
+    write_olympus(lab / "discs.tif", pixels, 2e-9, 40_000)
+    asked = ["-q", "How large are they?", "-q", "Why?", "--measure", "--json"]
+    known = {}
+    for typed in ([], ["--pixel_size_nm", "4"]):
+        assert main(["discs.tif", "--model", "student", *asked, *typed]) == 0
+        found = json.loads(capsys.readouterr().out)
+        measured = found["measurement"]
+        known[round(found["pixel_size_nm"], 6)] = measured["scale_source"]
+        size, why = (answer["answer"] for answer in found["answers"])
+        assert size.endswith(measured["sentence"]) and measured["sentence"] not in why
+        assert "objects" not in measured
+    assert known == {2.0: "recorded", 4.0: "typed"}
+    with pytest.raises(SystemExit):
+        main(["discs.tif", "--model", "student", "--pixel_size_nm", "-1"])
+    assert "expected a positive length in nm, got '-1'" in capsys.readouterr().err
+
+
 def test_without_a_model_the_student_of_this_repository_is_asked(lab, capsys):
     question = "How large are the grains?"
     picture = str(lab / "plain.png")
