@@ -130,8 +130,9 @@ def _bars(
                 groups.append([(threshold, block)])
         for marks in find_marks(mask, ink, height) if threshold in MARKS else ():
             yield replace(_bar_of_marks(ink, marks, window, size), bright=bright)
-    for group in groups:
-        if len(group) < MIN_VOTES:
+    shown = [group for group in groups if len(group) >= MIN_VOTES]
+    for group in shown:
+        if any(_is_dash_beside(group[0][1], other[0][1], inner) for other in shown):
             continue
         # The most common of its forms, at the middle of the thresholds that show it.
         block = Counter(block for _, block in group).most_common(1)[0][0]
@@ -142,6 +143,19 @@ def _bars(
             votes = min(1.0, len(group) / 5)
             quality = bar.quality * (0.5 + 0.5 * votes)
             yield replace(bar, bright=bright, quality=quality)
+
+
+def _is_dash_beside(block, other, text: Box) -> bool:
+    """Whether two blocks are dashes of one line, or the halves of a bar that its text breaks."""
+    long, other_long = block[2] - block[0], other[2] - other[0]
+    gap = max(block[0] - other[2], other[0] - block[2])
+    level = block[1] < other[3] and other[1] < block[3]
+    equal = abs(long - other_long) <= max(2, 0.2 * long)
+    # The text between two halves may be wider than they are.
+    beside_text = text[1] <= block[1] and block[3] <= text[3]
+    most = max(1.6 * long, 1.2 * (text[2] - text[0]) if beside_text else 0)
+    near = 1 < gap <= most
+    return level and equal and not block[4] and not other[4] and near
 
 
 def _alike(block, other) -> bool:

@@ -23,7 +23,7 @@ _UNIT = "|".join(NANOMETRES)
 _NUMBER = r"\d+(?:\s?[.,]\s?\d+)?"
 _LENGTH = re.compile(rf"(?<![\w.,/^])({_NUMBER})\s*-?({_UNIT})(?![a-zμ0-9/^])", re.IGNORECASE)
 _DOUBTFUL = re.compile(
-    rf"^\W*([\dOoDQlI|]+(?:\s?[.,]\s?[\dOoDQlI|]+)?)\s*-?({'|'.join(_MISREAD)}|{_UNIT})\W*$"
+    rf"^\W*[TH]?\W*([\dOoDQlI|]+(?:\s?[.,]\s?[\dOoDQlI|]+)?)\s*-?({'|'.join(_MISREAD)}|{_UNIT})[TIHl|]?\W*$"
 )
 _RECIPROCAL = re.compile(r"(?<![\w.,])\d+(?:[.,]\d+)?\s*(?:1\s*/\s*|/\s*)nm|nm\s*(?:-1|\^)", re.I)
 # What stands before the number of a setting of the instrument.
@@ -63,6 +63,8 @@ def printed_length(text: str) -> PrintedLength | None:
         return PrintedLength(length, *match.span(), True) if length else None
     match = None if matches else _DOUBTFUL.match(text)
     if match and not is_reciprocal(text):
+        if re.match(r"[lI|].*[1-9]", match[1]):
+            return None  # the tick of a bar, or a 1: "I30nm" is 30 or 130 nm
         number = match[1].translate(_DIGITS)
         length = _nanometres(number, match[2], _MISREAD | NANOMETRES)
         return PrintedLength(length, 0, len(text), False) if length else None

@@ -54,7 +54,7 @@ def find_marks(mask: np.ndarray, ink: np.ndarray, height: float) -> Iterator[Mar
     for aligned in _levels(ticks, TICKS - MISSING):
         yield from _rows_of_ticks(ink, aligned, height)
     for aligned in _levels(dashes, MIN_DASHES):
-        yield from _dashed(aligned)
+        yield from _dashed(ink, aligned)
 
 
 def _levels(found: list[tuple], least: int) -> Iterator[np.ndarray]:
@@ -149,12 +149,30 @@ def _middle(profile: np.ndarray) -> float:
     return float(((np.arange(len(weights)) + 0.5) * weights).sum() / weights.sum())
 
 
-def _dashed(aligned: np.ndarray) -> Iterator[Marks]:
+def _goes_on(ink: np.ndarray, run: np.ndarray) -> bool:
+    """Whether there is ink where the next dash would be: then the ends of the line are unknown."""
+    rows = slice(run[:, 1].min(), run[:, 3].max())
+    profile = ink[rows].mean(0)
+    step = (run[-1, 0] - run[0, 0]) / (len(run) - 1)
+    level = np.median([profile[left:right].mean() for left, _, right, _ in run])
+    between = [profile[a:b].mean() for a, b in zip(run[:-1, 2], run[1:, 0], strict=True)]
+    paper = np.median(between)
+    for box, side in ((run[0], -1), (run[-1], 1)):
+        left, right = round(box[0] + side * step), round(box[2] + side * step)
+        beyond = profile[max(0, left) : max(0, right)]
+        if len(beyond) and beyond.mean() > (level + paper) / 2:
+            return True
+    return False
+
+
+def _dashed(ink: np.ndarray, aligned: np.ndarray) -> Iterator[Marks]:
     for run, _ in _equal(aligned, MIN_DASHES, 0):
         widths = run[:, 2] - run[:, 0]
         heights = run[:, 3] - run[:, 1]
         gaps = run[1:, 0] - run[:-1, 2]
         alike = np.ptp(widths) <= max(1, 0.15 * widths.mean()) and np.ptp(heights) <= 1
+        if _goes_on(ink, run):
+            continue
         if alike and gaps.max() <= 1.5 * widths.mean() and len(run) <= 40:
             left, right = int(run[0, 0]), int(run[-1, 2])
             upper, lower = int(run[:, 1].min()), int(run[:, 3].max())

@@ -77,6 +77,16 @@ def test_a_dashed_bar():
     assert bar.pixels == pytest.approx(81, abs=0.6)  # five dashes of 9 pixels, four gaps of 9
 
 
+def test_a_dash_is_no_bar_and_a_hidden_dash_is_not_left_out():
+    image = noise()
+    for column in range(80, 170, 18):
+        ImageDraw.Draw(image).rectangle((column, ROW, column + 8, ROW + 2), fill="white")
+    # A bright object hides the last dash, and with it the end of the line.
+    ImageDraw.Draw(image).rectangle((146, ROW - 8, 175, ROW + 12), fill="white")
+    bars = [bar for bar in find_bars(image, TEXT) if bar.box[1] in range(ROW - 1, ROW + 2)]
+    assert not [bar for bar in bars if bar.style == "dashed" or bar.pixels < 20]
+
+
 @pytest.mark.parametrize("factor", [0.6, 0.77, 0.9])
 def test_half_a_pixel_after_scaling(factor):
     image = line(noise(640, 480), (255, 255, 255), 8, left=200, long=197, row=356)

@@ -41,6 +41,7 @@ def test_a_length_is_read(text, nm):
         ("2 pm", 2000),
         ("50 nrn", 50),
         ("1 jum", 1000),
+        ("T30nmI", 30),
         ("5 wm", 5000),
     ],
 )
@@ -55,6 +56,7 @@ def test_misread_signs_are_corrected_and_told(text, nm):
         *("WD 10.1mm", "WD = 6 mm", "10.0kV 14.2mm x1.00k SE(M)", "Aperture Size = 30.00 µm"),
         *("5 1/nm", "3 nm^-1", "120 kV", "x30,000", "7/20/2022", "3:23:17 PM", "nm", "0 nm", ""),
         "2 nm and 5 nm",
+        "I30nm",  # 30 with the tick of a bar, or 130
     ],
 )
 def test_what_is_no_length_of_a_bar(text):
