@@ -8,8 +8,9 @@ a METEOR above that of the typical training answer to the question, or makes no 
 - agreement: how much the other candidates agree with the answer;
 - likelihood: log-likelihood of the answer per token; image gain: that minus the one with a blank
   image; tokens: fewer tokens, more support;
-- all together: logistic regression on all of them, standardised, and on the question group. Each
-  answer is judged by a fit on other groups (ten folds).
+- question group: how often answers to this question are good, and nothing of the image; all
+  together: logistic regression on that and all the others, standardised. Each answer is judged by a
+  fit on other groups (ten folds).
 
 An AUROC of 0.5 is chance. Intervals are 95 %, over groups.
 """
@@ -114,11 +115,11 @@ def table(questions: Questions, answered: list[Record], signals: np.ndarray, syn
         ),
         "no false claim": np.array([r["scores"].get("false_claims") == 0 for r in scored]),
     }
-    lines = [[name] for name in (*SIGNALS, "all together")]
+    lines = [[name] for name in (*SIGNALS, "question group", "all together")]
     for good in goods.values():
-        columns = [*signals.T, None]
+        columns = [*signals.T, None, None]
         if len(set(good.tolist())) == 2:
-            columns[-1] = together(scored, signals, good)
+            columns[-2:] = (together(scored, part, good) for part in (signals[:, :0], signals))
         for line, values in zip(lines, columns, strict=True):
             # A rank in [0, 1] takes the place of a probability: AUROC knows ranks only.
             ranks = None if values is None else values.argsort().argsort() / len(values)

@@ -18,7 +18,7 @@ def test_each_signal_has_its_auroc(tmp_path, capsys):
     support_signals.main(words)
     lines = capsys.readouterr().out.splitlines()
     names = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
-    assert names[-7:] == [*support_signals.SIGNALS, "all together"]
+    assert names[-8:] == [*support_signals.SIGNALS, "question group", "all together"]
 
 
 def test_a_signal_that_knows_is_told_from_one_that_does_not(tmp_path):
