@@ -82,7 +82,7 @@ def _ask(model: MVaEMaModel, row: dict, number: int) -> list[dict]:
         [qa["question"] for qa in asked],
         pixel_size_nm=row["pixel_size_nm"],
         scale_bars=row["scale_bar"],
-        do_sample=False,
+        decoding="greedy",
     )
     return [
         {

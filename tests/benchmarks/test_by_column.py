@@ -9,6 +9,7 @@ from benchmarks import by_column
 from mvaema.evaluation.run import EvaluationArguments, evaluate
 
 
+@pytest.mark.slow
 def test_figures_by_category(tmp_path, capsys):
     student, data = save_tiny_student(tmp_path / "student"), write_splits(tmp_path / "data")
     report = tmp_path / "report"

@@ -28,6 +28,7 @@ def test_shares_by_hand():
     assert rows["mean size"] == ["1", "1", "0 %", "100 %", "0 %", "100 %"]
 
 
+@pytest.mark.slow
 def test_lengths_in_pixels_are_no_lengths(tmp_path):
     student = load_answerer(str(save_tiny_student(tmp_path / "student")), decoding="greedy")
     grey = np.full((240, 240), 60, dtype=np.uint8)

@@ -266,6 +266,7 @@ def test_chat_models_are_sent_to_the_task(tmp_path):
         score_items(Speaker(), read_matcha(str(write_matcha(tmp_path))))
 
 
+@pytest.mark.slow
 def test_command(student, folder, tmp_path, capsys):
     table = write_table(folder, "file_name,count,group\n0.png,3,a\n1.png,5,b\n")
     output = tmp_path / "figures.json"

@@ -170,6 +170,7 @@ def run(tmp_path, batch: int, *cases: str) -> SimpleNamespace:
     return SimpleNamespace(**json.loads(output.read_text()))
 
 
+@pytest.mark.slow
 def test_command_prints_a_table_and_writes_json(tmp_path, capsys):
     results = run(tmp_path, 2, "classify", "parts")
     assert results.machine["matmul_flops"] > 0 and results.machine["threads"] >= 1

@@ -11,6 +11,7 @@ from mvaema.evaluation.references import typical_answers
 from mvaema.evaluation.texts import score_texts
 
 
+@pytest.mark.slow
 def test_each_signal_has_its_auroc(tmp_path, capsys):
     student = save_tiny_student(tmp_path / "student")
     data = write_splits(tmp_path / "data")

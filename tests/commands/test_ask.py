@@ -109,6 +109,7 @@ def test_measured_sizes_stand_behind_answers_about_sizes(lab, monkeypatch, capsy
     assert "expected a positive length in nm, got '-1'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_a_model_the_student_of_this_repository_is_asked(lab, capsys):
     question = "How large are the grains?"
     picture = str(lab / "plain.png")

@@ -27,6 +27,7 @@ def flags(lab: Path) -> list[str]:
     return [*words, "--max_new_tokens", str(MAX_NEW_TOKENS)]
 
 
+@pytest.mark.slow
 def test_tables_and_the_way_to_the_report_are_printed(lab, capsys):
     assert main(flags(lab)) == 0
     printed = capsys.readouterr().out
@@ -38,6 +39,7 @@ def test_tables_and_the_way_to_the_report_are_printed(lab, capsys):
     assert "differs in max_new_tokens; choose another --output_dir" in captured.err
 
 
+@pytest.mark.slow
 def test_how_answers_are_decoded_is_part_of_an_evaluation(lab, capsys):
     words = [*flags(lab), "--output_dir", str(lab / "drawn"), "--decoding", "sample"]
     assert main(words) == 0

@@ -28,6 +28,7 @@ def arguments(student, dataset, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_folder_holds_answers_and_report(arguments, folder, student, tmp_path):
     trained = Path(shutil.copytree(student, tmp_path / "student"))
     losses = {"loss": 2.0, "lm_loss": 1.0}

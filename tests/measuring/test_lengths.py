@@ -2,7 +2,8 @@
 
 import pytest
 
-from mvaema.measuring.lengths import is_bare_unit, is_reciprocal, is_round, normal_text
+from lengths_mvaema import normal_text
+from mvaema.measuring.lengths import is_bare_unit, is_reciprocal, is_round
 from mvaema.measuring.lengths import printed_length as parsed
 
 

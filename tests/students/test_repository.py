@@ -137,6 +137,7 @@ def test_a_reloaded_student_saves_a_complete_repository_again(repository, tmp_pa
     assert reloaded.processor(text="Why?")["input_ids"].shape[0] == 1
 
 
+@pytest.mark.slow
 def test_push_to_hub_sends_the_whole_repository(repository, tmp_path):
     """The method that every transformers model has; `mvaema push` does more.
 

@@ -56,6 +56,7 @@ def test_it_is_small_and_names_nothing_of_where_it_was_trained():
     assert not list(ROOT.glob("*.bin")) and not list(ROOT.glob("*.pt"))
 
 
+@pytest.mark.slow
 def test_it_tells_simulated_micrographs_apart_and_blank_ones_not():
     """Scenes of a seed that it was not trained on; chance is one in ten."""
     made = list(rows(SyntheticSplit(seed=1234), 60, workers=0))

@@ -9,6 +9,7 @@ from mvaema.commands.teach import ask_command, main
 from mvaema.teacher.run import TeacherRun
 
 
+@pytest.mark.slow
 def test_shards_merge_into_what_one_run_gives(server, tmp_path):
     images = make_images(tmp_path / "images", 12)
     ask_command(arguments(images, tmp_path / "whole", server.url))

@@ -58,6 +58,7 @@ def stored(folder: Path) -> dict[str, int]:
     return {f.name: f.stat().st_mtime_ns for f in folder.rglob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_a_run_that_reads_features_is_the_run_that_computed_them(tmp_path, eyes):
     cache = str(tmp_path / "cache")
     first = train(recipe_for(tmp_path, eyes, vision_cache=cache, vision_views=2))

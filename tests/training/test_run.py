@@ -274,6 +274,7 @@ def test_recomputed_activations_change_nothing(recipe, tmp_path):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_losses_go_to_tensorboard(recipe):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder = train(replace(recipe, report_to="tensorboard", sample_micrographs=1))
@@ -332,6 +333,7 @@ def test_a_run_may_start_from_pretrained_encoders(recipe, tmp_path, start):
         assert torch.equal(model.get_input_embeddings().weight[: len(old)], old)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_run_may_start_from_a_student(recipe, tmp_path, lora):
     base = train(recipe)
