@@ -27,6 +27,9 @@ REACH = 6
 STEP, MOST_PROFILES = 0.25, 6000
 # A width that differs by more than this factor from the mask's is no width: a neighbour was hit.
 AGREEMENT = 1.6
+# How far from where the threshold is crossed the steepest place of a profile may lie: pixels of the
+# field, and half widths; and how much profiles are smoothed for it, in pixels of the field.
+NEAR, NEAR_HALF, PROFILE_BLUR = 2.0, 0.35, 1.0
 # Most that the grey levels on both sides may differ, as a share of the contrast.
 MAX_ASYMMETRY = 0.3
 
@@ -167,10 +170,7 @@ def _widths(
         outside = (profile < threshold) & (steps > 0.6 * half[:, None])
         first = outside.argmax(1)
         ok &= outside.any(1) & (first > 0)
-        last = np.maximum(first - 1, 0)
-        inner, outer = profile[places, last], profile[places, first]
-        part = np.clip((inner - threshold) / np.maximum(inner - outer, 1e-6), 0, 1)
-        widths += steps[last] + part * STEP
+        widths += _steepest(profile, first, half) * STEP
         # What lies beside the fibre: a little beyond its edge, further for a wide one.
         beyond = first + ((2.5 + 0.5 * half) / STEP).astype(int)
         levels.append(profile[places, np.minimum(beyond, len(steps) - 1)])
@@ -179,6 +179,25 @@ def _widths(
     # Beside a bright rim lies ground on one side and the fibre itself on the other.
     ok &= np.abs(levels[0] - levels[1]) < MAX_ASYMMETRY * foreground.level
     return np.where(ok, widths, 0), ok
+
+
+def _steepest(profile: np.ndarray, first: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """Where each profile (n, steps) falls most steeply near its step `first` (n,), in steps (n,).
+
+    That is the edge, whatever the profile inside: a wire seen in transmission is darkest in its
+    middle, one seen in a scanning microscope brightest at its rim.
+    """
+    fall = -ndimage.gaussian_filter1d(profile, PROFILE_BLUR / STEP, axis=1, order=1)
+    near = (NEAR + NEAR_HALF * half) / STEP
+    steps = np.arange(profile.shape[1])
+    fall = np.where(np.abs(steps - first[:, None]) <= near[:, None], fall, -np.inf)
+    at = np.clip(fall.argmax(1), 1, profile.shape[1] - 2)
+    places = np.arange(len(at))
+    before, here, after = (fall[places, at + k] for k in (-1, 0, 1))
+    bend = before - 2 * here + after
+    peaked = np.isfinite(before) & np.isfinite(after) & (bend < 0)
+    part = np.where(peaked, 0.5 * (before - after) / np.where(peaked, bend, 1.0), 0.0)
+    return at + np.clip(part, -0.5, 0.5)
 
 
 def _joined(

@@ -16,7 +16,8 @@ from skimage.morphology import skeletonize
 from mvaema.measuring import fibres, films, particles, patterns, pores, quality
 from mvaema.measuring.field import Field
 from mvaema.measuring.foreground import Foreground, find_foreground
-from mvaema.measuring.polarity import choose_foreground, outline_steepness
+from mvaema.measuring.outlines import edge_blur, left_out, outline_steepness
+from mvaema.measuring.polarity import choose_foreground
 from mvaema.measuring.results import Draft
 
 # What is measured where the category says it; other categories show many kinds of things.
@@ -75,7 +76,7 @@ def choose_from_picture(field: Field) -> str:
 def draft_particles(field: Field) -> Draft:
     """Equivalent diameters of particles."""
     foreground, score, clearness = choose_foreground(field)
-    draft = _areas(field, foreground, score, particles.segment, ("particles", "particle"))
+    draft = _areas(field, foreground, score, particles.segment_finely, ("particles", "particle"))
     look = "brighter" if foreground.bright else "darker"
     clear = "" if clearness >= 1.5 else " (hardly clearer than the opposite)"
     draft.notes.insert(0, f"particles are {look} than their ground{clear}")
@@ -109,6 +110,11 @@ def _areas(
     valid_area = field.valid.sum() / field.zoom**2
     doubts = quality.object_doubts(objects, valid_area, noun[0])
     doubts += quality.contrast_doubts(foreground.contrast_to_noise, score)
+    if len(values):
+        blur = edge_blur(foreground, labels) / field.zoom
+        doubts += quality.outline_doubts(
+            float(np.median(values)), blur, left_out(foreground, labels), noun[0]
+        )
     if not doubts:
 
         def again(shift: float) -> tuple[float, int]:
@@ -242,9 +248,13 @@ def draft_films(field: Field) -> Draft:
     if not count:
         doubts.append("no two edges run through the picture: no layer is seen in section")
     else:
-        found = [films.find_layers(field, s).thickness for s in (0.8, 1.25)]
+        found = [films.find_layers(field, s).thickness for s in films.SENSITIVITIES]
         if any(len(other) != count for other in found):
             doubts.append("unstable: the number of layers depends on how steep an edge must be")
+    if layers.ambiguous:
+        doubts.append(
+            f"two edges lie less than {films.RIM:.0f} pixels apart: a thin layer or the rim of one"
+        )
     spread = np.nanstd(thickness, axis=1) if count else np.empty(0)
     if count and np.any(spread > 0.35 * medians):
         doubts.append("the thickness of a layer scatters by more than a third along it")
@@ -264,6 +274,7 @@ def draft_films(field: Field) -> Draft:
         notes=[
             f"thickness is the distance between edges in {films.STRIPS} strips across the layers",
             "a layer that the border cuts has no thickness",
+            f"a line of less than {films.RIM:.0f} pixels along an edge is taken for its rim",
         ],
         doubts=doubts,
         overlay=layers.labels(field.grey.shape),

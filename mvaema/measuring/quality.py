@@ -18,6 +18,9 @@ MIN_OBJECTS, MIN_PIXELS = 5, 3.5
 MIN_SCORE = 1.0
 # Least contrast of objects over the scatter of their ground.
 MIN_CONTRAST = 1.5
+# Least median length over the blur of the edges (a standard deviation), and the largest share of
+# edges as steep as the outlines that lie away from all objects.
+MIN_RESOLVED, MAX_LEFT_OUT = 4.0, 0.25
 # Largest share of the field for one object, of the covered area for objects that the border cuts,
 # and of the covered area for clumps that are not convex.
 MAX_ONE, MAX_CUT, MAX_CLUMPED = 0.4, 0.6, 0.35
@@ -79,6 +82,29 @@ def contrast_doubts(contrast: float, score: float, least_score: float = MIN_SCOR
     if score < least_score:
         return ["the outlines found are hardly steeper than the texture or noise around them"]
     return []
+
+
+def outline_doubts(median: float, blur: float, left_out: float, noun: str) -> list[str]:
+    """Doubts about what the outlines say.
+
+    Args:
+        median: of the lengths, in pixels of the image.
+        blur: standard deviation of the blur of the edges, in pixels of the image.
+        left_out: as `mvaema.measuring.outlines.left_out` returns it.
+        noun: what they are, in the plural.
+    """
+    doubts = []
+    if median < MIN_RESOLVED * blur:
+        doubts.append(
+            f"not resolved: the {noun} are {median:.1f} pixels wide and "
+            f"their edges {2.5 * blur:.1f}"
+        )
+    if left_out > MAX_LEFT_OUT:
+        doubts.append(
+            f"{100 * left_out:.0f} % of the edges as steep as the outlines lie away from the "
+            f"{noun} that were found: others were missed"
+        )
+    return doubts
 
 
 def stability(
