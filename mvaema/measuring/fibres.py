@@ -47,6 +47,7 @@ class Fibres:
         measured_share: share of the skeleton's places at which both edges were found.
         skeleton: bool (height, width) of the field, what was measured.
         mask: bool (height, width) of the field.
+        crossings: how many places there are at which fibres cross, touch or branch.
     """
 
     widths: np.ndarray
@@ -58,6 +59,7 @@ class Fibres:
     measured_share: float
     skeleton: np.ndarray
     mask: np.ndarray
+    crossings: int = 0
 
 
 def trace(foreground: Foreground, zoom: float, shift: float = 0.0) -> Fibres:
@@ -94,6 +96,7 @@ def trace(foreground: Foreground, zoom: float, shift: float = 0.0) -> Fibres:
         share,
         kept,
         mask,
+        _crossings(skeleton)[1],
     )
 
 
@@ -103,10 +106,16 @@ def _nothing(mask: np.ndarray) -> Fibres:
     return Fibres(none, none, none.astype(int), none, none, none, 0.0, nowhere, mask)
 
 
-def _pieces(skeleton: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, int]:
-    """The skeleton without crossings, ends and stubs: pieces by number from 1, and their count."""
+def _crossings(skeleton: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
+    """Pixels where the skeleton branches, how many such places there are, neighbours per pixel."""
     neighbours = ndimage.convolve(skeleton.astype(np.uint8), np.ones((3, 3), np.uint8)) - 1
     crossings = skeleton & (neighbours > 2)
+    return crossings, int(ndimage.label(crossings, np.ones((3, 3)))[1]), neighbours
+
+
+def _pieces(skeleton: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, int]:
+    """The skeleton without crossings, ends and stubs: pieces by number from 1, and their count."""
+    crossings, _, neighbours = _crossings(skeleton)
     ends = skeleton & (neighbours == 1)
     height, width = skeleton.shape
     # The skeleton leaves the middle of a fibre within a width of a crossing, an end, the border.

@@ -104,7 +104,7 @@ def _areas(
 ) -> Draft:
     """A draft of objects that have an area."""
     labels = segment(foreground, field.zoom, 0.0)
-    objects = particles.measure_objects(labels, field.zoom)
+    objects = particles.measure_objects(labels, field.zoom, field.valid)
     whole = ~objects["border"]
     values = objects["diameter"][whole]
     valid_area = field.valid.sum() / field.zoom**2
@@ -118,13 +118,17 @@ def _areas(
     if not doubts:
 
         def again(shift: float) -> tuple[float, int]:
-            diameters = particles.quick_sizes(segment(foreground, field.zoom, shift), field.zoom)
+            diameters = particles.quick_sizes(
+                segment(foreground, field.zoom, shift), field.zoom, field.valid
+            )
             return (float(np.median(diameters)) if diameters.size else 0.0), diameters.size
 
         change = quality.stability(again, float(np.median(values)), len(values))
         doubts += quality.stability_doubts(change)
     cut = int((~whole).sum())
-    notes = [f"{cut} cut by the border: counted in coverage, not in sizes"] if cut else []
+    notes = (
+        [f"{cut} cut by the border or by print: counted in coverage, not in sizes"] if cut else []
+    )
     columns = ("x", "y", "diameter", "area", "aspect_ratio", "circularity")
     return Draft(
         "equivalent diameter",
@@ -204,8 +208,8 @@ def draft_fibres(field: Field) -> Draft:
         "width",
         noun,
         widths,
-        count=count,
-        seen=count,
+        count=None if traced.crossings else count,
+        seen=None if traced.crossings else count,
         coverage=float((traced.mask & field.valid).sum() / field.valid.sum()),
         table=table,
         lengths=("width", "length"),
@@ -213,7 +217,9 @@ def draft_fibres(field: Field) -> Draft:
         notes=[
             f"fibres are {look} than their ground",
             f"widths at {len(widths)} places along the skeletons, away from crossings and ends",
-            "the count is of pieces joined across crossings where they go on straight",
+            f"{traced.crossings} crossings or branches: the fibres are not counted"
+            if traced.crossings
+            else "the fibres do not cross, so they are counted",
         ],
         doubts=doubts,
         overlay=np.where(ndimage.binary_dilation(traced.skeleton, iterations=1), 1, 0),
@@ -293,6 +299,8 @@ def draft_pattern(field: Field) -> Draft:
     inside = min(height, width) / pitches.max()
     if inside < patterns.MIN_PERIODS:
         doubts.append(f"only {inside:.1f} periods are in view; {patterns.MIN_PERIODS} are needed")
+    elif inside < 2 * patterns.MIN_PERIODS and lattice.peak < patterns.MIN_PEAK_OF_FEW:
+        doubts.append(f"only {inside:.1f} periods are in view, and they are too unlike each other")
     parts = patterns.quarters(field.grey, lattice)
     if inside >= 2 * patterns.MIN_PERIODS and (
         len(parts) < 3 or np.abs(parts / pitches[0] - 1).max() > MAX_QUARTERS

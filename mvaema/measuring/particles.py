@@ -18,9 +18,10 @@ from mvaema.measuring.foreground import Foreground
 NECK = 0.82
 # Least equivalent diameter, in pixels of the image.
 MIN_DIAMETER = 3.0
-# Shares of an object's own level at which its outline may run, and how nearly as steep as the
-# steepest of them a lower one must be to be it.
-OWN_SHARES, NEARLY = np.linspace(0.1, 0.6, 11), 0.93
+# Shares of an object's own level at which its outline may run, and the power that weighs them by
+# their steepness. Where edges rise evenly from the ground, as a crystal's do that is seen in
+# transmission, the two lowest are this nearly as steep as the steepest, and the outline is there.
+OWN_SHARES, STEEP_POWER, EVEN, FOOT = np.linspace(0.1, 0.8, 8), 12, 0.72, 0.15
 # How far an outline may move outwards, in widths of a typical object and in pixels of the field;
 # and the least signal of an outline, in standard deviations of the ground.
 GROWTH, MOST_GROWTH, OWN_NOISE = 0.25, (2, 16), 3.0
@@ -67,8 +68,12 @@ def own_outlines(labels: np.ndarray, foreground: Foreground, shift: float = 0.0)
         sums = np.bincount(zones[edge], steepness[edge], count + 1)
         means[k] = sums / np.maximum(np.bincount(zones[edge], minlength=count + 1), 1)
         means[k][share * levels < OWN_NOISE * foreground.spread] = 0
-    shares = OWN_SHARES[(means >= NEARLY * means.max(0)).argmax(0)]
-    shares = np.where(means.max(0) > 0, shares, foreground.share) + shift
+    steepest = means.max(0)
+    ratios = means / np.maximum(steepest, 1e-6)
+    weights = ratios**STEEP_POWER
+    shares = (weights * OWN_SHARES[:, None]).sum(0) / np.maximum(weights.sum(0), 1e-6)
+    shares = np.where(ratios[:2].mean(0) > EVEN, FOOT, shares)
+    shares = np.where(steepest > 0, shares, foreground.share) + shift
     inside = (relative > shares[zones]) & foreground.valid
     inside |= (labels > 0) & ~foreground.mask(shift)  # a hole that was filled
     return np.where(inside, zones, 0)
@@ -150,28 +155,32 @@ def _saddles(basins: np.ndarray, depth: np.ndarray) -> list[tuple[int, int, floa
     return [(int(unique[k, 0]), int(unique[k, 1]), float(saddle[k])) for k in order]
 
 
-def quick_sizes(labels: np.ndarray, zoom: float) -> np.ndarray:
-    """Equivalent diameters of the objects that the border does not cut, in pixels of the image."""
+def cut_labels(labels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Numbers of the objects that the border or print cuts, (n,)."""
+    beside = ndimage.binary_dilation(~valid, iterations=2)
+    edges = (labels[:2], labels[-2:], labels[:, :2], labels[:, -2:], labels[beside])
+    return np.setdiff1d(np.concatenate([edge.ravel() for edge in edges]), [0])
+
+
+def quick_sizes(labels: np.ndarray, zoom: float, valid: np.ndarray) -> np.ndarray:
+    """Equivalent diameters of the objects that nothing cuts, in pixels of the image."""
     areas = np.bincount(labels.ravel())
-    for edge in (labels[:2], labels[-2:], labels[:, :2], labels[:, -2:]):
-        areas[edge] = 0
+    areas[cut_labels(labels, valid)] = 0
     areas[0] = 0
     return 2 * np.sqrt(areas[areas > 0] / np.pi) / zoom
 
 
-def measure_objects(labels: np.ndarray, zoom: float) -> dict[str, np.ndarray]:
+def measure_objects(labels: np.ndarray, zoom: float, valid: np.ndarray) -> dict[str, np.ndarray]:
     """One entry per object, in pixels of the image: each value is (n,).
 
-    `border` says whether the border of the field cuts the object.
+    `border` says whether the border of the field, or print (not `valid`), cuts the object.
     """
-    names = ("label", "area", "bbox", "centroid", "axis_major_length", "axis_minor_length")
+    names = ("label", "area", "centroid", "axis_major_length", "axis_minor_length")
     names += ("perimeter_crofton", "solidity")
     table = regionprops_table(labels, properties=names)
     area = table["area"] / zoom**2
     minor = np.maximum(table["axis_minor_length"], 1e-6)
-    height, width = labels.shape
-    border = (table["bbox-0"] <= 1) | (table["bbox-1"] <= 1)
-    border |= (table["bbox-2"] >= height - 1) | (table["bbox-3"] >= width - 1)
+    border = np.isin(table["label"], cut_labels(labels, valid))
     perimeter = np.maximum(table["perimeter_crofton"] / zoom, 1e-6)
     return {
         "label": table["label"],

@@ -17,19 +17,20 @@ MIN_OBJECTS, MIN_PIXELS = 5, 3.5
 # (`mvaema.measuring.polarity.objects_score`).
 MIN_SCORE = 1.0
 # Least contrast of objects over the scatter of their ground.
-MIN_CONTRAST = 1.5
+MIN_CONTRAST = 3.0
 # Least median length over the blur of the edges (a standard deviation), and the largest share of
 # edges as steep as the outlines that lie away from all objects.
 MIN_RESOLVED, MAX_LEFT_OUT = 4.0, 0.25
 # Largest share of the field for one object, of the covered area for objects that the border cuts,
-# and of the covered area for clumps that are not convex.
-MAX_ONE, MAX_CUT, MAX_CLUMPED = 0.4, 0.6, 0.35
-CLUMP_SOLIDITY = 0.82
+# and of the covered area for clumps, whose area is below a share of their convex hull's: (share of
+# the covered area, solidity). Particles are convex more often than pores.
+MAX_ONE, MAX_CUT = 0.4, 0.6
+CLUMPED = {"particles": (0.15, 0.9), "pores": (0.35, 0.82)}
 # How much wider than the median the objects may be that make up most of the area.
 MAX_SPECKS = 6.0
 # By how much of the contrast the threshold is moved, and how much the median and the count may
 # then change.
-SHIFTS, MAX_MEDIAN_CHANGE, MAX_COUNT_CHANGE = (-0.08, 0.08), 0.12, 0.3
+SHIFTS, MAX_MEDIAN_CHANGE, MAX_COUNT_CHANGE = (-0.08, 0.08), 0.08, 0.2
 
 
 def object_doubts(objects: dict[str, np.ndarray], field_area: float, noun: str) -> list[str]:
@@ -67,8 +68,9 @@ def object_doubts(objects: dict[str, np.ndarray], field_area: float, noun: str) 
             f"most of the {noun} are specks beside a few that are {by_area / median:.0f} times "
             "as wide"
         )
-    clumped = float(area[objects["solidity"] < CLUMP_SOLIDITY].sum()) / total
-    if clumped > MAX_CLUMPED:
+    most, convex = CLUMPED[noun]
+    clumped = float(area[objects["solidity"] < convex].sum()) / total
+    if clumped > most:
         doubts.append(
             f"{100 * clumped:.0f} % of their area is in clumps that could not be taken apart"
         )

@@ -31,7 +31,7 @@ def test_discs_have_the_diameters_they_were_drawn_with(bright):
     picture = drawn.scattered_discs(**look)
     result = measured(picture.image, category="Particles", scale=TWO_NM)
     assert result.trusted and result.unit == "nm"
-    assert result.count == result.seen == len(picture.sizes) == 12
+    assert result.count == len(picture.sizes) and result.seen == 12
     assert result.statistics.median == pytest.approx(2 * np.median(picture.sizes), rel=0.02)
     for percent, value in result.statistics.percentiles.items():
         assert value == pytest.approx(2 * np.percentile(picture.sizes, percent), rel=0.05)
@@ -66,7 +66,7 @@ def test_a_disc_that_the_border_cuts_covers_area_but_has_no_size():
     result = measured(drawn.discs(centres, [10.0] * 10).image, kind="particles")
     assert (result.count, result.seen) == (9, 10)
     assert result.coverage == pytest.approx(9.5 * np.pi * 100 / 160**2, rel=0.05)
-    assert "1 cut by the border: counted in coverage, not in sizes" in result.notes
+    assert "1 cut by the border or by print: counted in coverage, not in sizes" in result.notes
 
 
 @pytest.mark.parametrize("width", [5.0, *(pytest.param(w, marks=SLOW) for w in (8.5, 14.0))])
