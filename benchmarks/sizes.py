@@ -217,12 +217,17 @@ def may_be(seed: int, kind: str) -> bool:
 
 
 def simulated(
-    scenes: int, workers: int, kinds: list[str], first_seed: int, journal: Path | None
+    scenes: int,
+    workers: int,
+    kinds: list[str],
+    first_seed: int,
+    journal: Path | None,
+    levels: list[str] | None = None,
 ) -> list[dict]:
     """Rows of `scenes` scenes per kind and difficulty, also written to `journal` as they come."""
     rows = []
     with ProcessPoolExecutor(workers) as pool:
-        for name in LEVELS:
+        for name in levels or LEVELS:
             for kind in kinds:
                 found: list[dict] = []
                 last = first_seed + 100 * scenes
@@ -240,7 +245,7 @@ def simulated(
 def table(rows: list[dict]) -> list[str]:
     """Lines of a Markdown table: one row per kind and difficulty.
 
-    "wrong" is the share of trusted results whose size, or whose count, is off by more than
+    "off by >" is how many of the trusted results have a size, or a count, that is further off than
     `FAR_OFF`. A result that is trusted but gives no count is in neither column of counts.
     """
     far = f"{100 * FAR_OFF:.0f} %"
@@ -356,12 +361,15 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, help="of real micrographs")
     parser.add_argument("--scenes", type=int, default=40, help="per kind and difficulty (40)")
     parser.add_argument("--kinds", nargs="+", default=list(SPECIMENS), choices=list(SPECIMENS))
+    parser.add_argument("--levels", nargs="+", default=list(LEVELS), choices=list(LEVELS))
     parser.add_argument("--first_seed", type=int, default=1000, help="of the scenes (1000)")
     parser.add_argument("--workers", type=int, default=1, help="processes (1)")
     parser.add_argument("--rows", type=Path, help="append one JSON line per scene here")
     args = parser.parse_args()
     if args.part == "simulated":
-        rows = simulated(args.scenes, args.workers, args.kinds, args.first_seed, args.rows)
+        rows = simulated(
+            args.scenes, args.workers, args.kinds, args.first_seed, args.rows, args.levels
+        )
         print(*table(rows), sep="\n")
         return
     if args.folder is None:

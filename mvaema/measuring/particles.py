@@ -19,12 +19,14 @@ NECK = 0.82
 # Least equivalent diameter, in pixels of the image.
 MIN_DIAMETER = 3.0
 # Shares of an object's own level at which its outline may run, and the power that weighs them by
-# their steepness. Where edges rise evenly from the ground, as a crystal's do that is seen in
-# transmission, the two lowest are this nearly as steep as the steepest, and the outline is there.
-OWN_SHARES, STEEP_POWER, EVEN, FOOT = np.linspace(0.1, 0.8, 8), 12, 0.72, 0.15
+# their steepness. A step is 0.72 times as steep at a share of 0.2 as in its middle. Where a dark
+# object is steeper there, it is seen in transmission and thins out towards its rim: its outline is
+# the lowest share that is nearly as steep as the steepest.
+OWN_SHARES, STEEP_POWER = np.linspace(0.1, 0.8, 8), 12
+THIN_SHARE, THIN, NEARLY = 1, 0.77, 0.8
 # How far an outline may move outwards, in widths of a typical object and in pixels of the field;
 # and the least signal of an outline, in standard deviations of the ground.
-GROWTH, MOST_GROWTH, OWN_NOISE = 0.25, (2, 16), 3.0
+GROWTH, MOST_GROWTH, OWN_NOISE = 0.25, (2, 16), 2.0
 # A hole is filled if it is this much of its way to the threshold, or this small a share.
 FILL_SIGNAL, FILL_SHARE = 0.4, 0.05
 
@@ -72,7 +74,9 @@ def own_outlines(labels: np.ndarray, foreground: Foreground, shift: float = 0.0)
     ratios = means / np.maximum(steepest, 1e-6)
     weights = ratios**STEEP_POWER
     shares = (weights * OWN_SHARES[:, None]).sum(0) / np.maximum(weights.sum(0), 1e-6)
-    shares = np.where(ratios[:2].mean(0) > EVEN, FOOT, shares)
+    if not foreground.bright:
+        lowest = OWN_SHARES[(ratios >= NEARLY).argmax(0)]
+        shares = np.where(ratios[THIN_SHARE] > THIN, lowest, shares)
     shares = np.where(steepest > 0, shares, foreground.share) + shift
     inside = (relative > shares[zones]) & foreground.valid
     inside |= (labels > 0) & ~foreground.mask(shift)  # a hole that was filled
