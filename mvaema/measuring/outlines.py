@@ -1,7 +1,7 @@
 """Outlines of objects: how steep and how wide they are, and whether as steep ones were left out.
 
 What is special about it:
-- edges as steep as the outlines, but away from all objects, are objects that were missed;
+- clear edges away from all objects are objects that were missed;
 - the width of the edges tells whether objects of this size are resolved at all.
 """
 
@@ -12,8 +12,9 @@ from mvaema.measuring.foreground import Foreground
 
 # Blur before slopes are taken, in pixels of the field: less for the width of edges.
 BLUR, FINE_BLUR = 1.5, 1.0
-# An edge is as good as an outline from this share of the outlines' median slope on.
-AS_STEEP = 0.5
+# An edge away from the objects is as good as an outline from this share of the outlines' median
+# slope on, and this many times the median slope there, which noise or texture has.
+AS_STEEP, OVER_GROUND = 0.2, 4.0
 # An edge belongs to an object up to this many pixels of the field from it, and this many widths of
 # the edges.
 NEAR, NEAR_EDGES = 3.0, 2.0
@@ -48,15 +49,20 @@ def edge_blur(foreground: Foreground, labels: np.ndarray) -> float:
 
 
 def left_out(foreground: Foreground, labels: np.ndarray) -> float:
-    """The share of all edges as steep as the outlines that lie away from all objects, 0 to 1."""
+    """The share of all clear edges that lie away from all objects, 0 to 1."""
     steepness = ndimage.gaussian_gradient_magnitude(foreground.signal, BLUR)
     edge = outline_pixels(labels) & foreground.valid
     if not edge.any():
         return 0.0
-    strong = steepness > AS_STEEP * np.median(steepness[edge])
-    strong &= foreground.valid
     distance = ndimage.distance_transform_edt(labels == 0)
-    away = distance > NEAR + NEAR_EDGES * edge_blur(foreground, labels)
+    away = foreground.valid & (distance > NEAR + NEAR_EDGES * edge_blur(foreground, labels))
+    if not away.any():
+        return 0.0
+    least = max(
+        AS_STEEP * float(np.median(steepness[edge])),
+        OVER_GROUND * float(np.median(steepness[away])),
+    )
+    strong = (steepness > least) & foreground.valid
     inner = ndimage.distance_transform_edt(labels > 0) > NEAR
     outside = int((strong & away).sum())
     at_outlines = int((strong & ~away & ~inner).sum())

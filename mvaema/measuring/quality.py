@@ -19,7 +19,7 @@ MIN_SCORE = 1.0
 # Least contrast of objects over the scatter of their ground.
 MIN_CONTRAST = 3.0
 # Least median length over the blur of the edges (a standard deviation), and the largest share of
-# edges as steep as the outlines that lie away from all objects.
+# clear edges that lie away from all objects.
 MIN_RESOLVED, MAX_LEFT_OUT = 4.0, 0.25
 # Largest share of the field for one object, of the covered area for objects that the border cuts,
 # and of the covered area for clumps, whose area is below a share of their convex hull's: (share of
@@ -103,7 +103,7 @@ def outline_doubts(median: float, blur: float, left_out: float, noun: str) -> li
         )
     if left_out > MAX_LEFT_OUT:
         doubts.append(
-            f"{100 * left_out:.0f} % of the edges as steep as the outlines lie away from the "
+            f"{100 * left_out:.0f} % of the clear edges lie away from the "
             f"{noun} that were found: others were missed"
         )
     return doubts

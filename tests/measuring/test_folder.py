@@ -86,6 +86,7 @@ def test_lengths_and_areas_have_their_unit_in_the_name(micrographs, tmp_path):
         assert row["unit"] in ("nm", "µm", "px")
 
 
+@pytest.mark.slow
 def test_a_second_run_measures_what_is_new_or_changed(micrographs, tmp_path):
     output, settings = tmp_path / "sizes", Settings("particles", None, 2.0)
     assert measure_folder(micrographs, output, settings).measured == 4

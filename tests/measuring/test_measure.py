@@ -11,7 +11,8 @@ pytest.importorskip("skimage")
 
 from mvaema.measuring.kinds import KINDS
 from mvaema.measuring.measure import measure
-from mvaema.measuring.scale import Scale
+from mvaema.measuring.methods import facts
+from mvaema.measuring.scale import Scale, ScaleReading
 
 # No bar is drawn here, so none is looked for.
 IN_PIXELS = Scale(None, None)
@@ -25,7 +26,7 @@ def measured(image, **arguments):
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("bright", [True, False])
+@pytest.mark.parametrize("bright", [True, pytest.param(False, marks=SLOW)])
 def test_discs_have_the_diameters_they_were_drawn_with(bright):
     look = {} if bright else {"objects": 60, "ground": 180}
     picture = drawn.scattered_discs(**look)
@@ -53,6 +54,7 @@ def test_touching_discs_are_split():
     assert result.statistics.median == pytest.approx(2 * r, rel=0.03)
 
 
+@SLOW
 def test_long_particles_are_not_split():
     rows = [(40 + i, 20 + 24 * j) for j in range(6) for i in range(0, 60)]
     picture = drawn.discs(rows, [6.0] * len(rows))
@@ -80,8 +82,12 @@ def test_parallel_fibres_point_where_they_were_drawn():
     result = measured(drawn.lines(6, [30] * 4), category="Nanowires")
     assert result.facts["direction_deg"] == pytest.approx(30, abs=2)
     assert result.facts["alignment"] > 0.95
+    assert result.count == 4 and "the fibres do not cross, so they are counted" in result.notes
     crossed = measured(drawn.lines(6, [0, 90, 1, 89]), category="Nanowires")
     assert crossed.facts["alignment"] < 0.3
+    # Which pieces are one fibre is unknown there, so no number is given.
+    assert crossed.trusted and crossed.count is None
+    assert crossed.sentence().startswith("Measured: fibres, median width 6")
 
 
 def test_pores_have_their_diameter_and_their_share_of_the_area():
@@ -93,7 +99,8 @@ def test_pores_have_their_diameter_and_their_share_of_the_area():
 
 
 @pytest.mark.parametrize(
-    ("pitch", "angle", "size"), [(9.3, 0, 140), (17.3, 33, 140), (31.0, 100, 256)]
+    ("pitch", "angle", "size"),
+    [(9.3, 0, 140), (17.3, 33, 140), pytest.param(31.0, 100, 256, marks=SLOW)],
 )
 def test_a_grating_has_its_pitch_and_direction(pitch, angle, size):
     result = measured(drawn.grating(pitch, angle, size), category="Patterned_surface")
@@ -111,7 +118,7 @@ def test_a_lattice_has_two_pitches():
     assert pitches == pytest.approx([20.5, 26], rel=0.01)
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.1])
+@pytest.mark.parametrize("slope", [pytest.param(0.0, marks=SLOW), 0.1])
 def test_layers_have_their_thickness(slope):
     result = measured(drawn.stack([60, 100, 165], slope), category="Films_Coated_Surface")
     assert result.trusted, result.reasons
@@ -120,6 +127,7 @@ def test_layers_have_their_thickness(slope):
     assert thicknesses == pytest.approx([40 * upright, 65 * upright], rel=0.02)
 
 
+@SLOW
 def test_layers_on_edge_are_turned():
     image = drawn.stack([60, 100, 165]).transpose(Image.Transpose.ROTATE_90)
     result = measured(image, kind="films")
@@ -162,7 +170,7 @@ def test_only_the_region_is_measured():
         Image.new("L", (3, 3)),
         Image.new("L", (900, 2)),
         drawn.noise_only(),
-        drawn.noise_only(sigma=3),
+        pytest.param(drawn.noise_only(sigma=3), marks=SLOW),
     ],
     ids=["black", "white", "tiny", "thin", "noise", "faint noise"],
 )
@@ -209,6 +217,7 @@ def test_a_typed_pixel_size_counts_and_a_wrong_one_is_refused():
         measure(image, kind="particles", pixel_size_nm=-1.0)
 
 
+@SLOW
 def test_print_over_the_picture_is_not_a_particle():
     picture = drawn.scattered_discs(count=16, size=200, objects=150)
     plain = measured(picture.image, kind="particles")
@@ -220,6 +229,47 @@ def test_print_over_the_picture_is_not_a_particle():
     assert not any(row["y_px"] > 184 and row["diameter_px"] > 12 for row in marked.objects)
     assert plain.count - 4 <= marked.count <= plain.count
     assert marked.statistics.median == pytest.approx(plain.statistics.median, rel=0.05)
+
+
+def test_a_drawn_rectangle_is_not_measured_and_what_it_cuts_has_no_size():
+    picture = drawn.scattered_discs(count=16, size=200, objects=150)
+    pixels = np.asarray(picture.image).copy()
+    for rows, columns in (
+        (slice(60, 62), slice(40, 150)),
+        (slice(140, 142), slice(40, 150)),
+        (slice(60, 142), slice(40, 42)),
+        (slice(60, 142), slice(148, 150)),
+    ):
+        pixels[rows, columns] = 0
+    result = measured(Image.fromarray(pixels), kind="particles")
+    assert result.trusted and result.count < result.seen
+    least = min(row["diameter_px"] for row in result.objects)
+    assert least > 0.9 * picture.sizes.min()
+
+
+def test_missed_particles_are_suspected():
+    strong = [(20 + 30 * i, 20 + 30 * j) for i in range(5) for j in range(2)]
+    weak = [(20 + 30 * i, 90 + 30 * j) for i in range(5) for j in range(2)]
+    y, x = np.mgrid[:160, :160] + 0.5
+    grey = np.full((160, 160), 60.0)
+    for level, centres in ((200.0, strong), (105.0, weak)):
+        for cx, cy in centres:
+            grey += (level - 60) * np.clip(9 - np.hypot(x - cx, y - cy) + 0.5, 0, 1)
+    noisy = grey + np.random.default_rng(0).normal(0, 3, grey.shape)
+    result = measured(Image.fromarray(noisy.astype(np.uint8)), kind="particles")
+    # Either all are found, or the result is not trusted.
+    assert result.count == 20 if result.trusted else result.reasons
+
+
+def test_the_facts_name_the_scale_bar_where_it_was_believed():
+    image = drawn.scattered_discs().image
+    reading = ScaleReading(pixel_size_nm=2.0, length_nm=300.0, bar_pixels=150.0, text="300nm")
+    result = measured(image, kind="particles", scale=Scale(2.0, "read", reading))
+    assert facts(result) == f"{result.sentence()} Scale bar: 300 nm."
+    contradicted = Scale(3.0, "recorded", reading, "the scale bar says otherwise.")
+    told = facts(measured(image, kind="particles", scale=contradicted))
+    assert "Scale bar" not in told and told.startswith("Measured: ")
+    assert facts(measured(Image.new("L", (90, 90)), kind="films")).startswith("Not measured: ")
 
 
 def test_an_uneven_ground_changes_nothing():
