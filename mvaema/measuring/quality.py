@@ -15,7 +15,7 @@ import numpy as np
 MIN_OBJECTS, MIN_PIXELS = 5, 3.5
 # Least steepness of outlines over that of the whole picture, weighted by shape
 # (`mvaema.measuring.polarity.objects_score`).
-MIN_SCORE = 1.0
+MIN_SCORE = 1.6
 # Least contrast of objects over the scatter of their ground.
 MIN_CONTRAST = 3.0
 # Least median length over the blur of the edges (a standard deviation), and the largest share of
