@@ -11,6 +11,7 @@ In the order a micrograph passes through:
     scale.py            how long one pixel is, or why that is unknown
     field.py            what is measured of an image: no info bar, no print, finer pixels
     foreground.py       objects apart from their ground
+    outlines.py         how steep outlines are, and whether as steep ones were left out
     particles.py        objects taken apart where they touch, and sized
     polarity.py         whether objects are bright or dark
     fibres.py           widths along skeletons, and directions

@@ -27,6 +27,9 @@ REACH = 6
 STEP, MOST_PROFILES = 0.25, 6000
 # A width that differs by more than this factor from the mask's is no width: a neighbour was hit.
 AGREEMENT = 1.6
+# How far from where the threshold is crossed the steepest place of a profile may lie: pixels of the
+# field, and half widths; and how much profiles are smoothed for it, in pixels of the field.
+NEAR, NEAR_HALF, PROFILE_BLUR = 2.0, 0.35, 1.0
 # Most that the grey levels on both sides may differ, as a share of the contrast.
 MAX_ASYMMETRY = 0.3
 
@@ -44,6 +47,7 @@ class Fibres:
         measured_share: share of the skeleton's places at which both edges were found.
         skeleton: bool (height, width) of the field, what was measured.
         mask: bool (height, width) of the field.
+        crossings: how many places there are at which fibres cross, touch or branch.
     """
 
     widths: np.ndarray
@@ -55,6 +59,7 @@ class Fibres:
     measured_share: float
     skeleton: np.ndarray
     mask: np.ndarray
+    crossings: int = 0
 
 
 def trace(foreground: Foreground, zoom: float, shift: float = 0.0) -> Fibres:
@@ -91,6 +96,7 @@ def trace(foreground: Foreground, zoom: float, shift: float = 0.0) -> Fibres:
         share,
         kept,
         mask,
+        _crossings(skeleton)[1],
     )
 
 
@@ -100,10 +106,16 @@ def _nothing(mask: np.ndarray) -> Fibres:
     return Fibres(none, none, none.astype(int), none, none, none, 0.0, nowhere, mask)
 
 
-def _pieces(skeleton: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, int]:
-    """The skeleton without crossings, ends and stubs: pieces by number from 1, and their count."""
+def _crossings(skeleton: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
+    """Pixels where the skeleton branches, how many such places there are, neighbours per pixel."""
     neighbours = ndimage.convolve(skeleton.astype(np.uint8), np.ones((3, 3), np.uint8)) - 1
     crossings = skeleton & (neighbours > 2)
+    return crossings, int(ndimage.label(crossings, np.ones((3, 3)))[1]), neighbours
+
+
+def _pieces(skeleton: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, int]:
+    """The skeleton without crossings, ends and stubs: pieces by number from 1, and their count."""
+    crossings, _, neighbours = _crossings(skeleton)
     ends = skeleton & (neighbours == 1)
     height, width = skeleton.shape
     # The skeleton leaves the middle of a fibre within a width of a crossing, an end, the border.
@@ -167,10 +179,7 @@ def _widths(
         outside = (profile < threshold) & (steps > 0.6 * half[:, None])
         first = outside.argmax(1)
         ok &= outside.any(1) & (first > 0)
-        last = np.maximum(first - 1, 0)
-        inner, outer = profile[places, last], profile[places, first]
-        part = np.clip((inner - threshold) / np.maximum(inner - outer, 1e-6), 0, 1)
-        widths += steps[last] + part * STEP
+        widths += _steepest(profile, first, half) * STEP
         # What lies beside the fibre: a little beyond its edge, further for a wide one.
         beyond = first + ((2.5 + 0.5 * half) / STEP).astype(int)
         levels.append(profile[places, np.minimum(beyond, len(steps) - 1)])
@@ -179,6 +188,25 @@ def _widths(
     # Beside a bright rim lies ground on one side and the fibre itself on the other.
     ok &= np.abs(levels[0] - levels[1]) < MAX_ASYMMETRY * foreground.level
     return np.where(ok, widths, 0), ok
+
+
+def _steepest(profile: np.ndarray, first: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """Where each profile (n, steps) falls most steeply near its step `first` (n,), in steps (n,).
+
+    That is the edge, whatever the profile inside: a wire seen in transmission is darkest in its
+    middle, one seen in a scanning microscope brightest at its rim.
+    """
+    fall = -ndimage.gaussian_filter1d(profile, PROFILE_BLUR / STEP, axis=1, order=1)
+    near = (NEAR + NEAR_HALF * half) / STEP
+    steps = np.arange(profile.shape[1])
+    fall = np.where(np.abs(steps - first[:, None]) <= near[:, None], fall, -np.inf)
+    at = np.clip(fall.argmax(1), 1, profile.shape[1] - 2)
+    places = np.arange(len(at))
+    before, here, after = (fall[places, at + k] for k in (-1, 0, 1))
+    bend = before - 2 * here + after
+    peaked = np.isfinite(before) & np.isfinite(after) & (bend < 0)
+    part = np.where(peaked, 0.5 * (before - after) / np.where(peaked, bend, 1.0), 0.0)
+    return at + np.clip(part, -0.5, 0.5)
 
 
 def _joined(

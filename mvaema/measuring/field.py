@@ -29,6 +29,8 @@ BOX_FILL, BOX_SIDES = 0.55, (0.02, 0.6)
 # Heights of letters in shares of the image, how near to a corner one stands alone, and the share
 # of all pixels of their level that print makes up.
 LETTER_HEIGHT, CORNER, MIN_PRINTED = (0.018, 0.16), 0.16, 0.6
+# Least sides of a drawn rectangle, in shares of the image.
+FRAME = 0.08
 # Pixels around print that JPEG and resizing have touched.
 PRINT_MARGIN = 3
 # Least side of what is measured, in pixels.
@@ -171,7 +173,7 @@ def _labels(grey: np.ndarray) -> np.ndarray:
         if not 0 < plain.mean() < 0.2:  # the picture itself is clipped
             continue
         parts, _ = ndimage.label(plain, np.ones((3, 3)))
-        boxes, letters = [], []
+        boxes, letters, frames = [], [], []
         for number, place in enumerate(ndimage.find_objects(parts), start=1):
             rows, columns = place
             tall, wide = rows.stop - rows.start, columns.stop - columns.start
@@ -186,16 +188,34 @@ def _labels(grey: np.ndarray) -> np.ndarray:
             is_bar = (
                 fill > 0.85 and wide > 4 * tall and wide > 0.04 * width and tall < 0.04 * height
             )
-            if is_box or is_bar:
+            if _is_frame(parts[place] == number, height, width):
+                frames.append((place, number))
+            elif is_box or is_bar:
                 boxes.append((place, area))
             elif LETTER_HEIGHT[0] * height < tall < LETTER_HEIGHT[1] * height and wide < 2 * tall:
                 letters.append((place, area))
+        for place, number in frames:
+            inside = parts[place] == number
+            found[place] |= inside
+            plain[place] &= ~inside
         printed = boxes + _lines(letters, height, width)
         if sum(area for _, area in printed) < MIN_PRINTED * plain.sum():
             printed = boxes
         for place, _ in printed:
             found[place] = True
     return found
+
+
+def _is_frame(part: np.ndarray, height: int, width: int) -> bool:
+    """Whether a part, bool over its bounding box, is a rectangle drawn around something."""
+    tall, wide = part.shape
+    if tall < FRAME * height or wide < FRAME * width or part.mean() > 0.3:
+        return False
+    inner = part.copy()
+    for k in (0, 1, 2):
+        inner[k] = inner[-1 - k] = inner[:, k] = inner[:, -1 - k] = False
+    sides = (part[:3].any(0), part[-3:].any(0), part[:, :3].any(1), part[:, -3:].any(1))
+    return inner.sum() < 0.1 * part.sum() and min(side.mean() for side in sides) > 0.8
 
 
 def _lines(letters: list, height: int, width: int) -> list:

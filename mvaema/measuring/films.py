@@ -20,13 +20,19 @@ STRIPS, MIN_FOUND = 24, 0.8
 # Blur along a profile, in pixels of the field, before its slope is taken.
 BLUR = 2.0
 # An edge's slope, as a share of the steepest one, and over the noise of a strip's profile.
-MIN_SLOPE, MIN_SLOPE_NOISE = 0.18, 4.0
+MIN_SLOPE, MIN_SLOPE_NOISE = 0.03, 6.0
+# The number of layers must not change when edges may be fainter or must be stronger by this.
+SENSITIVITIES = (0.75, 1.33)
 # How far an edge may move from strip to strip: share of the height.
 DRIFT = 0.015
 # An angle in degrees below which the picture is not turned.
 LEVEL_ENOUGH = 0.1
-# Least thickness, in pixels of the field.
-MIN_THICKNESS = 5.0
+# The side, in pixels, of the picture in which the direction is looked for.
+COARSE_SIDE = 192
+# An edge nearer than this, in pixels of the image, to one that is steeper is its rim if it has less
+# than this share of its slope: edges are bright in a scanning microscope, and dark or bright behind
+# a filter. A nearly as steep one may be a thin layer, which cannot be told.
+RIM, RIM_SLOPE = 8.0, 0.6
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,14 @@ class Layers:
         angle_deg: direction of the layers from the horizontal, counter-clockwise.
         turned: float32 (height, width), the field turned so that layers are level.
         zoom: pixels of `turned` per pixel of the image.
+        ambiguous: whether two edges are so near that they may be a rim or a thin layer.
     """
 
     edges: np.ndarray
     angle_deg: float
     turned: np.ndarray
     zoom: float
+    ambiguous: bool = False
 
     @property
     def thickness(self) -> np.ndarray:
@@ -87,16 +95,33 @@ def find_layers(field: Field, sensitivity: float = 1.0) -> Layers:
     )
     margin = 3 * BLUR
     peaks = np.sort(peaks[(peaks > margin) & (peaks < height - margin)])
-    kept = []
+    kept, heights = [], []
     for peak in peaks:
         track = _track(slopes, int(peak), float(np.sign(whole[peak])), least / 2, height)
         if np.isfinite(track).mean() >= MIN_FOUND:
             kept.append(track)
-    edges = np.array(kept).reshape(-1, STRIPS)
-    if len(edges) > 1:  # one edge found twice
-        gaps = np.nanmedian(np.diff(edges, axis=0), axis=1)
-        edges = edges[np.concatenate([[True], gaps >= MIN_THICKNESS])]
-    return Layers(edges / field.zoom, angle, turned, field.zoom)
+            heights.append(abs(float(whole[peak])))
+    edges, ambiguous = _without_rims(np.array(kept).reshape(-1, STRIPS), heights, field.zoom)
+    return Layers(edges / field.zoom, angle, turned, field.zoom, ambiguous)
+
+
+def _without_rims(edges: np.ndarray, heights: list[float], zoom: float) -> tuple[np.ndarray, bool]:
+    """The edges (n, strips) that are no rim of a steeper one, and whether a thin layer is possible.
+
+    Args:
+        heights: slope of each edge.
+        zoom: as in `Layers`.
+    """
+    places = np.nanmedian(edges, axis=1) if len(edges) else np.empty(0)
+    kept: list[int] = []
+    ambiguous = False
+    for k in sorted(range(len(edges)), key=lambda k: -heights[k]):
+        near = [j for j in kept if abs(places[j] - places[k]) < RIM * zoom]
+        if not near:
+            kept.append(k)
+        elif abs(places[near[0]] - places[k]) > 2 * BLUR:  # else one edge found twice
+            ambiguous |= heights[k] > RIM_SLOPE * max(heights[j] for j in near)
+    return edges[sorted(kept)], ambiguous
 
 
 def _track(slopes: np.ndarray, start: int, sign: float, least: float, height: int) -> np.ndarray:
@@ -119,15 +144,38 @@ def _track(slopes: np.ndarray, start: int, sign: float, least: float, height: in
 
 
 def _direction(grey: np.ndarray) -> float:
-    """The direction along which grey levels change least, in degrees from -90 to 90, y up."""
-    smooth = ndimage.gaussian_filter(grey, 3.0)
-    gy, gx = np.gradient(smooth)
-    weight = np.hypot(gx, gy)
-    strong = weight >= np.percentile(weight, 80)
-    gx, gy = gx[strong], gy[strong]
-    double = ((gx + 1j * -gy) ** 2).sum()
-    across = np.rad2deg(np.angle(double)) / 2
-    return float((across + 90 + 90) % 180 - 90)
+    """The direction along which grey levels change least, in degrees from -90 to 90, y up.
+
+    The one for which the means of rows differ most from row to row: columns within a layer, or a
+    box of print, have steep edges too, but not all along one line.
+    """
+    step = max(1, min(grey.shape) // COARSE_SIDE)
+    coarse = ndimage.gaussian_filter(grey, 1.5 * step)[::step, ::step]
+    side = min(coarse.shape)
+    top, left = ((length - side) // 2 for length in coarse.shape)
+    square = coarse[top : top + side, left : left + side]
+    square = square - ndimage.gaussian_filter(square, side / 4)
+    y, x = np.indices((side, side)) - (side - 1) / 2
+    disc = np.hypot(x, y) < side / 2
+
+    def steepness(angle: float) -> float:
+        # Means over rows of the turned picture, without turning it.
+        a = np.deg2rad(angle)
+        place = y[disc] * np.cos(a) + x[disc] * np.sin(a) + side / 2
+        row = np.floor(place).astype(int)
+        part = place - row
+        counts, sums = (
+            np.bincount(row, (1 - part) * values, side + 2)
+            + np.bincount(row + 1, part * values, side + 2)
+            for values in (1.0, square[disc])
+        )
+        means = sums[counts > side / 3] / counts[counts > side / 3]
+        return float(np.square(np.diff(means)).sum())
+
+    best = max(np.arange(-90, 90, 2.0), key=steepness)
+    for finer in (0.5, 0.1):
+        best = max(best + finer * np.arange(-5, 6), key=steepness)
+    return float((best + 90) % 180 - 90)
 
 
 def _turned(grey: np.ndarray, angle: float) -> np.ndarray:

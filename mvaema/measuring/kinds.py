@@ -16,7 +16,8 @@ from skimage.morphology import skeletonize
 from mvaema.measuring import fibres, films, particles, patterns, pores, quality
 from mvaema.measuring.field import Field
 from mvaema.measuring.foreground import Foreground, find_foreground
-from mvaema.measuring.polarity import choose_foreground, outline_steepness
+from mvaema.measuring.outlines import edge_blur, left_out, outline_steepness
+from mvaema.measuring.polarity import choose_foreground
 from mvaema.measuring.results import Draft
 
 # What is measured where the category says it; other categories show many kinds of things.
@@ -75,7 +76,7 @@ def choose_from_picture(field: Field) -> str:
 def draft_particles(field: Field) -> Draft:
     """Equivalent diameters of particles."""
     foreground, score, clearness = choose_foreground(field)
-    draft = _areas(field, foreground, score, particles.segment, ("particles", "particle"))
+    draft = _areas(field, foreground, score, particles.segment_finely, ("particles", "particle"))
     look = "brighter" if foreground.bright else "darker"
     clear = "" if clearness >= 1.5 else " (hardly clearer than the opposite)"
     draft.notes.insert(0, f"particles are {look} than their ground{clear}")
@@ -103,22 +104,31 @@ def _areas(
 ) -> Draft:
     """A draft of objects that have an area."""
     labels = segment(foreground, field.zoom, 0.0)
-    objects = particles.measure_objects(labels, field.zoom)
+    objects = particles.measure_objects(labels, field.zoom, field.valid)
     whole = ~objects["border"]
     values = objects["diameter"][whole]
     valid_area = field.valid.sum() / field.zoom**2
     doubts = quality.object_doubts(objects, valid_area, noun[0])
     doubts += quality.contrast_doubts(foreground.contrast_to_noise, score)
+    if len(values):
+        blur = edge_blur(foreground, labels) / field.zoom
+        doubts += quality.outline_doubts(
+            float(np.median(values)), blur, left_out(foreground, labels), noun[0]
+        )
     if not doubts:
 
         def again(shift: float) -> tuple[float, int]:
-            diameters = particles.quick_sizes(segment(foreground, field.zoom, shift), field.zoom)
+            diameters = particles.quick_sizes(
+                segment(foreground, field.zoom, shift), field.zoom, field.valid
+            )
             return (float(np.median(diameters)) if diameters.size else 0.0), diameters.size
 
         change = quality.stability(again, float(np.median(values)), len(values))
         doubts += quality.stability_doubts(change)
     cut = int((~whole).sum())
-    notes = [f"{cut} cut by the border: counted in coverage, not in sizes"] if cut else []
+    notes = (
+        [f"{cut} cut by the border or by print: counted in coverage, not in sizes"] if cut else []
+    )
     columns = ("x", "y", "diameter", "area", "aspect_ratio", "circularity")
     return Draft(
         "equivalent diameter",
@@ -198,8 +208,8 @@ def draft_fibres(field: Field) -> Draft:
         "width",
         noun,
         widths,
-        count=count,
-        seen=count,
+        count=None if traced.crossings else count,
+        seen=None if traced.crossings else count,
         coverage=float((traced.mask & field.valid).sum() / field.valid.sum()),
         table=table,
         lengths=("width", "length"),
@@ -207,7 +217,9 @@ def draft_fibres(field: Field) -> Draft:
         notes=[
             f"fibres are {look} than their ground",
             f"widths at {len(widths)} places along the skeletons, away from crossings and ends",
-            "the count is of pieces joined across crossings where they go on straight",
+            f"{traced.crossings} crossings or branches: the fibres are not counted"
+            if traced.crossings
+            else "the fibres do not cross, so they are counted",
         ],
         doubts=doubts,
         overlay=np.where(ndimage.binary_dilation(traced.skeleton, iterations=1), 1, 0),
@@ -242,9 +254,13 @@ def draft_films(field: Field) -> Draft:
     if not count:
         doubts.append("no two edges run through the picture: no layer is seen in section")
     else:
-        found = [films.find_layers(field, s).thickness for s in (0.8, 1.25)]
+        found = [films.find_layers(field, s).thickness for s in films.SENSITIVITIES]
         if any(len(other) != count for other in found):
             doubts.append("unstable: the number of layers depends on how steep an edge must be")
+    if layers.ambiguous:
+        doubts.append(
+            f"two edges lie less than {films.RIM:.0f} pixels apart: a thin layer or the rim of one"
+        )
     spread = np.nanstd(thickness, axis=1) if count else np.empty(0)
     if count and np.any(spread > 0.35 * medians):
         doubts.append("the thickness of a layer scatters by more than a third along it")
@@ -264,6 +280,7 @@ def draft_films(field: Field) -> Draft:
         notes=[
             f"thickness is the distance between edges in {films.STRIPS} strips across the layers",
             "a layer that the border cuts has no thickness",
+            f"a line of less than {films.RIM:.0f} pixels along an edge is taken for its rim",
         ],
         doubts=doubts,
         overlay=layers.labels(field.grey.shape),
@@ -282,6 +299,8 @@ def draft_pattern(field: Field) -> Draft:
     inside = min(height, width) / pitches.max()
     if inside < patterns.MIN_PERIODS:
         doubts.append(f"only {inside:.1f} periods are in view; {patterns.MIN_PERIODS} are needed")
+    elif inside < 2 * patterns.MIN_PERIODS and lattice.peak < patterns.MIN_PEAK_OF_FEW:
+        doubts.append(f"only {inside:.1f} periods are in view, and they are too unlike each other")
     parts = patterns.quarters(field.grey, lattice)
     if inside >= 2 * patterns.MIN_PERIODS and (
         len(parts) < 3 or np.abs(parts / pitches[0] - 1).max() > MAX_QUARTERS

@@ -54,6 +54,8 @@ def sentence(result: Measurement) -> str:
     median = f"{number(s.median)} {unit}"
     spread = f"{number(s.percentiles[5])}–{number(s.percentiles[95])} {unit} (5–95 %)"
     what = f"{result.count} {result.noun[result.count == 1]}"
+    if result.count is None:
+        what = result.noun[0]
     if result.kind == "films":
         if result.count == 1:
             return f"Measured: 1 layer, thickness {median}."
@@ -100,7 +102,7 @@ def methods(result: Measurement) -> str:
         cut = result.seen - result.count
         parts.append(
             f"{result.count} {result.noun[result.count == 1]} were sized; {cut} cut by the border "
-            "count in the coverage only."
+            "or by print count in the coverage only."
         )
     if result.pixel_size_nm is None:
         parts.append("No scale is known: lengths are in pixels of the image.")

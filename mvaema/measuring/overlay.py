@@ -71,7 +71,8 @@ def histogram_png(results: list[Measurement], title: str) -> bytes:
     if len(results) == 1:
         median = first.statistics.median
         axes.axvline(median, color="black", linestyle="--", linewidth=1)
-        title = f"{title}\nn = {first.count}, median {number(median)} {first.unit}"
+        counted = "" if first.count is None else f"n = {first.count}, "
+        title = f"{title}\n{counted}median {number(median)} {first.unit}"
     axes.set_title(title, fontsize=9)
     stream = io.BytesIO()
     FigureCanvasAgg(figure).print_png(stream)

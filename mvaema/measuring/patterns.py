@@ -14,8 +14,9 @@ from scipy import fft, ndimage
 
 # Least height of the autocorrelation's first peak; share of the highest that a nearer one needs.
 MIN_PEAK, NEAREST_SHARE = 0.2, 0.75
-# Periods that must be in view.
-MIN_PERIODS = 3.0
+# Periods that must be in view. Of less than twice as many the quarters of the picture say nothing:
+# then the peak must be this high, for noise repeats a few times by chance.
+MIN_PERIODS, MIN_PEAK_OF_FEW = 3.0, 0.5
 # Shortest pitch, in pixels of the field, and the longest lag, as a share of the shorter side.
 MIN_PITCH, MAX_LAG = 4.0, 0.5
 # A peak is one if the correlation dips below this share of it on the way from lag 0, looked at

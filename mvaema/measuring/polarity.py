@@ -9,12 +9,12 @@ What is special about it:
 from dataclasses import replace
 
 import numpy as np
-from scipy import ndimage
 from skimage.measure import regionprops_table
 
 from mvaema.measuring import particles
 from mvaema.measuring.field import Field
 from mvaema.measuring.foreground import Foreground, find_foreground
+from mvaema.measuring.outlines import outline_steepness
 
 # The power to which convexity counts beside the steepness of edges.
 CONVEX_POWER = 3
@@ -55,13 +55,3 @@ def objects_score(foreground: Foreground, zoom: float) -> float:
     cut = np.isin(table["label"], rim)
     whole = 1 - CUT_LOSS * float(table["area"][cut].sum() / table["area"].sum())
     return float(whole * several * outline_steepness(coarse, labels) * solid**CONVEX_POWER)
-
-
-def outline_steepness(foreground: Foreground, labels: np.ndarray) -> float:
-    """Median steepness along the outlines of objects, over that of the whole picture."""
-    steepness = ndimage.gaussian_gradient_magnitude(foreground.signal, 1.0)
-    labels = labels.astype(np.int32)
-    edge = (labels != ndimage.grey_erosion(labels, 3)) & (labels > 0) & foreground.valid
-    if not edge.any():
-        return 0.0
-    return float(np.median(steepness[edge]) / max(np.median(steepness[foreground.valid]), 1e-3))

@@ -15,18 +15,23 @@ import numpy as np
 MIN_OBJECTS, MIN_PIXELS = 5, 3.5
 # Least steepness of outlines over that of the whole picture, weighted by shape
 # (`mvaema.measuring.polarity.objects_score`).
-MIN_SCORE = 1.0
+MIN_SCORE = 1.6
 # Least contrast of objects over the scatter of their ground.
-MIN_CONTRAST = 1.5
+MIN_CONTRAST = 3.0
+# Least median length over the blur of the edges (a standard deviation), and the largest share of
+# clear edges that lie away from all objects.
+MIN_RESOLVED, MAX_LEFT_OUT = 4.0, 0.25
 # Largest share of the field for one object, of the covered area for objects that the border cuts,
-# and of the covered area for clumps that are not convex.
-MAX_ONE, MAX_CUT, MAX_CLUMPED = 0.4, 0.6, 0.35
-CLUMP_SOLIDITY = 0.82
-# How much wider than the median the objects may be that make up most of the area.
-MAX_SPECKS = 6.0
+# and of the covered area for clumps, whose area is below a share of their convex hull's: (share of
+# the covered area, solidity). Particles are convex more often than pores.
+MAX_ONE, MAX_CUT = 0.4, 0.6
+CLUMPED = {"particles": (0.15, 0.9), "pores": (0.35, 0.82)}
+# How much wider than the median the objects may be that make up most of the area. Pores of one
+# material are more alike: fragments of them, between struts that lie deeper, are not.
+MAX_SPECKS = {"particles": 6.0, "pores": 1.6}
 # By how much of the contrast the threshold is moved, and how much the median and the count may
 # then change.
-SHIFTS, MAX_MEDIAN_CHANGE, MAX_COUNT_CHANGE = (-0.08, 0.08), 0.12, 0.3
+SHIFTS, MAX_MEDIAN_CHANGE, MAX_COUNT_CHANGE = (-0.08, 0.08), 0.08, 0.2
 
 
 def object_doubts(objects: dict[str, np.ndarray], field_area: float, noun: str) -> list[str]:
@@ -59,13 +64,14 @@ def object_doubts(objects: dict[str, np.ndarray], field_area: float, noun: str) 
         doubts.append(f"the border cuts most of the area of the {noun}")
     order = np.argsort(objects["diameter"])
     by_area = objects["diameter"][order][np.searchsorted(np.cumsum(area[order]), total / 2)]
-    if by_area > MAX_SPECKS * median:
+    if by_area > MAX_SPECKS[noun] * median:
         doubts.append(
-            f"most of the {noun} are specks beside a few that are {by_area / median:.0f} times "
+            f"most of the {noun} are specks beside a few that are {by_area / median:.1f} times "
             "as wide"
         )
-    clumped = float(area[objects["solidity"] < CLUMP_SOLIDITY].sum()) / total
-    if clumped > MAX_CLUMPED:
+    most, convex = CLUMPED[noun]
+    clumped = float(area[objects["solidity"] < convex].sum()) / total
+    if clumped > most:
         doubts.append(
             f"{100 * clumped:.0f} % of their area is in clumps that could not be taken apart"
         )
@@ -79,6 +85,29 @@ def contrast_doubts(contrast: float, score: float, least_score: float = MIN_SCOR
     if score < least_score:
         return ["the outlines found are hardly steeper than the texture or noise around them"]
     return []
+
+
+def outline_doubts(median: float, blur: float, left_out: float, noun: str) -> list[str]:
+    """Doubts about what the outlines say.
+
+    Args:
+        median: of the lengths, in pixels of the image.
+        blur: standard deviation of the blur of the edges, in pixels of the image.
+        left_out: as `mvaema.measuring.outlines.left_out` returns it.
+        noun: what they are, in the plural.
+    """
+    doubts = []
+    if median < MIN_RESOLVED * blur:
+        doubts.append(
+            f"not resolved: the {noun} are {median:.1f} pixels wide and "
+            f"their edges {2.5 * blur:.1f}"
+        )
+    if left_out > MAX_LEFT_OUT:
+        doubts.append(
+            f"{100 * left_out:.0f} % of the clear edges lie away from the "
+            f"{noun} that were found: others were missed"
+        )
+    return doubts
 
 
 def stability(

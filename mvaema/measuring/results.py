@@ -69,7 +69,7 @@ class Draft:
         quantity: what `values` are, such as "equivalent diameter".
         noun: what is counted, in the plural and the singular.
         values: (n,) lengths whose statistics are given.
-        count: objects that have a size.
+        count: objects that have a size; None where they cannot be counted.
         seen: all objects, those cut by the border too; None where that does not apply.
         coverage: share of the area, 0 to 1, or None.
         table: columns of the per-object table, (objects,) each.
@@ -83,7 +83,7 @@ class Draft:
     quantity: str
     noun: tuple[str, str]
     values: np.ndarray
-    count: int
+    count: int | None
     seen: int | None = None
     coverage: float | None = None
     table: dict[str, np.ndarray] = field(default_factory=dict)
@@ -109,7 +109,8 @@ class Measurement:
         unit: of all lengths: nm, µm or px.
         pixel_size_nm, scale_source: length of a pixel of the image, and where that comes from.
         scale_bar_nm: the length that the scale bar states, where it was read and believed.
-        count: objects with a size; `seen` are all, with those that the border cuts.
+        count: objects with a size, None where they cannot be counted.
+        seen: all objects, those that the border cuts too.
         statistics: of the quantity in `unit`; None unless trusted.
         coverage: share of the area that objects cover, 0 to 1.
         facts: further numbers without a length, such as a direction in degrees.

@@ -23,7 +23,7 @@ def finished(inside: np.ndarray, *, objects=190.0, ground=70.0, noise=5.0, blur=
     return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
 
 
-def discs(centres, radii, size: int = 320, **look) -> Drawn:
+def discs(centres, radii, size: int = 160, **look) -> Drawn:
     """Discs with edges at a fraction of a pixel."""
     y, x = np.mgrid[:size, :size] + 0.5
     inside, whole = np.zeros((size, size)), []
@@ -34,7 +34,7 @@ def discs(centres, radii, size: int = 320, **look) -> Drawn:
     return Drawn(finished(inside, **look), np.array(whole))
 
 
-def scattered_discs(count=40, radius=9.0, spread=0.15, size=320, seed=0, **look) -> Drawn:
+def scattered_discs(count=12, radius=9.0, spread=0.15, size=160, seed=0, **look) -> Drawn:
     """Discs apart from each other; some are cut by the border."""
     rng = np.random.default_rng(seed)
     centres: list = []
@@ -49,7 +49,7 @@ def scattered_discs(count=40, radius=9.0, spread=0.15, size=320, seed=0, **look)
     return discs(centres, radii, size, seed=seed, **look)
 
 
-def lines(width: float, angles, size: int = 320, **look) -> Image.Image:
+def lines(width: float, angles, size: int = 200, **look) -> Image.Image:
     """Straight fibres through the middle's surroundings, at angles in degrees (y up)."""
     rng = np.random.default_rng(1)
     y, x = np.mgrid[:size, :size] + 0.5
@@ -61,14 +61,14 @@ def lines(width: float, angles, size: int = 320, **look) -> Image.Image:
     return finished(inside, **look)
 
 
-def grating(pitch: float, angle: float, size: int = 256, **look) -> Image.Image:
+def grating(pitch: float, angle: float, size: int = 140, **look) -> Image.Image:
     """Lines of half the pitch; `angle` in degrees (y up) is the direction across them."""
     y, x = np.mgrid[:size, :size]
     a = np.deg2rad(angle)
     return finished(np.sin(2 * np.pi * (x * np.cos(a) - y * np.sin(a)) / pitch) > 0, **look)
 
 
-def stack(edges, slope: float = 0.0, size: int = 256, noise: float = 6.0) -> Image.Image:
+def stack(edges, slope: float = 0.0, size: int = 190, noise: float = 6.0) -> Image.Image:
     """Layers between edges (pixels from the top, on the left), which fall by `slope`."""
     y, x = np.mgrid[:size, :size].astype(float)
     layer = sum((y - slope * x >= edge).astype(int) for edge in edges)
@@ -78,7 +78,7 @@ def stack(edges, slope: float = 0.0, size: int = 256, noise: float = 6.0) -> Ima
     return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
 
 
-def noise_only(size: int = 256, level: float = 120.0, sigma: float = 20.0) -> Image.Image:
+def noise_only(size: int = 128, level: float = 120.0, sigma: float = 20.0) -> Image.Image:
     """A picture of nothing."""
     grey = np.random.default_rng(0).normal(level, sigma, (size, size))
     return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
