@@ -27,8 +27,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.drawn_bars import STYLES, drawn
+from lengths_mvaema import normal_text
 from mvaema.files import read_json_lines
-from mvaema.measuring.lengths import is_reciprocal, normal_text, printed_length
+from mvaema.measuring.lengths import is_reciprocal, printed_length
 from mvaema.measuring.scale import read_scale_bar
 from mvaema.micrographs.info_bar import find_info_bar
 from mvaema.micrographs.microscope import read_micrograph
