@@ -8,7 +8,9 @@ counts (`mvaema/evaluation/lengths.py`); lengths that an answer does not state a
 
 - alone: the student's words; beside: with the measurement behind them;
 - where measured: only answers for which the tool did not abstain (for `basics`: it read the bar);
-- mean size: the first length that the true answer to `size_distribution` states.
+- mean size: the first length that the true answer to `size_distribution` states;
+- measured size: the first length that the tool states (median, thickness or pitch), if the nearest
+  length in the true answer is within 20 % of it.
 """
 
 import argparse
@@ -23,7 +25,12 @@ from transformers.utils.logging import disable_progress_bar
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from lengths_mvaema import MEASURED_QUESTIONS, beside_measurement, parse_lengths
+from lengths_mvaema import (
+    MEASURED_QUESTIONS,
+    beside_measurement,
+    parse_lengths,
+    relative_error,
+)
 from mvaema.evaluation.answerers import Student, load_answerer
 from mvaema.evaluation.lengths import length_errors
 from mvaema.evaluation.table import Table, markdown
@@ -52,18 +59,31 @@ def ask(student: Student, row: dict) -> list[dict]:
     found = []
     for name, answer in zip(asked, answers, strict=True):
         truth = true[name]["answer"]
-        known = measured.trusted if name == "size_distribution" else measured.scale_bar_nm
+        known = measured.scale_bar_nm
+        if name == "size_distribution":
+            known = measured.trusted and measured.pixel_size_nm
         beside = beside_measurement(answer, facts(measured))
         errors = {"alone": length_errors(answer, truth), "beside": length_errors(beside, truth)}
         if parse_lengths(truth):
             found.append({"question": name, "measured": bool(known), **errors})
+        if parse_lengths(truth) and known and name == "size_distribution":
+            stated = parse_lengths(measured.sentence())[0]
+            errors = {
+                "beside": [min(relative_error(stated, true) for true in parse_lengths(truth))]
+            }
+            found.append({"question": "measured size", "measured": True, "alone": [], **errors})
     return found
 
 
 def table(found: list[dict], micrographs: int) -> Table:
     """One line per question group, and one for the mean size."""
     lines = []
-    for name, of_all in (("basics", True), ("size_distribution", True), ("mean size", False)):
+    for name, of_all in (
+        ("basics", True),
+        ("size_distribution", True),
+        ("mean size", False),
+        ("measured size", True),
+    ):
         question = name if of_all else "size_distribution"
         rows = [r for r in found if r["question"] == question]
         measured = [r for r in rows if r["measured"]]
