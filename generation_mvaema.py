@@ -197,6 +197,8 @@ class MVaEMaGenerationMixin(MVaEMaDecodingMixin):
             texts = [questions] if isinstance(questions, str) else list(questions)
         if not texts:
             raise ValueError("questions is empty: ask at least one.")
+        if measurements is not None:  # before answers are decoded, which takes long
+            measurements = _one_each("measurements", measurements, len(images))
         known = {"captions": captions, "pixel_size_nm": pixel_size_nm, "scale_bars": scale_bars}
         known = {
             k: v if isinstance(v, list | tuple) else [v] * len(images) for k, v in known.items()
@@ -221,12 +223,6 @@ class MVaEMaGenerationMixin(MVaEMaDecodingMixin):
 
     def _lay_beside(self, rows: list[list[str]], questions: list[str], measurements) -> None:
         """Put the measurement of each image behind its answers about sizes."""
-        if isinstance(measurements, str):
-            measurements = [measurements] * len(rows)
-        if len(measurements) != len(rows):
-            raise ValueError(
-                f"measurements: expected {len(rows)}, one per image; got {len(measurements)}."
-            )
         ids = {question: name for name, question in self.config.questions.items()}
         for row, measurement in zip(rows, measurements, strict=True):
             for i, question in enumerate(questions):
@@ -386,6 +382,14 @@ class MVaEMaGenerationMixin(MVaEMaDecodingMixin):
         ).logits
         likelihoods = -lm_losses(logits, labels).sum(dim=1)
         return likelihoods.view(len(pixel_values), len(captions)).log_softmax(dim=-1)
+
+
+def _one_each(name: str, values: str | Sequence[str | None], count: int) -> Sequence[str | None]:
+    """One value for each of `count` images."""
+    values = [values] * count if isinstance(values, str) else values
+    if len(values) != count:
+        raise ValueError(f"{name}: expected {count}, one per image; got {len(values)}.")
+    return values
 
 
 def _view(pixel_values: Tensor, number: int) -> Tensor:

@@ -123,6 +123,7 @@ def _measured(
         category=category,
         pixel_size_nm=typed_nm,
         recorded_nm=micrograph.pixel_size_nm,
+        info_bar=micrograph.info_bar,
     )
 
 

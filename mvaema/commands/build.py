@@ -10,11 +10,11 @@ that was stopped, or to add new files. `mvaema build SOURCE --help` explains eac
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mvaema.measuring.scale import pixel_size_read
-from mvaema.measuring.text import MissingExtra, require_reader
+from PIL import Image
+
 from mvaema.micrographs import aversa
 from mvaema.micrographs.build import build
 from mvaema.micrographs.labelling import GROUPINGS, STEM_PATTERN, Labelling
@@ -32,9 +32,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Build a dataset. Returns the exit status: 1 after an error or if the split has no rows."""
     args = _parser(prog).parse_args(argv)
     try:
-        if args.read_scale_bars:
-            require_reader()
-        reader = pixel_size_read if args.read_scale_bars else None
+        reader = _scale_bar_reader() if args.read_scale_bars else None
         report = build(
             _source(args),
             args.output_dir,
@@ -44,7 +42,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             prune=args.prune,
             retry_failed=args.retry_failed,
         )
-    except (OSError, ValueError, RuntimeError, MissingExtra) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -52,6 +50,22 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         return 130
     print(report)
     return 0 if report.rows else 1
+
+
+def _scale_bar_reader() -> Callable[[Image.Image], float | None]:
+    """What reads pixel sizes, imported only where it is asked for.
+
+    Raises:
+        ValueError: a package of the extra `measuring` is not installed.
+    """
+    try:
+        from mvaema.measuring.scale import pixel_size_read
+        from mvaema.measuring.text import require_reader
+
+        require_reader()
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--read_scale_bars: {error}.") from error
+    return pixel_size_read
 
 
 def _source(

@@ -23,11 +23,10 @@ from mvaema.measuring.text import (
     read_parts,
     tightened,
 )
+from mvaema.micrographs.reading import SCALE_TOLERANCE
 
 Box = tuple[int, int, int, int]
 
-# By how much a reading may differ from the instrument's pixel size, relative to the latter.
-TOLERANCE = 0.05
 # Grey levels that an image with print has at least.
 MIN_CONTRAST = 24
 # Below it a pair is not read; a rival with this share of its confidence makes it doubtful.
@@ -64,7 +63,7 @@ class ScaleReading:
     text_box: Box | None = None
     reason: str | None = None
 
-    def agrees_with(self, recorded_nm: float, tolerance: float = TOLERANCE) -> bool | None:
+    def agrees_with(self, recorded_nm: float, tolerance: float = SCALE_TOLERANCE) -> bool | None:
         """Whether it is the instrument's pixel size; None where nothing was read."""
         if self.pixel_size_nm is None:
             return None

@@ -36,7 +36,7 @@ MIN_BAND = 0.35
 PARTS = ((0.0, 0.6, 0.55, 1.0), (0.45, 0.6, 1.0, 1.0))
 
 
-class MissingExtra(ImportError):
+class MissingExtra(ModuleNotFoundError):
     """The packages of the extra `measuring` are not installed."""
 
 
@@ -265,7 +265,7 @@ def _engine():
         from rapidocr import RapidOCR
     except ImportError as error:
         raise MissingExtra(
-            f'reading print needs the extra `measuring` ({error}): pip install "mvaema[measuring]".'
+            f'reading print needs the extra `measuring` ({error}): pip install "mvaema[measuring]"'
         ) from error
     threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
     return RapidOCR(
