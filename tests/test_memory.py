@@ -13,11 +13,11 @@ from mvaema.memory import keep_freed_memory
 
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
-for _ in range(30):  # the heap grows until it holds what is asked for
-    torch.empty(2**24).fill_(1)  # 64 MiB
+for _ in range(12):  # the heap grows until it holds what is asked for
+    torch.empty(2**23).fill_(1)  # 32 MiB: the most that glibc gets used to
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    torch.empty(2**24).fill_(1)
+for _ in range(5):
+    torch.empty(2**23).fill_(1)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 

@@ -85,6 +85,7 @@ def test_how_answers_are_decoded(lab, monkeypatch, capsys):
     assert "invalid choice: 'best'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_measured_sizes_stand_behind_answers_about_sizes(lab, monkeypatch, capsys):
     monkeypatch.chdir(lab)
     pixels = np.full((240, 240), 60, dtype=np.uint8)

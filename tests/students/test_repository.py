@@ -75,6 +75,7 @@ STRANGER = """
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_needs_nothing_but_the_folder(model, repository, images, tmp_path):
     images[0].save(tmp_path / "image.png")
     run = subprocess.run(

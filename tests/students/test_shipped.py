@@ -23,6 +23,7 @@ FILES = (
 )
 
 
+@pytest.mark.slow
 def test_another_process_loads_it_offline_with_its_own_code(tmp_path):
     program = (
         "import json, sys\n"

@@ -88,6 +88,7 @@ def kill_and_resume(
     return repeats
 
 
+@pytest.mark.slow
 def test_killed_run_is_resumed(tmp_path):
     kill_and_resume(tmp_path, images_count=8, kills=2, seed=0)
 
@@ -288,6 +289,7 @@ def test_second_interrupt_does_not_wait(tmp_path):
     assert replies(output) == []
 
 
+@pytest.mark.slow
 def test_export_while_answers_arrive(tmp_path):
     """Each export is a consistent snapshot, and the run is not disturbed."""
     images, output = make_images(tmp_path / "images", 10), tmp_path / "out"

@@ -71,6 +71,7 @@ def test_a_run_that_reads_features_is_the_run_that_computed_them(tmp_path, eyes)
         assert torch.equal(own[f"image_encoder.vision_model.{name}"], weights), name
 
 
+@pytest.mark.slow
 def test_a_view_is_seen_once(tmp_path, eyes):
     recipe = recipe_for(tmp_path, eyes, vision_views=1, augmentation=False, epochs=4)
     folder = train(recipe)
@@ -117,6 +118,7 @@ def test_a_damaged_file_is_computed_again(tmp_path, eyes, make_model):
     assert store.read("abc") is None
 
 
+@pytest.mark.slow
 def test_tuned_eyes_learn_at_their_own_rate(tmp_path, eyes):
     recipe = recipe_for(tmp_path, eyes, train_vision="last:1", vision_learning_rate=0.0, epochs=1)
     still = load_file(train(recipe) / "model.safetensors")
