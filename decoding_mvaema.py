@@ -7,27 +7,14 @@ What is special about it:
   an answer is the same in any batch and any process;
 - options have the names that they have in `generate`.
 
-The decodings:
-- `greedy`: the most likely word at each step;
-- `beam`: beam search, in which no three tokens in a row come twice (Paulus et al. 2018);
-- `sample`: one answer, drawn from the nucleus (Holtzman et al. 2020);
-- `consensus`: of greedy and drawn answers the one with which the others agree most, by the words
-  and bigrams that they share: minimum Bayes risk (Eikema and Aziz 2020; Suzgun et al. 2023);
-- `contrast`: greedy, by the likelihood with the image against that with a blank one: visual
-  contrastive decoding (Leng et al. 2024), with the cut-off of Li et al. 2023;
-- `rerank`: of greedy and drawn answers the one that fits the image best by the matching head, which
-  re-ranks retrieved texts in ALBEF (Li et al. 2021);
-- `consensus+itm`: of the same answers the one with the largest product of agreement and fit.
+`candidates_mvaema.py` lists the decodings.
 
-This file stands alone: `save_pretrained` and `push_to_hub` copy it into the model repository.
+This file travels with `candidates_mvaema.py`: `save_pretrained` and `push_to_hub` copy both into
+the model repository.
 """
 
 import dataclasses
-import hashlib
-import itertools
-import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,38 +30,30 @@ from transformers import (
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.modeling_outputs import ModelOutput
 
-# Where neither the caller nor the checkpoint's `generation_config.decoding` names another: the only
-# one that gained on real micrographs (docs/study.md, "Decoding").
-DEFAULT_DECODING = "consensus"
+try:  # inside a model repository, where transformers loads this file as part of a package
+    from .candidates_mvaema import (
+        CANDIDATES,
+        DECODINGS,
+        DEFAULT_DECODING,
+        USING_ITM,
+        agreements,
+        draw_numbers,
+    )
+except ImportError:  # from the project's root
+    from candidates_mvaema import (
+        CANDIDATES,
+        DECODINGS,
+        DEFAULT_DECODING,
+        USING_ITM,
+        agreements,
+        draw_numbers,
+    )
 
 # Grey level of the image on which nothing is to be seen.
 BLANK_GREY = 128
 
-# Draws of this sharpness: Suzgun et al. 2023 find temperatures around 0.7 best for a consensus.
-_DRAWN = {"temperature": 0.7, "top_p": 0.95, "seed": 0}
-# `num_return_sequences` answers are drawn, beside the greedy one.
-_CANDIDATES = {"num_return_sequences": 8, **_DRAWN}
-
-# The options of each decoding that choose how it decodes, and their defaults.
-DECODINGS: dict[str, dict] = {
-    "greedy": {},
-    "beam": {
-        "num_beams": 4,
-        "length_penalty": 1.0,
-        "early_stopping": False,
-        "no_repeat_ngram_size": 3,
-    },
-    "sample": _DRAWN,
-    "consensus": _CANDIDATES,
-    # scores = blank + guidance_scale * (image - blank); alpha of Leng et al. is guidance_scale - 1,
-    # and their beta, the cut-off, is min_p.
-    "contrast": {"guidance_scale": 2.0, "min_p": 0.1},
-    "rerank": _CANDIDATES,
-    "consensus+itm": _CANDIDATES,
-}
-USING_ITM = ("rerank", "consensus+itm")
 # Those that `generate` lacks or would do otherwise.
-_OURS = {*_CANDIDATES, *DECODINGS["contrast"]}
+_OURS = {*CANDIDATES, *DECODINGS["contrast"]}
 # What `generate` is told otherwise, whatever the checkpoint's configuration says.
 _PLAIN = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
 
@@ -165,37 +144,6 @@ class Draw(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, words.unsqueeze(1), 0.0)
 
 
-def draw_numbers(
-    pixel_values: Tensor,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    seed: int,
-    draws: range,
-    steps: int,
-) -> Tensor:
-    """Uniform numbers (prompts * draws, steps) for `Draw`; draw 0 is NaN, the greedy answer.
-
-    They follow from the seed, the image, the prompt and the number of the draw.
-
-    Args:
-        pixel_values: (images, channels, height, width); consecutive prompts share an image.
-        input_ids: (prompts, length), and `attention_mask` of the same shape.
-    """
-    per_image = len(input_ids) // len(pixel_values)
-    images = [pixels.float().cpu().numpy().tobytes() for pixels in pixel_values]
-    images = [hashlib.blake2b(pixels, digest_size=32).digest() for pixels in images]
-    rows = []
-    for i, (ids, mask) in enumerate(zip(input_ids.cpu(), attention_mask.cpu(), strict=True)):
-        prompt = ids[mask.bool()].numpy().tobytes()
-        for number in draws:
-            key = hashlib.blake2b(prompt, key=images[i // per_image], digest_size=8)
-            key.update(f"/{seed}/{number}".encode())
-            generator = torch.Generator().manual_seed(int.from_bytes(key.digest(), "little"))
-            drawn = torch.rand(steps, generator=generator)
-            rows.append(drawn if number else torch.full_like(drawn, torch.nan))
-    return torch.stack(rows)
-
-
 class BlankContrast(LogitsProcessor):
     """Scores with the image against those with a blank one, among the plausible words.
 
@@ -235,26 +183,6 @@ class BlankContrast(LogitsProcessor):
         contrast = blank + self.guidance_scale * (scores.log_softmax(dim=-1) - blank)
         left_out = self.plausible(input_ids, scores).isneginf()
         return contrast.masked_fill(left_out, -torch.inf)
-
-
-def agreements(texts: Sequence[str]) -> list[float]:
-    """How much the other texts agree with each: the mean of `overlap`, in [0, 1]."""
-    counted = [_words_and_bigrams(text) for text in texts]
-    return [
-        sum(overlap(a, b) for j, b in enumerate(counted) if j != i) / (len(texts) - 1)
-        for i, a in enumerate(counted)
-    ]
-
-
-def overlap(first: Counter, second: Counter) -> float:
-    """F1 of two bags, in [0, 1]; empty ones share nothing."""
-    total = first.total() + second.total()
-    return 2 * (first & second).total() / total if total else 0.0
-
-
-def _words_and_bigrams(text: str) -> Counter:
-    words = re.findall(r"\w+", text.lower())
-    return Counter([*words, *itertools.pairwise(words)])
 
 
 class MVaEMaDecodingMixin:
@@ -311,11 +239,19 @@ class MVaEMaDecodingMixin:
         states = self.image_encoder(pixels)
         memory = self.encode_prompt(pixels, ids, mask, states)
         rows = memory.questions.repeat_interleave(count, dim=0)  # V is kept once per image
-        steps = self.config.max_position_embeddings
+        rows_of_prompts = zip(ids.cpu(), mask.cpu().bool(), strict=True)
+        prompts = [row[kept].numpy() for row, kept in rows_of_prompts]
+        numbers = draw_numbers(
+            pixels.float().cpu().numpy(),
+            prompts,
+            options["seed"],
+            draws,
+            self.config.max_position_embeddings,
+        )
         processors = [
             TemperatureLogitsWarper(options["temperature"]),
             TopPLogitsWarper(options["top_p"]),
-            Draw(draw_numbers(pixels, ids, mask, options["seed"], draws, steps)),
+            Draw(torch.from_numpy(numbers)),
         ]
         found = self.generate(
             input_ids=ids.repeat_interleave(count, dim=0),
@@ -351,8 +287,6 @@ def _with_processors(decoding: Decoding, processors: list[LogitsProcessor]) -> d
 
 
 __all__ = [
-    "DECODINGS",
-    "DEFAULT_DECODING",
     "BlankContrast",
     "Decoding",
     "Draw",

@@ -135,6 +135,14 @@ def _in_base_unit(
     return float(number.replace(",", "" if thousands else ".")) * factor, factor
 
 
+def format_length(nanometres: float) -> str:
+    """A length with three significant digits: 850 -> "850 nm", 12340 -> "12.3 µm"."""
+    for unit, size in (("mm", 1e6), ("µm", 1e3)):
+        if nanometres >= size * 0.9995:  # what rounds to 1000 has the larger unit
+            return f"{nanometres / size:.3g} {unit}"
+    return f"{nanometres:.3g} nm"
+
+
 # ---- what a measurement says -------------------------------------------------------------------
 
 # Lengths of different things are not compared. What is none of these is a size.
@@ -248,6 +256,7 @@ __all__ = [
     "beside_measurement",
     "contradicted",
     "find_quantities",
+    "format_length",
     "normal_text",
     "parse_lengths",
     "relative_error",

@@ -19,8 +19,6 @@ import sys
 from typing import BinaryIO
 
 import numpy as np
-import torch
-from huggingface_hub import get_session
 from PIL import ExifTags, Image
 
 # An image with a shorter side, in pixels, shows nothing; most likely it is the wrong file.
@@ -67,7 +65,7 @@ def to_8bit(image) -> Image.Image:
     """
     if isinstance(image, str | os.PathLike):
         return picture(_file_pixels(image))
-    if isinstance(image, torch.Tensor):
+    if hasattr(image, "cpu"):  # a torch tensor; a bench without torch has none
         image = image.cpu().numpy()
     if isinstance(image, Image.Image):
         _check_size(*image.size)
@@ -128,6 +126,11 @@ def _downloaded(url: str) -> bytes:
     Raises:
         OSError: the download failed, or the environment says HF_HUB_OFFLINE.
     """
+    # Loaded where it is needed: a bench without a network has no use for it.
+    try:
+        from huggingface_hub import get_session
+    except ModuleNotFoundError as error:
+        raise OSError("to download needs the package huggingface_hub") from error
     try:
         response = get_session().get(url, timeout=DOWNLOAD_SECONDS, follow_redirects=True)
         response.raise_for_status()

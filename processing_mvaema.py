@@ -3,13 +3,12 @@
 What is special about it:
 - any micrograph goes in: a PIL image, a numpy array or a path; 8-bit or deeper, grey, RGBA or
   palette (`pixels_mvaema.to_8bit`);
-- `prompt` is the one place that says how caption, scale and question become a prompt;
 - the tokenizer is lossless: µ, ±, ×, Å and line breaks survive a round trip, and a word such as
   "[EOS]" in a text is only a word;
 - text that is too long is cut with a warning and a count (`inputs.truncated`), never silently.
 
-This file travels with `pixels_mvaema.py`: `save_pretrained` and `push_to_hub` copy both into the
-model repository.
+This file travels with those that it imports: `save_pretrained` and `push_to_hub` copy all of them
+into the model repository.
 """
 
 import operator
@@ -28,8 +27,10 @@ from transformers.utils import logging
 
 try:  # inside a model repository, where transformers loads this file as part of a package
     from .pixels_mvaema import to_8bit
+    from .prompt_mvaema import prompt
 except ImportError:  # from the project's root
     from pixels_mvaema import to_8bit
+    from prompt_mvaema import prompt
 
 logger = logging.get_logger(__name__)
 
@@ -79,14 +80,6 @@ def _with_special_tokens(tokenizer, max_length: int):
     tokenizer.add_special_tokens({"extra_special_tokens": ["[ENC]", "[DEC]"]})
     tokenizer.model_max_length = max_length
     return tokenizer
-
-
-def format_length(nanometres: float) -> str:
-    """A length with three significant digits: 850 -> "850 nm", 12340 -> "12.3 µm"."""
-    for unit, size in (("mm", 1e6), ("µm", 1e3)):
-        if nanometres >= size * 0.9995:  # what rounds to 1000 has the larger unit
-            return f"{nanometres / size:.3g} {unit}"
-    return f"{nanometres:.3g} nm"
 
 
 class _Call:
@@ -260,33 +253,7 @@ class MVaEMaProcessor(ProcessorMixin, Portable):
             "eos_token_id": ids("[EOS]"),
         }
 
-    @staticmethod
-    def prompt(
-        question: str,
-        caption: str | None = None,
-        field_of_view_nm: float | None = None,
-        scale_bar: str | None = None,
-    ) -> str:
-        """Caption, scale and question, in this order; unknown parts are left out.
-
-        Args:
-            question: the question, not blank.
-            caption: a sentence about the image.
-            field_of_view_nm: real-world width of the image in nanometres. It is measured, and
-                therefore used instead of `scale_bar` if both are known.
-            scale_bar: length that the scale bar states, such as "500 nm".
-
-        Raises:
-            ValueError: the question is blank.
-        """
-        if not question.strip():
-            raise ValueError("a question is empty; give a question, or leave out `text`.")
-        scale = None
-        if field_of_view_nm is not None:
-            scale = f"The field of view is {format_length(field_of_view_nm)} wide."
-        elif scale_bar is not None:
-            scale = f"The scale bar marks {scale_bar}."
-        return " ".join(part for part in (caption, scale, question) if part)
+    prompt = staticmethod(prompt)
 
     def __call__(
         self,

@@ -9,10 +9,10 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lengths_mvaema import format_length
 from mvaema.synthetic.infobar import choose_length
 from mvaema.synthetic.scenes import render
 from mvaema.synthetic.text import text_width, write
-from processing_mvaema import format_length
 
 STYLES = (
     *("white line", "black line", "coloured line", "outlined line", "line on a patch"),

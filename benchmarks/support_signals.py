@@ -31,7 +31,8 @@ from transformers.utils.logging import disable_progress_bar
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from decoding_mvaema import BLANK_GREY, agreements
+from candidates_mvaema import agreements
+from decoding_mvaema import BLANK_GREY
 from modeling_mvaema import MVaEMaModel
 from mvaema.evaluation.likelihoods import Scorer
 from mvaema.evaluation.questions import Questions, Record, cluster_of, load_questions

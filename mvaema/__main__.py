@@ -29,6 +29,7 @@ COMMANDS = {
     "eval": Command("score a student and write the report", "eval"),
     "ask": Command("ask a student about micrographs", "train,microscopy"),
     "serve": Command("answer questions over the network, as OpenAI's API does", "serve"),
+    "export": Command("write a student that answers without torch", "onnx"),
     "push": Command("upload a student to the Hugging Face Hub", "train"),
     "demo": Command("run all stages on simulated micrographs", "eval"),
 }

@@ -12,6 +12,7 @@ order a lab uses them:
     eval.py        scores and the report; also eval.py at the root
     ask.py         questions to a student
     serve.py       questions to a student over the network
+    export.py      a student to ONNX graphs, for a computer without torch
     push.py        a student to the Hub
     demo.py        all stages on simulated micrographs
     arguments.py   arguments that several of them take

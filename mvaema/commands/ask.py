@@ -2,45 +2,44 @@
 
 Asks a student about micrographs, in any format that `mvaema build` reads. The pixel size that the
 instrument recorded goes into the prompt. Without -q, it is asked all questions that it was trained
-on; without --model, the student of this repository is asked. With --measure, sizes are measured and
-stand behind the answers about sizes, whose sentences that contradict them are marked.
+on; without --model, the student of this repository is asked. One that `mvaema export` wrote is asked
+without torch. With --measure, sizes are measured and stand behind the answers about sizes, whose
+sentences that contradict them are marked.
 """
 
 import argparse
+import functools
 import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from transformers.utils.logging import disable_progress_bar
-
-from decoding_mvaema import DECODINGS
-from lengths_mvaema import asks_for_size, beside_measurement
+from candidates_mvaema import DECODINGS
+from lengths_mvaema import asks_for_size, beside_measurement, format_length
 from mvaema.commands.arguments import positive_length
-from mvaema.evaluation.answerers import ChatModel, Student, load_answerer
 from mvaema.micrographs.microscope import Micrograph, UnreadableMicrograph, read_micrograph
-from mvaema.students.shipped import shipped_student
-from processing_mvaema import format_length
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from mvaema.measuring.results import Measurement
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The command; returns its exit status, 1 if a micrograph was unreadable."""
     args = _parser(prog).parse_args(argv)
-    disable_progress_bar()
     try:
-        model = args.model or shipped_student()
         if args.measure:
             _require_measuring()
-    except (FileNotFoundError, ImportError) as error:
+    except ImportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    is_exported = args.model and (Path(args.model) / "decoder.onnx").is_file()
     try:
-        answerer = load_answerer(model, decoding=args.decoding)
+        answerer = (_exported if is_exported else _loaded)(args.model, args.decoding)
     except (OSError, ValueError) as error:
-        print(f"error: the model {model!r} cannot be loaded: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     status = 0
     for path in args.micrographs:
@@ -52,6 +51,60 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             continue
         print(json.dumps(found, ensure_ascii=False) if args.json else _readable(found), flush=True)
     return status
+
+
+class Answerer(NamedTuple):
+    """Who is asked.
+
+    Attributes:
+        questions: question id to question, those that it was trained on.
+        answer: as `mvaema.evaluation.answerers.Student.answer`.
+        category: what it takes an image for; None where it cannot classify.
+    """
+
+    questions: Mapping[str, str]
+    answer: Callable[..., list[list[str]]]
+    category: Callable[["Image.Image"], str | None]
+
+
+def _exported(folder: str, decoding: str | None) -> Answerer:
+    """A student that `mvaema export` wrote: it brings no torch into the process."""
+    from onnx_mvaema import OnnxStudent
+
+    student = OnnxStudent(folder)
+    by = student.methods[-1].lower() if student.methods else None
+    return Answerer(
+        student.questions,
+        functools.partial(student.answer, decoding=student.check_decoding(decoding)),
+        lambda image: next(iter(student.classify(image, by=by))) if by else None,
+    )
+
+
+def _loaded(model: str | None, decoding: str | None) -> Answerer:
+    """A student, or any other model of transformers.
+
+    Raises:
+        OSError, ValueError: it cannot be loaded, or not with this decoding.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from mvaema.evaluation.answerers import load_answerer
+    from mvaema.students.shipped import shipped_student
+
+    disable_progress_bar()
+    model = model or shipped_student()
+    try:
+        found = load_answerer(model, decoding=decoding)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the model {model!r} cannot be loaded: {error}") from error
+
+    def category(image: "Image.Image") -> str | None:
+        if not found.methods:
+            return None
+        (ranked,) = found.classify([image], found.methods[-1])
+        return next(iter(ranked))
+
+    return Answerer(found.questions, found.answer, category)
 
 
 def _require_measuring() -> None:
@@ -70,7 +123,7 @@ def _require_measuring() -> None:
     require_reader()
 
 
-def _ask(answerer: Student | ChatModel, path: str, args: argparse.Namespace) -> dict:
+def _ask(answerer: Answerer, path: str, args: argparse.Namespace) -> dict:
     micrograph = read_micrograph(path)
     pixel_size_nm = args.pixel_size_nm or micrograph.pixel_size_nm
     measured = None
@@ -108,19 +161,13 @@ def _ask(answerer: Student | ChatModel, path: str, args: argparse.Namespace) -> 
     }
 
 
-def _measured(
-    answerer: Student | ChatModel, micrograph: Micrograph, typed_nm: float | None
-) -> "Measurement":
+def _measured(answerer: Answerer, micrograph: Micrograph, typed_nm: float | None) -> "Measurement":
     """The sizes in a micrograph, of the kind that goes with what a student takes it for."""
     from mvaema.measuring.measure import measure
 
-    category = None
-    if answerer.methods:
-        (ranked,) = answerer.classify([micrograph.image], answerer.methods[-1])
-        category = next(iter(ranked))
     return measure(
         micrograph.image,
-        category=category,
+        category=answerer.category(micrograph.image),
         pixel_size_nm=typed_nm,
         recorded_nm=micrograph.pixel_size_nm,
         info_bar=micrograph.info_bar,
@@ -147,7 +194,8 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         metavar="STUDENT",
-        help="folder or Hub id of the student (default: the one of this repository)",
+        help="folder or Hub id of the student, or folder of an exported one (default: the student "
+        "of this repository)",
     )
     parser.add_argument(
         "-q",

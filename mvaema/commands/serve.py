@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from candidates_mvaema import DECODINGS
 from configuration_mvaema import MVaEMaConfig
-from decoding_mvaema import DECODINGS
 from modeling_mvaema import MVaEMaModel
 from mvaema.memory import keep_freed_memory
 from mvaema.serving.keys import Keys

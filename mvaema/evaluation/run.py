@@ -12,7 +12,7 @@ import sqlite3
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from decoding_mvaema import DECODINGS
+from candidates_mvaema import DECODINGS
 from mvaema.evaluation.answerers import load_answerer
 from mvaema.evaluation.collect import Collected, collect, read_collected
 from mvaema.evaluation.questions import Questions, key_of, load_questions

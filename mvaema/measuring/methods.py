@@ -7,6 +7,7 @@ What is special about it:
 
 from importlib.metadata import PackageNotFoundError, version
 
+from lengths_mvaema import format_length
 from mvaema.measuring import quality
 from mvaema.measuring.results import Measurement
 
@@ -78,8 +79,6 @@ def facts(result: Measurement) -> str:
 
     "Measured: 143 particles, median 38 nm, 22–71 nm (5–95 %). Scale bar: 300 nm."
     """
-    from processing_mvaema import format_length  # it loads torch, which no measurement needs
-
     text = sentence(result)
     if result.scale_bar_nm is None:
         return text

@@ -9,7 +9,7 @@ What is special about it:
 
 from dataclasses import dataclass
 
-from decoding_mvaema import DECODINGS
+from candidates_mvaema import DECODINGS
 from mvaema.serving.fields import number_in, whole_in
 from mvaema.serving.refusals import bad_request
 

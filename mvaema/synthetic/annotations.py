@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lengths_mvaema import format_length
 from mvaema.synthetic.text import text_width, write
-from processing_mvaema import format_length
 
 _CAPTIONS = ("pH 5", "24 h", "10 min", "sample 2", "as prepared", "after", "before", "run 3", "45°")
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lengths_mvaema import format_length
 from mvaema.synthetic.text import text_width, write
-from processing_mvaema import format_length
 
 # Instruments state the magnification of a print that is 127 mm wide.
 _PRINT_NM = 127e6

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from lengths_mvaema import format_length
 from mvaema.synthetic import (
     aggregates,
     annotations,
@@ -24,7 +25,6 @@ from mvaema.synthetic import (
 from mvaema.synthetic.answers import answer_all
 from mvaema.synthetic.infobar import InfoBar, choose_length, settings
 from mvaema.synthetic.specimen import Facts, Specimen, Stage, choose
-from processing_mvaema import format_length
 
 # What each of the ten categories of `configuration_mvaema.CATEGORY_CAPTIONS` shows: functions that
 # make a specimen, the technique that images it, and their weights. Half of the particles and a

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from configuration_mvaema import QUESTIONS
-from processing_mvaema import format_length
+from lengths_mvaema import format_length
 
 STANDARD_PROMPT = Path(__file__).with_name("prompt.yaml")
 PARTS = ("category", "scale", "scale_bar", "question", "instruction")

@@ -1,5 +1,6 @@
 """`answer(decoding=...)` against naive recomputations: word by word, without a cache, by hand."""
 
+import hashlib
 import itertools
 import os
 import subprocess
@@ -13,7 +14,8 @@ from support import ROOT
 from support.tiny_student import save_tiny_student
 from transformers import AutoModel
 
-from decoding_mvaema import DECODINGS, Draw, agreements, draw_numbers
+from candidates_mvaema import DECODINGS, agreements, draw_numbers
+from decoding_mvaema import Draw
 
 QUESTIONS = ["What?", "How large are the structures, how are they distributed in space?"]
 LENGTH = {"max_new_tokens": 6}
@@ -35,10 +37,15 @@ def word_by_word(model, inputs, choose) -> str:
     return model.processor.decode(words, skip_special_tokens=True)
 
 
+def unpadded(inputs) -> list[np.ndarray]:
+    rows = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
+    return [ids[kept].numpy() for ids, kept in rows]
+
+
 def drawn_by_hand(model, inputs, number: int, temperature=0.7, top_p=0.95, seed=0) -> str:
     """Draw `number` by its definition; draw 0 is the greedy answer."""
     draws = range(number, number + 1)
-    given = (inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"])
+    given = (inputs["pixel_values"].numpy(), unpadded(inputs))
     uniform = draw_numbers(*given, seed, draws, model.config.max_position_embeddings)[0].tolist()
 
     def choose(words):
@@ -225,12 +232,18 @@ def test_each_image_prompt_and_seed_has_draws_of_its_own(model, images):
     found = [answers(model, images, seed=seed, **again) for seed in range(2)]
     assert len({answer for row in found for answer in row}) == 8
     one = model.processor(images=images[0], text=QUESTIONS)
-    given = (one["pixel_values"], one["input_ids"], one["attention_mask"])
-    numbers = draw_numbers(*given, 0, range(3), 64)
-    assert numbers[[0, 3]].isnan().all()
+    prompts = unpadded(one)
+    numbers = draw_numbers(one["pixel_values"].numpy(), prompts, 0, range(3), 64)
+    assert np.isnan(numbers[[0, 3]]).all()
     drawn = numbers[[1, 2, 4, 5]]
     assert len({tuple(row) for row in drawn.tolist()}) == 4
     assert 0 <= drawn.min() and drawn.max() < 1 and abs(drawn.mean() - 0.5) < 0.1
+    # torch draws the same numbers from the seed that image, prompt and draw make.
+    image = hashlib.blake2b(one["pixel_values"][0].numpy().tobytes(), digest_size=32).digest()
+    key = hashlib.blake2b(prompts[1].tobytes(), key=image, digest_size=8)
+    key.update(b"/0/2")
+    seeded = torch.Generator().manual_seed(int.from_bytes(key.digest(), "little"))
+    assert torch.equal(torch.from_numpy(numbers[5]), torch.rand(64, generator=seeded))
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from transformers import BertTokenizer
 
+from lengths_mvaema import format_length
 from pixels_mvaema import to_8bit
-from processing_mvaema import MVaEMaImageProcessor, MVaEMaProcessor, format_length
+from processing_mvaema import MVaEMaImageProcessor, MVaEMaProcessor
 
 PROSE = (
     "5 ± 2 µm × 10⁻³ Å at 45 °C;\n\tH₂O₂, α–Fe₂O₃ …",

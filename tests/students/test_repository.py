@@ -113,6 +113,7 @@ def test_a_repository_carries_code_processor_and_generation_options(repository):
         "model.safetensors",
         "processor_config.json",
         "tokenizer.json",
+        "candidates_mvaema.py",
         "configuration_mvaema.py",
         "decoding_mvaema.py",
         "generation_mvaema.py",
@@ -121,6 +122,7 @@ def test_a_repository_carries_code_processor_and_generation_options(repository):
         "modeling_mvaema.py",
         "pixels_mvaema.py",
         "processing_mvaema.py",
+        "prompt_mvaema.py",
     }
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
     options = json.loads((repository / "generation_config.json").read_text())

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from configuration_mvaema import QUESTIONS
+from lengths_mvaema import format_length
 from mvaema.teacher.prompt import (
     STANDARD_PROMPT,
     Prompt,
@@ -12,7 +13,6 @@ from mvaema.teacher.prompt import (
     request_body,
     request_parameters,
 )
-from processing_mvaema import format_length
 
 
 def test_request_has_the_image_first_and_the_projects_sampling(tmp_path):

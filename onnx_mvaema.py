@@ -1,0 +1,521 @@
+"""A student that `mvaema export` wrote, without torch: ONNX Runtime, tokenizers, Pillow and NumPy.
+
+    python onnx_mvaema.py micrograph.png -q "How large are the grains?"
+
+What is special about it:
+- prompts, draws and answers are those of `MVaEMaModel`, and so are the names of its methods;
+- an image is encoded once, and its keys and values serve all questions and all candidates;
+- rows whose answer is complete leave the batch.
+
+This file lies in the exported folder beside those that it imports, so that the folder is all that
+a microscope's computer needs.
+"""
+
+import argparse
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+from tokenizers import Tokenizer
+
+from candidates_mvaema import (
+    DECODINGS,
+    DEFAULT_DECODING,
+    USING_ITM,
+    agreements,
+    draw_numbers,
+)
+from lengths_mvaema import asks_for_size, beside_measurement
+from pixels_mvaema import to_8bit
+from prompt_mvaema import prompt
+
+GRAPHS = ("vision", "text", "grounded", "decoder")
+# Beam search and the contrast with a blank image need torch.
+RUNNABLE = ("greedy", "sample", "consensus", "rerank", "consensus+itm")
+
+# Keys and values of each layer, (rows, heads, length, head_dim) each: layer -> array.
+KeysAndValues = tuple[list[np.ndarray], list[np.ndarray]]
+
+
+@dataclass
+class Seen:
+    """Images as texts attend to them.
+
+    Attributes:
+        embeds: float32 (images, projection_dim), normalised, as ITC compares them.
+        keys_and_values: (images, heads, image tokens, head_dim) each.
+    """
+
+    embeds: np.ndarray
+    keys_and_values: KeysAndValues
+
+
+class OnnxStudent:
+    """A student in an exported folder.
+
+    Args:
+        folder: as `mvaema export` wrote it.
+        threads: of ONNX Runtime; None for as many as there are cores.
+
+    Attributes:
+        questions: question id to question, those that the student was trained on.
+        categories: category to the caption that names it.
+        methods: the ways to classify, of ITC, ITM and ITC+ITM, that the student was trained for.
+
+    Raises:
+        FileNotFoundError: the folder holds no exported student.
+    """
+
+    def __init__(self, folder: str | os.PathLike, threads: int | None = None):
+        self.folder = Path(folder)
+        if not all((self.folder / f"{name}.onnx").is_file() for name in GRAPHS):
+            raise FileNotFoundError(
+                f"{folder} holds no exported student: expected "
+                f"{', '.join(f'{name}.onnx' for name in GRAPHS)}. Write one with mvaema export."
+            )
+        self.config = self._json("config")
+        self.generation = self._json("generation_config")
+        self.images = self._json("processor_config")["image_processor"]
+        self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        self.tokenizer.encode_special_tokens = True  # a special token's name is only a word
+        self.max_length = self._json("tokenizer_config")["model_max_length"]
+        self.questions: dict[str, str] = self.config["questions"]
+        self.categories: dict[str, str] = self.config["categories"]
+        itc, itm = (bool(self.config[f"{name}_weight"]) for name in ("itc", "itm"))
+        able = {"ITC": itc, "ITM": itm, "ITC+ITM": itc and itm}
+        self.methods = tuple(name for name, trained in able.items() if trained)
+        self.options = onnxruntime.SessionOptions()
+        self.options.log_severity_level = 3
+        if threads is not None:
+            self.options.intra_op_num_threads = threads
+
+    def _json(self, name: str) -> dict:
+        return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+
+    # ---- for people ------------------------------------------------------------------------------
+
+    @property
+    def default_decoding(self) -> str:
+        """How `answer` decodes by itself, as for `MVaEMaModel`."""
+        return self.generation.get("decoding") or DEFAULT_DECODING
+
+    def check_decoding(self, decoding: str | None = None) -> str:
+        """How `answer` would decode.
+
+        Raises:
+            ValueError: there is no such decoding here, or it needs a matching head that was not
+                trained.
+        """
+        decoding = decoding or self.default_decoding
+        if decoding not in RUNNABLE:
+            raise ValueError(
+                f"decoding must be one of {', '.join(RUNNABLE)} without torch; got {decoding!r}."
+            )
+        if decoding in USING_ITM:
+            self._check_matching(f"decoding={decoding!r}")
+        return decoding
+
+    def answer(
+        self,
+        images,
+        questions: str | Sequence[str] | None = None,
+        captions: str | Sequence[str | None] | None = None,
+        pixel_size_nm: float | Sequence[float | None] | None = None,
+        scale_bars: str | Sequence[str | None] | None = None,
+        measurements: str | Sequence[str | None] | None = None,
+        batch_size: int = 8,
+        decoding: str | None = None,
+        max_new_tokens: int | None = None,
+    ) -> str | list | dict:
+        """Answer questions about micrographs; see `MVaEMaModel.answer`, whose answers these are.
+
+        Args:
+            decoding: one of `RUNNABLE`; the student's own when `None`.
+            max_new_tokens: longest answer in tokens; the student's own setting when `None`.
+
+        Raises:
+            ValueError: there is no such decoding here, or it needs a matching head that was not
+                trained; there are no questions; or there is not one value for each image.
+        """
+        decoding = self.check_decoding(decoding)
+        single = not isinstance(images, list | tuple)
+        images = [images] if single else list(images)
+        asked = self.questions.values() if questions is None else questions
+        texts = [asked] if isinstance(asked, str) else list(asked)
+        if not texts:
+            raise ValueError("questions is empty: ask at least one.")
+        given = {"captions": captions, "pixel_size_nm": pixel_size_nm, "scale_bars": scale_bars}
+        given["measurements"] = measurements
+        known = {name: _one_each(name, values, len(images)) for name, values in given.items()}
+        measured = known.pop("measurements")
+        rows, at_once = [], max(1, batch_size // (1 + _candidates(decoding)))
+        for start in range(0, len(images), at_once):
+            part = slice(start, start + at_once)
+            pictures = [to_8bit(image) for image in images[part]]
+            prompts = [
+                prompt(question, caption, None if size is None else size * picture.width, bar)
+                for picture, caption, size, bar in zip(
+                    pictures, *(values[part] for values in known.values()), strict=True
+                )
+                for question in texts
+            ]
+            answers = self._decoded(self._pixels(pictures), prompts, decoding, max_new_tokens)
+            rows += [answers[i : i + len(texts)] for i in range(0, len(answers), len(texts))]
+        ids = {question: name for name, question in self.questions.items()}
+        for row, fact in zip(rows, measured, strict=True):
+            for i, question in enumerate(texts):
+                if fact and asks_for_size(question, ids.get(question)):
+                    row[i] = beside_measurement(row[i], fact)
+        if questions is None:
+            rows = [dict(zip(self.questions, row, strict=True)) for row in rows]
+        elif isinstance(questions, str):
+            rows = [row[0] for row in rows]
+        return rows[0] if single else rows
+
+    def classify(
+        self,
+        images,
+        categories: Mapping[str, str] | None = None,
+        by: str = "itc",
+        batch_size: int = 8,
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """Rank categories by their captions; see `MVaEMaModel.classify`.
+
+        Args:
+            by: "itc", "itm" or "itc+itm".
+
+        Raises:
+            ValueError: `by` is none of these, or there are no categories.
+        """
+        if by not in ("itc", "itm", "itc+itm"):
+            raise ValueError(f"by must be itc, itm or itc+itm without torch; got {by!r}.")
+        categories = dict(self.categories if categories is None else categories)
+        if not categories:
+            raise ValueError("categories is empty: name at least one, with its caption.")
+        single = not isinstance(images, list | tuple)
+        images = [images] if single else list(images)
+        captions, ranked = list(categories.values()), []
+        for start in range(0, len(images), batch_size):
+            pictures = [to_8bit(image) for image in images[start : start + batch_size]]
+            seen = self._see(self._pixels(pictures))
+            scores = np.zeros((len(pictures), len(captions)), np.float32)
+            if by != "itm":
+                embeds, scale = self._embed_texts(captions)
+                scores += _log_softmax(seen.embeds @ embeds.T * scale)
+            if by != "itc":
+                logits = self._match(seen, captions * len(pictures)).reshape(scores.shape)
+                scores -= np.logaddexp(0, -logits)
+            scores = np.exp(scores if by == "itm" else _log_softmax(scores))
+            for row in scores.tolist():
+                pairs = zip(categories, row, strict=True)
+                ranked.append(dict(sorted(pairs, key=lambda pair: -pair[1])))
+        return ranked[0] if single else ranked
+
+    def support(self, image, answers: Sequence[str]) -> list[float]:
+        """The probability, by the matching head, that each text is true of an image; 0 for a blank
+        one. See `MVaEMaModel.support`.
+
+        Raises:
+            ValueError: the matching head was not trained.
+        """
+        self._check_matching("support")
+        seen = self._see(self._pixels([to_8bit(image)]))
+        return np.exp(-np.logaddexp(0, -self._match(seen, list(answers)))).tolist()
+
+    def embed_images(self, images: Sequence) -> np.ndarray:
+        """float32 (images, projection_dim), normalised, as ITC compares them."""
+        return self._see(self._pixels([to_8bit(image) for image in images])).embeds
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (texts, projection_dim), normalised, as ITC compares them."""
+        return self._embed_texts(texts)[0]
+
+    def _check_matching(self, what: str) -> None:
+        if not self.config["itm_weight"]:
+            raise ValueError(f"{what} needs the matching head; this student learnt without (ITM).")
+
+    # ---- inputs ----------------------------------------------------------------------------------
+
+    def _pixels(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        """`pixel_values`, float32 (images, 3, height, width), as the processor makes them."""
+        of, rows = self.images, []
+        size = (of["size"]["width"], of["size"]["height"])
+        for picture in pictures:
+            picture = picture.resize(size, of["resample"], reducing_gap=3.0)
+            pixels = np.asarray(picture)
+            pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+            pixels = np.broadcast_to(pixels, (3, *pixels.shape[1:]))
+            pixels = (pixels.astype(np.float64) * of["rescale_factor"]).astype(np.float32)
+            mean, std = (
+                np.reshape(np.broadcast_to(np.float32(of[name]), 3), (3, 1, 1))
+                for name in ("image_mean", "image_std")
+            )
+            rows.append((pixels - mean) / std)
+        return np.stack(rows)
+
+    def _tokens(self, texts: Sequence[str], first: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask, int64 (texts, longest); texts are cut at the tokenizer's longest."""
+        rows = [
+            [first, *encoding.ids][: self.max_length]
+            for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ]
+        longest = max(map(len, rows))
+        ids = np.full((len(rows), longest), self.config["pad_token_id"], np.int64)
+        for row, values in zip(ids, rows, strict=True):
+            row[: len(values)] = values
+        lengths = np.array([len(row) for row in rows])
+        return ids, (np.arange(longest) < lengths[:, None]).astype(np.int64)
+
+    # ---- graphs ----------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _sessions(self) -> dict[str, onnxruntime.InferenceSession]:
+        return {}
+
+    def _session(self, graph: str) -> onnxruntime.InferenceSession:
+        """Opened when it is first needed: most runs need neither texts nor matching."""
+        if graph not in self._sessions:
+            self._sessions[graph] = onnxruntime.InferenceSession(
+                self.folder / f"{graph}.onnx", self.options, ["CPUExecutionProvider"]
+            )
+        return self._sessions[graph]
+
+    def _see(self, pixel_values: np.ndarray) -> Seen:
+        embeds, *rest = self._session("vision").run(None, {"pixel_values": pixel_values})
+        return Seen(embeds, _halves(rest))
+
+    def _embed_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids, mask = self._tokens(texts, self.config["cls_token_id"])
+        feed = {"input_ids": ids, "attention_mask": mask}
+        embeds, scale = self._session("text").run(None, feed)
+        return embeds, scale
+
+    def _ground(
+        self, seen: Seen, texts: Sequence[str], wanted: list[str] | None = None
+    ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """Outputs of the grounded encoder, and the ids and mask of its texts; consecutive texts
+        share an image."""
+        ids, mask = self._tokens(texts, self.config["enc_token_id"])
+        index = np.arange(len(ids)) // (len(ids) // len(seen.embeds))
+        feed = {"input_ids": ids, "attention_mask": mask, "image_index": index}
+        feed |= _named("image", seen.keys_and_values)
+        return self._session("grounded").run(wanted, feed), ids, mask
+
+    def _match(self, seen: Seen, texts: Sequence[str]) -> np.ndarray:
+        """ITM logits (texts,), -inf for a blank text; consecutive texts share an image."""
+        said = [text if text.strip() else "?" for text in texts]
+        (logits,), _, _ = self._ground(seen, said, ["match_logits"])
+        return np.where([bool(text.strip()) for text in texts], logits, -np.inf)
+
+    # ---- decoding --------------------------------------------------------------------------------
+
+    def _decoded(
+        self,
+        pixel_values: np.ndarray,
+        prompts: Sequence[str],
+        decoding: str,
+        max_new_tokens: int | None,
+    ) -> list[str]:
+        """An answer to each prompt; consecutive prompts share an image."""
+        seen = self._see(pixel_values)
+        (_, *question), ids, mask = self._ground(seen, prompts)
+        count, options = 1 + _candidates(decoding), DECODINGS[decoding]
+        limit = max_new_tokens or self.generation["max_new_tokens"]
+        limit = min(limit, self.config["max_position_embeddings"])
+        numbers = None
+        if decoding != "greedy":
+            numbers = draw_numbers(
+                pixel_values,
+                [row[kept.astype(bool)] for row, kept in zip(ids, mask, strict=True)],
+                options["seed"],
+                range(count) if count > 1 else range(1, 2),
+                self.config["max_position_embeddings"],
+            )
+        rows = _halves([np.repeat(states, count, axis=0) for states in question])
+        chosen = self._generate(
+            seen.keys_and_values,
+            rows,
+            np.repeat(mask, count, axis=0),
+            lambda logits, numbers_of: _choose(logits, numbers_of, options),
+            numbers,
+            limit,
+        )
+        texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in chosen]
+        if count == 1:
+            return texts
+        scores = np.zeros((len(prompts), count))
+        if decoding in ("consensus", "consensus+itm"):
+            with np.errstate(divide="ignore"):
+                scores += np.log([agreements(texts[i : i + count]) for i in _steps(texts, count)])
+        if decoding in USING_ITM:
+            scores -= np.logaddexp(0, -self._match(seen, texts)).reshape(scores.shape)
+        best = scores.argmax(axis=1)
+        return [texts[i * count + pick] for i, pick in enumerate(best)]
+
+    def _generate(
+        self,
+        images: KeysAndValues,
+        questions: KeysAndValues,
+        question_mask: np.ndarray,
+        choose: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
+        numbers: np.ndarray | None,
+        limit: int,
+    ) -> list[list[int]]:
+        """The tokens of each row, without [EOS].
+
+        The rows of a step are a grid, as many for each image, so that its keys and values are read
+        once for all of them. Complete rows leave it as soon as the image with the most incomplete
+        ones allows.
+
+        Args:
+            images: (images, ...) each.
+            questions: (rows, ...) each; consecutive rows share an image.
+            question_mask: (rows, length).
+            choose: logits (rows, vocabulary) and numbers (rows,) to tokens (rows,).
+            numbers: (rows, steps) for it, or None.
+            limit: most tokens of an answer, [EOS] included.
+        """
+        decoder, config = self._session("decoder"), self.config
+        count, heads, _, head_dim = questions[0][0].shape
+        grid = np.arange(count).reshape(len(images[0][0]), -1)
+        nothing = np.zeros((count, heads, 0, head_dim), np.float32)
+        past = ([nothing] * len(questions[0]), [nothing] * len(questions[0]))
+        tokens = np.full(count, config["dec_token_id"], np.int64)
+        written: list[list[int]] = [[] for _ in range(count)]
+        done = np.zeros(count, bool)
+        for step in range(limit):
+            feed = {"decoder_input_ids": tokens[:, None], "question_mask": question_mask}
+            feed |= _named("image", images) | _named("question", questions) | _named("past", past)
+            logits, *rest = decoder.run(None, feed)
+            past, rows = _halves(rest), grid.ravel()
+            tokens = choose(logits, None if numbers is None else numbers[rows, step])
+            for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+                if token == config["eos_token_id"]:
+                    done[row] = True
+                elif not done[row]:
+                    written[row].append(token)
+            incomplete = ~done[grid]
+            most = incomplete.sum(axis=1).max()
+            if not most:
+                break
+            kept_images = incomplete.any(axis=1)
+            if most < grid.shape[1] or not kept_images.all():
+                first = np.argsort(done[grid], axis=1, kind="stable")[:, :most]
+                places = (np.arange(len(grid))[:, None] * grid.shape[1] + first)[kept_images]
+                kept = places.ravel()
+                grid = rows[places]
+                tokens, question_mask = tokens[kept], question_mask[kept]
+                past, questions = _taken(past, kept), _taken(questions, kept)
+                images = _taken(images, kept_images)
+        return written
+
+
+def _candidates(decoding: str) -> int:
+    """How many answers are drawn to be chosen from, beside the greedy one."""
+    return DECODINGS[decoding].get("num_return_sequences", 0)
+
+
+def _choose(logits: np.ndarray, numbers: np.ndarray | None, options: Mapping) -> np.ndarray:
+    """A word for each row: the most likely, or where there is a number the one that it draws.
+
+    Args:
+        logits: (rows, vocabulary).
+        numbers: (rows,), uniform in [0, 1); NaN for the most likely word.
+        options: `temperature` and `top_p`, as in transformers.
+    """
+    words = logits.argmax(axis=1)
+    if numbers is None:
+        return words
+    for row in np.flatnonzero(~np.isnan(numbers)):
+        scores = logits[row] / np.float32(options["temperature"])
+        shares = np.exp(scores - scores.max())
+        shares /= shares.sum()
+        # What is left out has together no more than 1 - top_p, least likely first. A word with less
+        # than an equal part of that is always among it, and need not be sorted.
+        out = 1 - options["top_p"]
+        likely = np.flatnonzero(shares > out / len(shares))
+        order = likely[np.argsort(shares[likely], kind="stable")]
+        below = 1 - shares[likely].sum(dtype=np.float64) + np.cumsum(shares[order], dtype=float)
+        nucleus = np.sort(order[(below > out) | (order == order[-1])])
+        cumulative = np.cumsum(shares[nucleus], dtype=np.float64)
+        place = np.searchsorted(cumulative, numbers[row] * cumulative[-1], side="right")
+        if place < len(nucleus):
+            words[row] = nucleus[place]
+    return words
+
+
+def _one_each(name: str, values, count: int) -> list:
+    """One value for each of `count` images."""
+    if values is None or isinstance(values, str | float | int):
+        return [values] * count
+    if len(values) != count:
+        raise ValueError(f"{name}: expected {count} values, one per image; got {len(values)}.")
+    return list(values)
+
+
+def _log_softmax(scores: np.ndarray) -> np.ndarray:
+    scores = scores - scores.max(axis=1, keepdims=True)
+    return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+
+
+def _halves(arrays: list[np.ndarray]) -> KeysAndValues:
+    """Keys of all layers, then their values, as graphs return them."""
+    return arrays[: len(arrays) // 2], arrays[len(arrays) // 2 :]
+
+
+def _named(of: str, keys_and_values: KeysAndValues) -> dict[str, np.ndarray]:
+    """As graphs take them."""
+    keys, values = keys_and_values
+    named = {f"{of}_keys_{i}": array for i, array in enumerate(keys)}
+    return named | {f"{of}_values_{i}": array for i, array in enumerate(values)}
+
+
+def _taken(keys_and_values: KeysAndValues, rows: np.ndarray) -> KeysAndValues:
+    keys, values = keys_and_values
+    return [array[rows] for array in keys], [array[rows] for array in values]
+
+
+def _steps(texts: Sequence, count: int) -> range:
+    return range(0, len(texts), count)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Ask the student in this file's folder. Returns the exit status: 1 after an error."""
+    parser = argparse.ArgumentParser(
+        description="Ask the student in this folder about micrographs.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("micrographs", nargs="+", metavar="MICROGRAPH", help="image files that Pillow reads")
+    add(
+        "-q", "--question", dest="questions", action="append", help="may be repeated (default: all)"
+    )
+    add("--pixel_size_nm", type=float, help="length of one pixel in nm")
+    add("--decoding", choices=RUNNABLE, help="how answers are decoded")
+    add("--threads", type=int, help="threads (as many as there are cores)")
+    args = parser.parse_args(argv)
+    student = OnnxStudent(Path(__file__).parent, args.threads)
+    questions = args.questions or list(student.questions.values())
+    status = 0
+    for path in args.micrographs:
+        known = {"pixel_size_nm": args.pixel_size_nm, "decoding": args.decoding}
+        try:
+            answers = student.answer(path, questions, **known)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 1
+            continue
+        print(path)
+        for question, answer in zip(questions, answers, strict=True):
+            print(f"  {question}\n    {answer or '(no answer)'}", flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
