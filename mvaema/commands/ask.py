@@ -2,9 +2,9 @@
 
 Asks a student about micrographs, in any format that `mvaema build` reads. The pixel size that the
 instrument recorded goes into the prompt. Without -q, it is asked all questions that it was trained
-on; without --model, the student of this repository is asked. One that `mvaema export` wrote is asked
-without torch. With --measure, sizes are measured and stand behind the answers about sizes, whose
-sentences that contradict them are marked.
+on; without --model, the student of this repository is asked. One that `mvaema export` wrote is
+asked without torch. With --measure, sizes are measured and stand behind the answers about sizes,
+whose sentences that contradict them are marked.
 """
 
 import argparse
