@@ -189,13 +189,13 @@ class OnnxStudent:
         """Rank categories by their captions; see `MVaEMaModel.classify`.
 
         Args:
-            by: "itc", "itm" or "itc+itm".
+            by: "itc", "itm", "lm" or "itc+itm".
 
         Raises:
             ValueError: `by` is none of these, or there are no categories.
         """
-        if by not in ("itc", "itm", "itc+itm"):
-            raise ValueError(f"by must be itc, itm or itc+itm without torch; got {by!r}.")
+        if by not in ("itc", "itm", "lm", "itc+itm"):
+            raise ValueError(f"by must be one of itc, itm, lm, itc+itm; got {by!r}.")
         categories = dict(self.categories if categories is None else categories)
         if not categories:
             raise ValueError("categories is empty: name at least one, with its caption.")
@@ -206,12 +206,16 @@ class OnnxStudent:
             pictures = [to_8bit(image) for image in images[start : start + batch_size]]
             seen = self._see(self._pixels(pictures))
             scores = np.zeros((len(pictures), len(captions)), np.float32)
-            if by != "itm":
+            if "itc" in by:
                 embeds, scale = self._embed_texts(captions)
                 scores += _log_softmax(seen.embeds @ embeds.T * scale)
-            if by != "itc":
+            if "itm" in by:
                 logits = self._match(seen, captions * len(pictures)).reshape(scores.shape)
                 scores -= np.logaddexp(0, -logits)
+            if by == "lm":
+                asked = [self.config["category_question"]] * scores.size
+                said = self._log_likelihoods(seen, asked, captions * len(pictures))
+                scores += said.reshape(scores.shape)
             scores = np.exp(scores if by == "itm" else _log_softmax(scores))
             for row in scores.tolist():
                 pairs = zip(categories, row, strict=True)
@@ -338,15 +342,13 @@ class OnnxStudent:
                 range(count) if count > 1 else range(1, 2),
                 self.config["max_position_embeddings"],
             )
-        rows = _halves([np.repeat(states, count, axis=0) for states in question])
-        chosen = self._generate(
-            seen.keys_and_values,
-            rows,
-            np.repeat(mask, count, axis=0),
-            lambda logits, numbers_of: _choose(logits, numbers_of, options),
-            numbers,
-            limit,
-        )
+
+        def choose(logits: np.ndarray, rows: np.ndarray, step: int) -> np.ndarray:
+            return _choose(logits, None if numbers is None else numbers[rows, step], options)
+
+        questions = _halves([np.repeat(states, count, axis=0) for states in question])
+        question_mask = np.repeat(mask, count, axis=0)
+        chosen = self._generate(seen.keys_and_values, questions, question_mask, choose, limit)
         texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in chosen]
         if count == 1:
             return texts
@@ -359,13 +361,43 @@ class OnnxStudent:
         best = scores.argmax(axis=1)
         return [texts[i * count + pick] for i, pick in enumerate(best)]
 
+    def log_likelihoods(self, image, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        """How likely the student finds each answer to a prompt about an image, in nats: (answers,).
+
+        The end of the answer counts as one of its tokens.
+        """
+        seen = self._see(self._pixels([to_8bit(image)]))
+        return self._log_likelihoods(seen, prompts, answers)
+
+    def _log_likelihoods(
+        self, seen: Seen, prompts: Sequence[str], answers: Sequence[str]
+    ) -> np.ndarray:
+        """As `log_likelihoods`; consecutive prompts share an image."""
+        (_, *question), _, mask = self._ground(seen, prompts)
+        # What a decoder is given is what it is to say, one place later.
+        said, lengths = self._tokens(answers, self.config["dec_token_id"])
+        lengths = lengths.sum(axis=1)
+        eos = np.full((len(said), 1), self.config["eos_token_id"])
+        said = np.concatenate([said[:, 1:], eos], axis=1)
+        said[np.arange(len(said)), lengths - 1] = self.config["eos_token_id"]
+        found = np.zeros(len(said))
+
+        def choose(logits: np.ndarray, rows: np.ndarray, step: int) -> np.ndarray:
+            tokens = said[rows, step]
+            of_tokens = _log_softmax(logits)[np.arange(len(rows)), tokens]
+            found[rows] += np.where(step < lengths[rows], of_tokens, 0)
+            return tokens
+
+        questions = _halves(question)
+        self._generate(seen.keys_and_values, questions, mask, choose, said.shape[1])
+        return found
+
     def _generate(
         self,
         images: KeysAndValues,
         questions: KeysAndValues,
         question_mask: np.ndarray,
-        choose: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
-        numbers: np.ndarray | None,
+        choose: Callable[[np.ndarray, np.ndarray, int], np.ndarray],
         limit: int,
     ) -> list[list[int]]:
         """The tokens of each row, without [EOS].
@@ -378,8 +410,7 @@ class OnnxStudent:
             images: (images, ...) each.
             questions: (rows, ...) each; consecutive rows share an image.
             question_mask: (rows, length).
-            choose: logits (rows, vocabulary) and numbers (rows,) to tokens (rows,).
-            numbers: (rows, steps) for it, or None.
+            choose: logits (rows, vocabulary), the rows' numbers and the step to tokens (rows,).
             limit: most tokens of an answer, [EOS] included.
         """
         decoder, config = self._session("decoder"), self.config
@@ -395,7 +426,7 @@ class OnnxStudent:
             feed |= _named("image", images) | _named("question", questions) | _named("past", past)
             logits, *rest = decoder.run(None, feed)
             past, rows = _halves(rest), grid.ravel()
-            tokens = choose(logits, None if numbers is None else numbers[rows, step])
+            tokens = choose(logits, rows, step)
             for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
                 if token == config["eos_token_id"]:
                     done[row] = True

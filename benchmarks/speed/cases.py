@@ -1,9 +1,11 @@
 """The cases of the benchmark; each yields `Comparison`s."""
 
 import inspect
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 from torch import nn
@@ -18,6 +20,7 @@ from benchmarks.speed.training import encoding, training_step
 from benchmarks.speed.tricks import tricks
 from benchmarks.speed.workload import Workload
 from modeling_mvaema import MVaEMaModel
+from mvaema.students.exporting import PRECISIONS
 
 # As many micrographs at a time as `answer` takes.
 ANSWER_BATCH = inspect.signature(MVaEMaModel.answer).parameters["batch_size"].default
@@ -161,6 +164,42 @@ def answer(settings: Settings) -> Iterator[Comparison]:
     )
 
 
+def answer_onnx(settings: Settings) -> Iterator[Comparison]:
+    """The same with ONNX Runtime, in each precision; the floor is that of our products in torch."""
+    workload = settings.workload(questions=10)
+    workload.batch = settings.batch or ANSWER_BATCH
+    runtimes = {f"ONNX, {precision}": precision for precision in PRECISIONS}
+    built = {who: inference.answering(who, workload) for who in ("ours", "BLIP", "BLIP, parts")}
+    calls = {who: call for who, (_, call) in built.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        for who, precision in runtimes.items():
+            calls[who] = inference.answering_onnx(precision, workload, Path(folder))
+        times = measure.alternate(calls, settings.repeats, settings.clock)
+    amount, work = workload.batch * workload.questions, measure.Work.count(calls["ours"])
+    rates = {who: amount / median(seconds) for who, seconds in times.items()}
+    parameters = sum(p.numel() for p in built["ours"][0].parameters())
+    targets = {"BLIP": 4.0, "BLIP, parts": 2.0, "ours": None}
+    for who, precision in runtimes.items():
+        about = {
+            "parameters": parameters,
+            "seconds": times[who],
+            "floor": work.floor(settings.machine, min(times[who])),
+            "top_operators": [],
+        }
+        for peer, target in targets.items():
+            yield Comparison(
+                f"answer 10 questions each, ONNX {precision}",
+                settings.preset,
+                "answers/s",
+                rates[who],
+                "ours, torch" if peer == "ours" else peer,
+                rates[peer],
+                measure.ratio(times[peer], times[who]),
+                target if precision == "float32" else None,
+                details={"ours": about},
+            )
+
+
 def classify(settings: Settings) -> Iterator[Comparison]:
     """Ten categories, by ITC and by ITM, images to names."""
     workload = settings.workload()
@@ -199,6 +238,7 @@ CASES = {
     "train-all": train_all,
     "parts": parts,
     "answer": answer,
+    "answer-onnx": answer_onnx,
     "classify": classify,
     "cold-start": cold_start,
     "wait": wait,

@@ -1,10 +1,12 @@
 """One question about one micrograph, from a cold process: import, load, first answer.
 
-Each turn starts one new process for each: ours and BLIP's as their model cards have it, and one
-that imports torch and what the code of any generating model in transformers imports, and no more.
-The time is from the start of the process to its first line of output. Files are in the disk cache.
+Each turn starts one new process for each: ours and BLIP's as their model cards have it, ours as it is
+exported, and one that imports torch and what the code of any generating model in transformers
+imports, and no more. The time is from the start of the process to its first line of output. Files
+are in the disk cache.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from benchmarks.speed.report import Comparison
 from benchmarks.speed.settings import Settings
 from benchmarks.speed.workload import Workload, images, processor
 from configuration_mvaema import QUESTIONS
+from mvaema.students.exporting import export_onnx
 
 IMPORTS = """
 import torch
@@ -31,8 +34,21 @@ OURS = """
 from PIL import Image
 from transformers import AutoModel
 model = AutoModel.from_pretrained("ours", trust_remote_code=True)
-answer = model.answer(Image.open("image.png"), {question!r}, {length})
+answer = model.answer(Image.open("image.png"), {question!r}, decoding="greedy", {length})
 print("answered", repr(answer), flush=True)
+"""
+EXPORTED = """
+import sys
+sys.path.insert(0, "exported")
+from onnx_mvaema import OnnxStudent
+answer = OnnxStudent("exported").answer("image.png", {question!r}, decoding="greedy")
+print("answered", repr(answer), flush=True)
+"""
+# The largest resident set, in KiB, which is Linux's; in all of them after the answer.
+PEAK = """
+import sys
+if sys.platform == "linux":
+    print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 """
 BLIP = """
 from PIL import Image
@@ -45,8 +61,9 @@ print("answered", repr(processor.decode(ids[0], skip_special_tokens=True)), flus
 """
 
 
-def first_line(script: str, folder: Path) -> float:
-    """Seconds from the start of a Python process that runs `script` to its first line.
+def first_line(script: str, folder: Path) -> tuple[float, float]:
+    """Seconds from the start of a Python process that runs `script` to its first line, and the MiB
+    that it needed at most; NaN elsewhere than on Linux.
 
     Raises:
         RuntimeError: the script failed; the message has what it said.
@@ -58,7 +75,7 @@ def first_line(script: str, folder: Path) -> float:
     }
     start = time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script + PEAK],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -67,17 +84,22 @@ def first_line(script: str, folder: Path) -> float:
     ) as process:
         line = process.stdout.readline()
         elapsed = time.perf_counter() - start
-        _, errors = process.communicate()
+        rest, errors = process.communicate()
     if not line or process.returncode:
         raise RuntimeError(f"a cold start failed:\n{script}\n{errors[-2000:]}")
-    return elapsed
+    return elapsed, int(rest) / 1024 if rest.strip() else float("nan")
 
 
 def write_checkpoints(folder: Path, workload: Workload) -> None:
-    """`ours` and `blip`, complete, and `image.png`."""
+    """`ours`, `exported` and `blip`, complete, and `image.png`."""
     config = workload.config()
     ours = inference.our_model(workload)
     ours.save_pretrained(folder / "ours")
+    ours.generation_config.max_new_tokens = inference.new_tokens(workload)
+    export_onnx(ours, folder / "exported")
+    settings = json.loads((folder / "exported" / "config.json").read_text())
+    settings["eos_token_id"] = -1  # all answers have the same length
+    (folder / "exported" / "config.json").write_text(json.dumps(settings))
     peers.answering(config).save_pretrained(folder / "blip")
     BlipProcessor(
         inference.image_processor_of_blip(config), processor(config).tokenizer
@@ -86,7 +108,7 @@ def write_checkpoints(folder: Path, workload: Workload) -> None:
 
 
 def cold_start(settings: Settings) -> Iterator[Comparison]:
-    """Ours against the imports alone, and against BLIP; a CPU process, whatever the device."""
+    """Ours against the imports alone and BLIP, and exported against ours; a CPU process, whatever the device."""
     workload = settings.workload(device="cpu", dtype="float32", compile=False)
     count = inference.new_tokens(workload)
     fields = {
@@ -98,25 +120,36 @@ def cold_start(settings: Settings) -> Iterator[Comparison]:
         write_checkpoints(folder, workload)
         scripts = {
             "ours": OURS.format(**fields),
+            "exported": EXPORTED.format(**fields),
             "imports alone": IMPORTS,
             "BLIP": BLIP.format(**fields),
         }
-        times = {who: [] for who in scripts}
+        times, peaks = ({who: [] for who in scripts} for _ in range(2))
         for turn in range(-1, settings.repeats):  # the first fills the caches
             for who, script in scripts.items():
-                elapsed = first_line(script, folder)
+                elapsed, peak = first_line(script, folder)
                 if turn >= 0:
                     times[who].append(elapsed)
-    for who, target in {"imports alone": 1.3, "BLIP": None}.items():
-        yield Comparison(
-            "cold start to first answer",
-            settings.preset,
-            "s",
-            median(times["ours"]),
-            who,
-            median(times[who]),
-            measure.ratio(times["ours"], times[who]),
-            target,
-            at_most=True,
-            details={"seconds": times},
-        )
+                    peaks[who].append(peak)
+    for ours, peer, target in (
+        ("ours", "imports alone", 1.3),
+        ("ours", "BLIP", None),
+        ("exported", "ours", None),
+    ):
+        name = "" if ours == "ours" else ", ONNX"
+        for case, unit, values, aim in (
+            (f"cold start to first answer{name}", "s", times, target),
+            (f"memory to first answer{name}", "MiB", peaks, None),
+        ):
+            yield Comparison(
+                case,
+                settings.preset,
+                unit,
+                median(values[ours]),
+                "ours, torch" if peer == "ours" else peer,
+                median(values[peer]),
+                measure.ratio(values[ours], values[peer]),
+                aim,
+                at_most=True,
+                details={"turns": values},
+            )

@@ -1,6 +1,7 @@
 """Questions answered and micrographs classified, from images to text, by both models."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from PIL.Image import Image
@@ -11,6 +12,8 @@ from benchmarks.speed import peers
 from benchmarks.speed.workload import Workload, images, median_answer, processor
 from configuration_mvaema import CATEGORY_CAPTIONS, QUESTIONS, MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
+from mvaema.students.exporting import export_onnx
+from onnx_mvaema import OnnxStudent
 
 
 def our_model(workload: Workload) -> MVaEMaModel:
@@ -45,7 +48,9 @@ def answering(who: str, workload: Workload) -> tuple[nn.Module, Callable[[], lis
             length["cache_implementation"] = "static"  # `generate` compiles the step then
 
         def call():
-            rows = model.answer(pictures, texts, batch_size=workload.batch, **length)
+            rows = model.answer(
+                pictures, texts, batch_size=workload.batch, decoding="greedy", **length
+            )
             return [answer for row in rows for answer in row]
 
         return model, call
@@ -58,6 +63,27 @@ def answering(who: str, workload: Workload) -> tuple[nn.Module, Callable[[], lis
     config = workload.config()
     image_processor, text_processor = image_processor_of_blip(config), processor(config)
     return model, lambda: ask(model, image_processor, text_processor, pictures, texts, **length)
+
+
+def answering_onnx(precision: str, workload: Workload, folder: Path) -> Callable[[], list[str]]:
+    """A call that asks what `answering` does, of our model with ONNX Runtime."""
+    target = folder / f"{workload.preset}-{precision}"
+    export_onnx(our_model(workload), target, precision)
+    student = OnnxStudent(target, threads=torch.get_num_threads())
+    student.config["eos_token_id"] = -1  # all answers have the same length
+    pictures, texts = images(workload.batch), list(QUESTIONS.values())[: workload.questions]
+
+    def call():
+        rows = student.answer(
+            pictures,
+            texts,
+            batch_size=workload.batch,
+            decoding="greedy",
+            max_new_tokens=new_tokens(workload),
+        )
+        return [answer for row in rows for answer in row]
+
+    return call
 
 
 def image_processor_of_blip(config: MVaEMaConfig) -> BlipImageProcessorPil:

@@ -118,7 +118,7 @@ def test_a_graph_s_logits_are_the_model_s(model, exported, images):
 
 
 def test_what_is_no_answer(model, student, images):
-    for by in ("itc", "itm", "itc+itm"):
+    for by in ("itc", "itm", "lm", "itc+itm"):
         for row, expected in zip(
             student.classify(images, by=by), model.classify(images, by=by), strict=True
         ):
@@ -136,6 +136,20 @@ def test_what_is_no_answer(model, student, images):
     np.testing.assert_allclose(
         student.embed_texts(["Wires.", "A tip."]), words.pooler_output.numpy(), atol=1e-5
     )
+
+
+def test_likelihoods_of_answers(model, student, images):
+    prompts, said = ["What?", "How large is it?"], ["Wires, 20 nm wide.", "A tip."]
+    inputs = model.processor(images=images[0], text=prompts, answers=said)
+    labels = inputs["labels"]
+    with torch.no_grad():
+        memory = model.encode_prompt(
+            *(inputs[n] for n in ("pixel_values", "input_ids")), inputs["attention_mask"]
+        )
+        losses = model.answer_losses(labels, memory, inputs["attention_mask"])
+    expected = -losses.sum(dim=1).numpy()
+    found = student.log_likelihoods(images[0], prompts, said)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_the_folder_answers_where_torch_cannot_be_imported(exported, model, images, tmp_path):
@@ -212,7 +226,7 @@ def test_what_the_runner_refuses(student, images):
     with pytest.raises(ValueError, match="ask at least one"):
         student.answer(images[0], [])
     with pytest.raises(ValueError, match="by must be"):
-        student.classify(images[0], by="lm")
+        student.classify(images[0], by="best")
 
 
 def test_card_configs_and_licence_go_along(exported):
