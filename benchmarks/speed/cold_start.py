@@ -1,6 +1,6 @@
 """One question about one micrograph, from a cold process: import, load, first answer.
 
-Each turn starts one new process for each: ours and BLIP's as their model cards have it, ours as it is
+Each turn starts one new process for each: ours and BLIP's as their model cards have it, ours as
 exported, and one that imports torch and what the code of any generating model in transformers
 imports, and no more. The time is from the start of the process to its first line of output. Files
 are in the disk cache.
@@ -108,7 +108,7 @@ def write_checkpoints(folder: Path, workload: Workload) -> None:
 
 
 def cold_start(settings: Settings) -> Iterator[Comparison]:
-    """Ours against the imports alone and BLIP, and exported against ours; a CPU process, whatever the device."""
+    """Ours against the imports alone and BLIP, and exported against ours, on a CPU."""
     workload = settings.workload(device="cpu", dtype="float32", compile=False)
     count = inference.new_tokens(workload)
     fields = {
