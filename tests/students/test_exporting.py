@@ -190,7 +190,7 @@ def test_smaller_weights(model, folder, exported, images, precision, tmp_path):
     with torch.no_grad():
         expected = model.get_image_features(expected).pooler_output.numpy()
     similar = (small.embed_images(images) * expected).sum(axis=1)
-    assert (similar > {"float16": 0.9999, "int8": 0.98}[precision]).all()
+    assert (similar > {"float16": 0.9999, "int8": 0.95}[precision]).all()
     assert all(small.answer(images[0], QUESTIONS, decoding="greedy", max_new_tokens=4))
 
 
