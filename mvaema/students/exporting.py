@@ -13,10 +13,13 @@ What is special about it:
   the files that it imports (`onnx_mvaema.py`).
 """
 
+import contextlib
 import json
+import logging
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -247,8 +250,7 @@ def _write_graph(model: MVaEMaModel, name: str, path: Path, precision: str) -> N
             ["logits", *_names("written", layers)],
         ),
     }[name]
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own parts
+    with torch.no_grad(), _quietly():
         torch.onnx.export(
             module(model).eval(),
             inputs,
@@ -270,6 +272,20 @@ def _write_graph(model: MVaEMaModel, name: str, path: Path, precision: str) -> N
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Gemm"],
         )
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what torch.onnx tells about its own parts, and about torchvision, which is not used."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _store_halves(path: Path) -> None:
