@@ -276,7 +276,7 @@ def _write_graph(model: MVaEMaModel, name: str, path: Path, precision: str) -> N
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what torch.onnx tells about its own parts, and about torchvision, which is not used."""
+    """Without what torch.onnx tells about its own parts and about torchvision."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
