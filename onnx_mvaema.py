@@ -462,24 +462,35 @@ def _choose(logits: np.ndarray, numbers: np.ndarray | None, options: Mapping) ->
         options: `temperature` and `top_p`, as in transformers.
     """
     words = logits.argmax(axis=1)
-    if numbers is None:
-        return words
-    for row in np.flatnonzero(~np.isnan(numbers)):
-        scores = logits[row] / np.float32(options["temperature"])
-        shares = np.exp(scores - scores.max())
-        shares /= shares.sum()
-        # What is left out has together no more than 1 - top_p, least likely first. A word with less
-        # than an equal part of that is always among it, and need not be sorted.
-        out = 1 - options["top_p"]
-        likely = np.flatnonzero(shares > out / len(shares))
-        order = likely[np.argsort(shares[likely], kind="stable")]
-        below = 1 - shares[likely].sum(dtype=np.float64) + np.cumsum(shares[order], dtype=float)
-        nucleus = np.sort(order[(below > out) | (order == order[-1])])
-        cumulative = np.cumsum(shares[nucleus], dtype=np.float64)
-        place = np.searchsorted(cumulative, numbers[row] * cumulative[-1], side="right")
-        if place < len(nucleus):
-            words[row] = nucleus[place]
+    if numbers is not None:
+        rows = np.flatnonzero(~np.isnan(numbers))
+        drawn = _drawn(logits[rows], numbers[rows], options["temperature"], options["top_p"])
+        words[rows] = np.where(drawn < logits.shape[1], drawn, words[rows])
     return words
+
+
+def _drawn(logits: np.ndarray, numbers: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
+    """Words (rows,) of the nucleus; the vocabulary's size where rounding leaves a row without."""
+    vocabulary = logits.shape[1]
+    scores = (logits - logits.max(axis=1, keepdims=True)) / np.float32(temperature)
+    shares = np.exp(scores)
+    shares /= shares.sum(axis=1, keepdims=True)
+    # Words with less than an equal part of 1 - top_p are all left out: they need not be sorted.
+    count = max(1, (shares > (1 - top_p) / vocabulary).sum(axis=1).max())
+    words = np.argpartition(shares, vocabulary - count, axis=1)[:, vocabulary - count :]
+    values = np.take_along_axis(shares, words, axis=1).astype(np.float64)
+    order = np.argsort(-values, axis=1, kind="stable")
+    words, values = (np.take_along_axis(x, order, axis=1) for x in (words, values))
+    likelier = np.cumsum(values, axis=1) - values
+    words = np.where(likelier < top_p, words, vocabulary)
+    # Numbers count through the nucleus in the order of the vocabulary.
+    order = np.argsort(words, axis=1)
+    words, values = (np.take_along_axis(x, order, axis=1) for x in (words, values))
+    cumulative = np.cumsum(np.where(words < vocabulary, values, 0), axis=1)
+    sought = numbers[:, None] * cumulative[:, -1:]
+    places = (cumulative <= sought).sum(axis=1)
+    words = np.concatenate([words, np.full((len(words), 1), vocabulary)], axis=1)
+    return words[np.arange(len(words)), places]
 
 
 def _one_each(name: str, values, count: int) -> list:
