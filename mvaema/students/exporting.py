@@ -27,6 +27,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 from generation_mvaema import MVaEMaCache, MVaEMaMemory
@@ -265,6 +266,7 @@ def _write_graph(model: MVaEMaModel, name: str, path: Path, precision: str) -> N
     if precision == "float16":
         _store_halves(path)
     elif precision == "int8":
+        quant_pre_process(path, path, skip_symbolic_shape=True)
         quantize_dynamic(
             path,
             path,
