@@ -4,6 +4,13 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# One thread for each process, before any library that counts cores is imported: the models are
+# tiny, and threads of several workers get in each other's way. Processes that a test starts
+# inherit it.
+THREADS = ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB", "NUMEXPR", "NUMBA")
+for library in THREADS:
+    name = f"{library}_MAXIMUM_THREADS" if library == "VECLIB" else f"{library}_NUM_THREADS"
+    os.environ.setdefault(name, "1")
 
 import numpy as np
 import pytest
