@@ -51,7 +51,7 @@ class Reply:
             best = list(self.categories.items())[:3]
             ranked = ", ".join(f"{name.replace('_', ' ')} {100 * p:.0f} %" for name, p in best)
             found.append(f"Category: {ranked}.")
-        if self.measurement is not None:
+        if self.measurement is not None and self.measurement.sentence() not in self.answer:
             found.append(self.measurement.sentence())
         scale = "scale unknown" if size is None else f"{format_length(size)} per pixel"
         return [*found, f"Seen with {scale}."]

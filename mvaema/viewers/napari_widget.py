@@ -104,7 +104,7 @@ class AskWidget(Container):
         self.shapes.reset_choices()
 
 
-@thread_worker
+@thread_worker(ignore_errors=True)  # the widget shows them
 def _asked(
     model: str | None, question: str, measured: bool, about: dict
 ) -> Generator[str, None, Reply]:

@@ -60,9 +60,10 @@ def test_what_is_measured_stands_behind_answers_about_sizes():
     assert reply.measurement.statistics.median == pytest.approx(24 * 5.0, rel=0.05)
     assert listener.told["pixel_size_nm"] == [5.0]
     assert reply.answer.startswith("They are 900 nm wide (contradicts the measurement).")
-    assert reply.measurement.sentence() in reply.answer
+    assert "\n".join(reply.lines()).count(reply.measurement.sentence()) == 1
     other = ask(listener, discs(), QUESTIONS["imaging"], pixel_size_nm=5.0)
-    assert other.answer == "They are 900 nm wide." and other.measurement is not None
+    assert other.answer == "They are 900 nm wide."
+    assert other.lines()[2] == other.measurement.sentence()
 
 
 def test_a_region_is_measured_in_its_place():
