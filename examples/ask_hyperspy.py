@@ -14,14 +14,15 @@ In a notebook:
 """
 
 import argparse
-
-import hyperspy.api as hs
-from hyperspy.signal import BaseSignal
+from typing import TYPE_CHECKING
 
 from mvaema.viewers.asking import Reply, ask, load, pixel_size_nm
 
+if TYPE_CHECKING:
+    from hyperspy.signal import BaseSignal
 
-def ask_signal(signal: BaseSignal, question: str, model: str | None = None) -> Reply:
+
+def ask_signal(signal: "BaseSignal", question: str, model: str | None = None) -> Reply:
     """Ask a student about an image.
 
     Args:
@@ -53,4 +54,6 @@ if __name__ == "__main__":
     parser.add_argument("-q", "--question", default="How large are the structures?")
     parser.add_argument("--model", help="folder or Hub id of a student")
     args = parser.parse_args()
+    import hyperspy.api as hs
+
     print("\n".join(ask_signal(hs.load(args.image), args.question, args.model).lines()))
