@@ -17,7 +17,7 @@ from napari.layers import Image, Shapes
 from napari.qt.threading import thread_worker
 
 from configuration_mvaema import QUESTIONS
-from mvaema.micrographs.calibration import axis_nm
+from mvaema.micrographs.calibration import NotAMicrograph, axis_nm
 from mvaema.micrographs.info_bar import Box
 from mvaema.viewers.asking import Reply, ask, load, pixel_size_nm
 
@@ -71,7 +71,7 @@ class AskWidget(Container):
                 "pixel_size_nm": layer_pixel_nm(layer),
                 "region": None if self.shapes.value == WHOLE else drawn_box(self._drawn(), layer),
             }
-        except Exception as error:
+        except (ValueError, NotAMicrograph) as error:
             self._show(str(error))
             return
         question = self.question.value.strip() or self.group.value
