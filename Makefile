@@ -32,9 +32,9 @@ demo: $(VENV)/.demo
 ask: $(VENV)/.demo
 	HF_HUB_OFFLINE=1 $(BIN)/mvaema ask "$(IMAGE)"
 
-# One thread per worker: more get in each other's way.
+# tests/conftest.py gives each worker one thread.
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

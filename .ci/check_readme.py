@@ -1,6 +1,7 @@
 """python .ci/check_readme.py
 
-Checks what README.md, CONTRIBUTING.md, CHANGELOG.md and docs/*.md tell a reader to run or to open:
+Checks what README.md, CONTRIBUTING.md, CHANGELOG.md, docs/*.md and examples/README.md tell a reader
+to run or to open:
 
 - commands in shell blocks and code spans name make targets, scripts, modules and sub-commands that
   exist, with flags that `--help` knows, and no path outside the repository;
@@ -19,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*(ROOT / f"{n}.md" for n in ("README", "CONTRIBUTING")), *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [*(ROOT / f"{n}.md" for n in ("README", "CONTRIBUTING", "examples/README"))]
+PAGES += sorted(ROOT.glob("docs/*.md"))
 
 # It names commands of the past, so only its links are checked.
 CHANGELOG = ROOT / "CHANGELOG.md"
@@ -30,7 +32,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"")
 OURS = ("mvaema", "python", ".venv/bin/python", "make", "accelerate", "torchrun")
 
 # A word that begins so names a file of the repository.
-FOLDERS = (".ci/", "benchmarks/", "docs/", "metrics/", "mvaema/", "recipes/", "tests/")
+FOLDERS = (".ci/", "benchmarks/", "docs/", "examples/", "metrics/", "mvaema/", "recipes/", "tests/")
 
 
 def blocks(text: str, languages: tuple[str, ...]) -> list[str]:

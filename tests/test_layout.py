@@ -19,6 +19,7 @@ STAGES = (
     "training",
     "serving",
     "evaluation",
+    "viewers",
     "commands",
     "__main__",
 )

@@ -1,8 +1,9 @@
 """mvaema eval --model runs/first --dataset data/sem --output_dir runs/first-report
 
 Asks a trained student, or any other image-text-to-text model, every question of a dataset's
-validation split. Scores the answers beside references and writes a report. Rerun the same command
-to resume.
+validation split. Scores the answers beside references, writes a report, and prints what it says:
+whether the student sees, is better than not looking, and where it fails. Rerun the same command to
+resume.
 """
 
 import logging
@@ -18,6 +19,7 @@ from mvaema.evaluation.run import EvaluationArguments, JudgeArguments, evaluate
 from mvaema.evaluation.sight_tables import twins_table
 from mvaema.evaluation.table import markdown
 from mvaema.evaluation.tables import accuracy_table, intervals_table, judge_tables
+from mvaema.evaluation.verdict import verdict_lines
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         print(markdown(accuracy_table(results["classification"])))
     for table in judge_tables(results)[:1]:
         print(markdown(table))
+    print("\n".join(verdict_lines(results["verdict"])))
     print(f"report: {Path(args.output_dir) / 'index.html'}")
     if stopped := results.get("judge", {}).get("stopped"):
         print(f"The judge was stopped: {stopped} Rerun to resume.", file=sys.stderr)

@@ -27,6 +27,7 @@ Data passes through three steps, each usable by itself: collect, score, report. 
     judge.py              grades that a chat model gives to answers
     inspect_task.py       the same questions and scores in inspect_ai, beside any chat model
   report
+    verdict.py            what the figures say: does it see, is it better, where does it fail
     report.py             figures to one folder with a page
     tables.py             figures to tables
     sight_tables.py       those of what a student owes to its eyes

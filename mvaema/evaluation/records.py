@@ -143,6 +143,33 @@ def compare(
     return {"n": len(records), "clusters": len(set(clusters)), "scores": scores}
 
 
+def compare_parts(records: list[Record], others: list[Record], metric: str) -> dict[str, dict]:
+    """`compare` in one metric for each part of the questions.
+
+    Returns:
+        `by_question` and `by_category`: name of the part to comparison. A category that is not
+        known is "unknown", as in `summarize`.
+
+    Raises:
+        ValueError: see `compare`, or the records were not scored with `metric`.
+    """
+    if not all(metric in r["scores"] for r in (*records, *others)):
+        raise ValueError(f"the records have no score {metric!r}; score them with `score_records`.")
+    records, others = _paired(records, others)
+    pairs = [
+        tuple({**r, "scores": {metric: r["scores"][metric]}} for r in pair)
+        for pair in zip(records, others, strict=True)
+    ]
+    found: dict[str, dict] = {"by_question": {}, "by_category": {}}
+    for field, parts in zip(("question_id", "category"), found.values(), strict=True):
+        of_part: dict[str, list[tuple[Record, Record]]] = {}
+        for pair in pairs:
+            of_part.setdefault(pair[0].get(field) or "unknown", []).append(pair)
+        for name, members in of_part.items():
+            parts[name] = compare(*map(list, zip(*members, strict=True)))
+    return found
+
+
 def _paired(records: list[Record], others: list[Record]) -> tuple[list[Record], list[Record]]:
     """The records of both sides in the same order."""
     first, second = by_key(records), by_key(others)

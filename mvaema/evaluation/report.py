@@ -1,9 +1,11 @@
 """Step 3, report: one folder that a lab can read, keep and pass on.
 
-    index.html               everything on one page, with each micrograph, question and answer,
-                             worst first, and where its words look; self-contained, it loads
-                             nothing from any network
-    tables.md                the figures as tables, among them the paper's Tables 1, 4 and 7
+    index.html               everything on one page: the verdict, six micrographs, pictures and
+                             tables behind a click, then each micrograph, question and answer, worst
+                             first, and where its words look; self-contained, it loads nothing from
+                             any network
+    tables.md                the verdict and the figures as tables, among them the paper's Tables 1,
+                             4 and 7
     questions.png, image_gain.png, confusion_matrix_*.png, reliability_*.png, losses.png
     micrographs/*.jpg        those of Table 7
     results.json             every figure (`mvaema/evaluation/scores.py`); written last
@@ -29,6 +31,7 @@ from mvaema.evaluation.scores import CHANCE
 from mvaema.evaluation.sight_tables import FALSE_CLAIMS
 from mvaema.evaluation.table import markdown
 from mvaema.evaluation.tables import examples_table, result_tables, student_of
+from mvaema.evaluation.verdict import sentence, text_metric, verdict_table
 from mvaema.files import write_bytes, write_json, write_text
 from mvaema.training.curves import loss_curves
 
@@ -38,6 +41,7 @@ MAP_COLOUR = (255, 96, 0)
 MAP_OPACITY = 0.75  # where an answer looks most
 EXAMPLES = 10  # rows of Table 7
 EXAMPLE_QUESTION = "morphology"  # the one of Table 7
+SHOWN_FIRST = 2  # micrographs at each end and in the middle, right below the verdict
 
 
 def write_report(
@@ -67,9 +71,10 @@ def write_report(
     """
     _check(results, answers, images)
     pictures = {name: _png(figure) for name, figure in _pictures(results, log).items()}
-    metric = _metric(results)
+    metric = text_metric(results)  # that answers are sorted by
     worst_first = sorted(answers[student_of(results)], key=lambda r: r["scores"][metric])
     examples = _examples(worst_first)
+    first = best_median_worst(answers[student_of(results)], metric)
     tables = result_tables(results)
     table_7 = examples_table(student_of(results), examples)
 
@@ -80,18 +85,21 @@ def write_report(
     for record in examples:
         jpeg, _ = _jpeg(images[record["image_id"]], quality=85)
         write_bytes(folder / "micrographs" / f"{record['image_id']}.jpg", jpeg)
-    write_text(folder / "tables.md", "\n".join(map(markdown, [*tables, table_7])))
+    all_tables = [verdict_table(results["verdict"]), *tables, table_7]
+    write_text(folder / "tables.md", "\n".join(map(markdown, all_tables)))
     page = (
         _environment()
         .get_template("report.html.j2")
         .render(
             facts={name: v for name, v in results.items() if isinstance(v, str | int | float)},
+            verdict=results["verdict"],
+            first=first,
             tables=tables,
             pictures={name: _embedded_png(png) for name, png in pictures.items()},
             metrics=results["metrics"],
             metric=metric,
             orders=_orders(answers[student_of(results)], results["metrics"]),
-            **_answers_on_page(worst_first[:max_answers], worst_first, answers, images),
+            **_answers_on_page(worst_first[:max_answers], first, answers, images),
             maps=_maps(worst_first[:max_answers], attention or {}),
         )
     )
@@ -100,19 +108,56 @@ def write_report(
     return folder / "index.html"
 
 
+def best_median_worst(records: list[Record], metric: str) -> list[tuple[str, Record]]:
+    """Six micrographs, two each of the best, the median and the worst, with an answer about each.
+
+    Nobody picks them: micrographs are ranked by the mean score of all answers about them, and of
+    each the answer is shown whose score is nearest to that mean. Where there are fewer than six,
+    all are shown.
+
+    Args:
+        records: scored records; the order of equal ones decides between them.
+        metric: the score that ranks.
+
+    Returns:
+        which of the three it is, and the record; best first.
+    """
+    of_image: dict[str, list[Record]] = {}
+    for record in records:
+        of_image.setdefault(record["image_id"], []).append(record)
+    means = {i: np.mean([r["scores"][metric] for r in rs]) for i, rs in of_image.items()}
+    best_first = sorted(means, key=means.__getitem__, reverse=True)
+    n, k = len(best_first), SHOWN_FIRST
+    middle = max((n - k) // 2, 0)
+    places = {
+        **dict.fromkeys(range(middle, min(middle + k, n)), "median"),
+        **{n - 1 - i: "worst" for i in range(min(k, n))},
+        **dict.fromkeys(range(min(k, n)), "best"),
+    }
+    return [
+        (
+            places[i],
+            min(of_image[image_id], key=lambda r: abs(r["scores"][metric] - means[r["image_id"]])),
+        )
+        for i, image_id in enumerate(best_first)
+        if i in places
+    ]
+
+
 def _answers_on_page(
     shown: list[Record],
-    worst_first: list[Record],
+    first: list[tuple[str, Record]],
     answers: Mapping[str, list[Record]],
     images: Mapping[str, Image.Image],
 ) -> dict:
     """What the page's template needs for the answers that it shows."""
     student, *others = answers
-    image_ids = list(dict.fromkeys(r["image_id"] for r in shown))
+    on_page = [*(record for _, record in first), *shown]
+    image_ids = list(dict.fromkeys(r["image_id"] for r in on_page))
     return {
         "student": student,
         "records": shown,
-        "total": len(worst_first),
+        "total": len(answers[student]),
         "others": {name: {key_of(r): r for r in answers[name]} for name in others},
         "image_numbers": {image_id: i for i, image_id in enumerate(image_ids)},
         "micrographs": [_embedded_micrograph(images[image_id]) for image_id in image_ids],
@@ -156,7 +201,7 @@ def _examples(worst_first: list[Record]) -> list[Record]:
 
 
 def _pictures(results: Mapping, log: Sequence[Mapping]) -> dict[str, Figure]:
-    metric = _metric(results)
+    metric = text_metric(results)
     label = results["metrics"][metric]
     pictures = {"questions": figures.question_bars(results["answers"], metric, label)}
     gain = "image_gain_per_token"
@@ -176,11 +221,6 @@ def _pictures(results: Mapping, log: Sequence[Mapping]) -> dict[str, Figure]:
     if log:
         pictures["losses"] = loss_curves(log)
     return pictures
-
-
-def _metric(results: Mapping) -> str:
-    """The metric that answers are sorted by: METEOR, or its stand-in without WordNet."""
-    return "meteor" if "meteor" in results["metrics"] else "meteor_no_synonyms"
 
 
 def _check(results: Mapping, answers: Mapping[str, list], images: Mapping) -> None:
@@ -234,10 +274,12 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 def _environment() -> jinja2.Environment:
     # Answers are a model's or a teacher's words and may contain markup: everything is escaped.
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mvaema.evaluation", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["sentence"] = sentence
+    return environment

@@ -2,7 +2,8 @@
 
 What is special about it:
 - three steps, and data passes through each once: `collect.py` asks the model and writes down what
-  it says, `scores.py` turns that into figures, `report.py` turns the figures into a folder;
+  it says, `scores.py` turns that into figures, `report.py` turns the figures into a folder, which
+  opens with what they say (`verdict.py`);
 - what bad data can break is checked before the first answer;
 - rerunning the same command resumes, and a finished evaluation is scored again without asking.
 """
@@ -18,6 +19,7 @@ from mvaema.evaluation.collect import Collected, collect, read_collected
 from mvaema.evaluation.questions import Questions, key_of, load_questions
 from mvaema.evaluation.report import write_report
 from mvaema.evaluation.scores import score
+from mvaema.evaluation.verdict import verdict
 from mvaema.evaluation.wordnet import ensure_wordnet
 from mvaema.files import read_json_lines
 from mvaema.teacher.requests import RequestArguments, check_positive
@@ -169,6 +171,7 @@ def evaluate_questions(
         "date": datetime.date.today().isoformat(),
         "parameters": collected.about["parameters"],
         "weights": collected.about["weights"],
+        "verdict": verdict(figures),
         **figures,
     }
     log = Path(args.model) / "training_log.jsonl"

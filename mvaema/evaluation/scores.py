@@ -25,7 +25,11 @@ What is special about it:
     judge                          of `--judge` only: its grades
                                    (`mvaema.evaluation.judge.Judge.grade`)
     comparisons                    "first → second" to comparison
-                                   (`mvaema.evaluation.records.compare`); its `sight` is another
+                                   (`mvaema.evaluation.records.compare`); its `sight` is another.
+                                   That with the typical answer also has false claims `by_question`
+                                   and `by_category` (`mvaema.evaluation.records.compare_parts`)
+    verdict                        what all of it says (`mvaema/evaluation/verdict.py`); `run.py`
+                                   adds it
 """
 
 import math
@@ -36,7 +40,7 @@ from mvaema.evaluation.choices import Choices
 from mvaema.evaluation.collect import Collected
 from mvaema.evaluation.conditions import BLANK, CAPTION, OTHER, PLAIN
 from mvaema.evaluation.questions import Questions, Record, key_of
-from mvaema.evaluation.records import compare, score_records, summarize
+from mvaema.evaluation.records import compare, compare_parts, score_records, summarize
 from mvaema.evaluation.references import (
     nearest_image_answers,
     random_answers,
@@ -109,6 +113,9 @@ def score(
         if a in sight and b in sight:
             both = (comparable(sight[who]) for who in (a, b))
             figures["comparisons"][f"{a} → {b}"]["sight"] = compare(*both)["scores"]
+    figures["comparisons"][f"{TYPICAL} → {name}"] |= compare_parts(
+        scored[TYPICAL], scored[name], FALSE_CLAIMS
+    )
     if sight:
         support = _support(questions, collected)
         figures["support"] = _score_support(scored[name], scored[TYPICAL], support)

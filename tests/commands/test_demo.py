@@ -1,6 +1,8 @@
 """mvaema demo, made small: every stage says what it does, and the report is there."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 
@@ -19,9 +21,16 @@ def test_the_demo_runs_every_stage(tmp_path):
         text=True,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    stages = [line for line in run.stdout.splitlines() if line.startswith("[")]
+    lines = run.stdout.splitlines()
+    places = []
     for number, word in enumerate(("Rendering", "Training", "Scoring", "Asking"), start=1):
-        assert any(f"{number}/4 {word}" in line for line in stages)
-    assert "truth: " in run.stdout and "chance: " in run.stdout
+        (place,) = [i for i, line in enumerate(lines) if line.startswith(f"{number}/4 {word}")]
+        (end,) = [i for i, line in enumerate(lines) if re.match(rf" +{number}/4 took \d+ s$", line)]
+        places += [place, end]
+    assert places == sorted(places)
+    assert "truth: " in run.stdout
+    results = json.loads((tmp_path / "demo" / "report" / "results.json").read_text())
+    said = [f"{part['question']} " for part in results["verdict"]]
+    assert [s for s in said if any(line.startswith(s) for line in lines[places[-1] :])] == said
     assert run.stdout.splitlines()[-1] == "Open demo/report/index.html"
     assert (tmp_path / "demo" / "report" / "index.html").is_file()

@@ -11,6 +11,7 @@ from support import ROOT
 from support.tiny_student import MAX_NEW_TOKENS, save_tiny_student, write_splits
 
 from mvaema.commands.eval import main
+from mvaema.evaluation.verdict import verdict_lines
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,9 @@ def test_tables_and_the_way_to_the_report_are_printed(lab, capsys):
     assert main(flags(lab)) == 0
     printed = capsys.readouterr().out
     assert "| student, blank image |" in printed and "| chance |" in printed
-    assert f"report: {lab / 'report' / 'index.html'}" in printed
+    verdict = json.loads((lab / "report" / "results.json").read_text())["verdict"]
+    last = printed[printed.index("Does it see?") :].splitlines()
+    assert last == [*verdict_lines(verdict), f"report: {lab / 'report' / 'index.html'}"]
     assert main([*flags(lab), "--max_new_tokens", "3"]) == 1
     captured = capsys.readouterr()
     assert captured.out == "" and "error: " in captured.err

@@ -11,7 +11,7 @@ from mvaema.evaluation.intervals import (
     cluster_permutation_p_value,
     mean_intervals,
 )
-from mvaema.evaluation.records import compare, score_records, summarize
+from mvaema.evaluation.records import compare, compare_parts, score_records, summarize
 
 
 def make_records(n_images: int = 6, prediction: str = "Round grains of about 80 nm.") -> list[dict]:
@@ -178,3 +178,21 @@ def test_compare_refuses_what_is_not_paired():
     renamed = [{**r, "scores": {"meteor": 1.0}} for r in records]
     with pytest.raises(ValueError, match="scored with different metrics"):
         compare(records, renamed)
+
+
+def test_parts_are_compared_as_their_answers_alone_are():
+    records, others = scored(prediction="Wires."), scored()
+    parts = compare_parts(records, others[::-1], "rouge_l")
+    assert set(parts["by_question"]) == {"basics", "surface"}
+    assert set(parts["by_category"]) == {"Powder", "Tips", "unknown"}
+    for part, field in (("by_question", "question_id"), ("by_category", "category")):
+        for name, comparison in parts[part].items():
+            value = None if name == "unknown" else name
+            first, second = ([r for r in rs if r[field] == value] for rs in (records, others))
+            means = [np.mean([r["scores"]["rouge_l"] for r in rs]) for rs in (first, second)]
+            found = comparison["scores"]["rouge_l"]
+            assert comparison["n"] == len(first) and list(comparison["scores"]) == ["rouge_l"]
+            assert [found["first"], found["second"]] == pytest.approx(means)
+            assert found["low"] <= means[1] - means[0] <= found["high"]
+    with pytest.raises(ValueError, match="no score 'meteor'"):
+        compare_parts(records, others, "meteor")

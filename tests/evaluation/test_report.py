@@ -16,8 +16,9 @@ from PIL import Image
 
 from mvaema.evaluation.categories import score_categories
 from mvaema.evaluation.records import compare, score_records, summarize
-from mvaema.evaluation.report import write_report
+from mvaema.evaluation.report import best_median_worst, write_report
 from mvaema.evaluation.texts import LABELS as METRICS
+from mvaema.evaluation.verdict import verdict
 
 PAPER_METRICS = ("bleu_2", "bleu_4", "rouge_1", "rouge_2", "rouge_l", "meteor_no_synonyms")
 LABELS = ["Fibres", "Powder", "Tips"]
@@ -58,11 +59,7 @@ def make_results(answers: dict[str, list[dict]]) -> dict:
         for i in range(30)
     ]
     scores = score_categories(categories, LABELS)
-    return {
-        "model": "tests/tiny",
-        "dataset": "tests/micrographs",
-        "split": "validation",
-        "date": "2026-11-21",
+    figures = {
         "metrics": {m: METRICS[m] for m in PAPER_METRICS},
         "answers": {name: summarize(records) for name, records in answers.items()},
         "classification": {"ITC": scores, "chance": scores},
@@ -70,6 +67,14 @@ def make_results(answers: dict[str, list[dict]]) -> dict:
         "sight": {},
         "support": {},
         "comparisons": {"typical answer → student": compare(*reversed(answers.values()))},
+    }
+    return {
+        "model": "tests/tiny",
+        "dataset": "tests/micrographs",
+        "split": "validation",
+        "date": "2026-11-21",
+        "verdict": verdict(figures),
+        **figures,
     }
 
 
@@ -143,6 +148,63 @@ def test_tables_are_laid_out_as_the_paper_has_them(report):
     for block in re.findall(r"(?:^\|.*\n)+", tables, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
     assert "&lt;b&gt;bold" in tables
+
+
+def test_tables_open_with_the_verdict(report):
+    path, results, _ = report
+    tables = (path.parent / "tables.md").read_text(encoding="utf-8")
+    assert tables.startswith("## Verdict\n")
+    for section in results["verdict"]:
+        assert f"| {section['question']} | {section['answer']} |" in tables
+
+
+def test_the_page_opens_with_the_verdict_and_six_micrographs(report):
+    """In this order: verdict, micrographs, pictures and tables behind a click, answers."""
+    path, results, _ = report
+    page = path.read_text(encoding="utf-8")
+    order = [section["question"] for section in results["verdict"]]
+    order += ['id="six"', '<details class="part">', 'id="pictures"', 'id="tables"', 'id="answers"']
+    places = [page.index(text) for text in order]
+    assert places == sorted(places)
+    findings = [finding for section in results["verdict"] for finding in section["findings"]]
+    shown = re.findall(r'<li><span class="verdict [\w ]+">([\w ]+)</span>', page)
+    assert shown == [finding["answer"] for finding in findings]
+    assert "<details open" not in page and '<details class="table" open' not in page
+    six = page[page.index('id="six"') : page.index('<details class="part">')]
+    places = re.findall(r'<span class="tag">(best|median|worst)</span>', six)
+    assert places == ["best", "best", "median", "median", "worst", "worst"]
+    # Each with the true answer, and all of it escaped.
+    assert six.count("truth, by the teacher") == 6 and "<b>bold</b>" not in six
+
+
+def test_which_six_micrographs_are_shown():
+    """Ten micrographs with mean scores 0.0, 0.1, ..., 0.9, in any order, three answers each."""
+
+    def records(count: int) -> list[dict]:
+        return [
+            {
+                "image_id": f"id{(7 * i) % 10}",
+                "question_id": question,
+                "scores": {"meteor": (7 * i) % 10 / 10 + off},
+            }
+            for i in range(count)
+            for question, off in (("a", 0.04), ("b", -0.05), ("c", 0.01))
+        ]
+
+    shown = best_median_worst(records(10), "meteor")
+    assert [(place, r["image_id"]) for place, r in shown] == [
+        ("best", "id9"),
+        ("best", "id8"),
+        ("median", "id5"),
+        ("median", "id4"),
+        ("worst", "id1"),
+        ("worst", "id0"),
+    ]
+    assert {r["question_id"] for _, r in shown} == {"c"}  # the nearest to the mean
+    for count in range(1, 7):
+        places = [place for place, _ in best_median_worst(records(count), "meteor")]
+        assert len(places) == count
+        assert places == sorted(places, key=("best", "median", "worst").index)
 
 
 class References(HTMLParser):

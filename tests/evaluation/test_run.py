@@ -12,6 +12,7 @@ from support.tiny_student import MAX_NEW_TOKENS, save_tiny_student, write_splits
 from mvaema.evaluation.answerers import load_answerer
 from mvaema.evaluation.collect import collect
 from mvaema.evaluation.run import EvaluationArguments, evaluate
+from mvaema.evaluation.verdict import verdict
 from mvaema.files import read_json_lines
 from mvaema.students.card import write_card
 
@@ -41,6 +42,7 @@ def test_the_folder_holds_answers_and_report(arguments, folder, student, tmp_pat
     assert json.loads((report / "results.json").read_text()) == results
     heading = ("model", "dataset", "split", "train_split", "date", "parameters", "weights")
     assert tuple(results)[: len(heading)] == heading
+    assert results["verdict"] == verdict(results)
     assert {"losses.png", "questions.png", "reliability_itm.png"} <= {
         p.name for p in report.glob("*.png")
     }

@@ -72,6 +72,17 @@ def test_references_and_comparisons(scored, questions, collected):
         "student → student, caption given",
     }
     assert next(iter(answers)) == "student" and "typical answer" in answers
+    parts = figures["comparisons"]["typical answer → student"]["by_question"]
+    for question, part in parts.items():
+        means = [
+            np.mean(
+                [r["scores"]["false_claims"] for r in answers[who] if r["question_id"] == question]
+            )
+            for who in ("typical answer", "student")
+        ]
+        assert list(part["scores"]) == ["false_claims"]
+        found = part["scores"]["false_claims"]
+        assert [found["first"], found["second"]] == pytest.approx(means)
     # The nearest training image by cosine, by hand.
     train = {r["image_id"] for r in questions.train_records}
     unit = {i: v / np.linalg.norm(v) for i, v in collected.embeddings.items()}
