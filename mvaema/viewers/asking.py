@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from lengths_mvaema import asks_for_size, beside_measurement
+from lengths_mvaema import asks_for_size, beside_measurement, format_length
 from mvaema.evaluation.answerers import ChatModel, Student, load_answerer
 from mvaema.measuring.results import Measurement
 from mvaema.micrographs.calibration import axis_nm
 from mvaema.micrographs.info_bar import Box
 from mvaema.students.shipped import shipped_student
 from pixels_mvaema import MIN_SIDE, to_8bit
-from processing_mvaema import format_length
 
 # Sides of a pixel that differ by more than this share make it no square, and no length fits both.
 SQUARE = 0.01
