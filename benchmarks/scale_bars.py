@@ -13,12 +13,12 @@ Accuracy and speed of `mvaema.measuring.scale.read_scale_bar`. DATA is the folde
   text. A bar with ticks is measured from middle to middle of the ticks, as instruments mean it; the
   renderer draws it that long from outer edge to outer edge, which is one pixel more.
 - drawn: the styles of instruments that the synthetic microscope does not have, on its pictures.
-- held_out: 120 images of `unlabelled` whose groups are not in `micrographs`, with the text of the bar
-  as a person read it before the reader did (`scale_bar_labels.json`). No rule was chosen on them.
+- held_out: 120 images of `unlabelled` whose groups are not in `micrographs`, with the text of the
+  bar as a person read it before the reader did (`scale_bar_labels.json`). No rule came of them.
 
-OUT gets one JSON line per image. Images that are in it already are not read again, so a run that was
-stopped goes on; `--shard 0/2` and `--shard 1/2` share the work between two processes, each with its
-own OUT. `--summary OUT …` prints the tables of such files without reading anything.
+OUT gets one JSON line per image. Images that are in it are not read again, so a run that was
+stopped goes on; `--shard 0/2` and `--shard 1/2` share the work between two processes, each with an
+OUT of its own. `--summary --output OUT …` prints the tables of such files without reading anything.
 """
 
 import argparse

@@ -48,7 +48,7 @@ def draft_pores(field: Field) -> Draft:
 
 
 def _standing_instead(draft: Draft, field: Field, brightness: tuple[bool, ...]) -> Draft:
-    """A draft of the objects that stand out, if they can be trusted; else the draft with its doubts.
+    """A draft of the objects that stand out, if they can be trusted; else `draft`.
 
     Args:
         brightness: whether they may be brighter, and darker, than their ground.

@@ -29,15 +29,15 @@ CLUMPED = {"particles": (0.15, 0.9), "pores": (0.35, 0.82)}
 # How much wider than the median the objects may be that make up most of the area. Pores of one
 # material are more alike: fragments of them, between struts that lie deeper, are not.
 MAX_SPECKS = {"particles": 6.0, "pores": 1.6}
-# Of objects that stand out: least share of the picture's clear edges that are theirs, and largest
-# share of them that are narrower than 0.4 of the widest typical ones (then specks are no other kind
-# of thing, and where they end is arbitrary).
-MIN_EXPLAINED, NARROW, MAX_NARROW = 0.15, 0.4, 0.25
+# Of objects that stand out: least median length in pixels of the image, least share of the
+# picture's clear edges that are theirs, and largest share of them that are narrower than a share of
+# those that have the area: then specks are no other kind of thing, and where they begin is unknown.
+MIN_STANDING, MIN_EXPLAINED, NARROW, MAX_NARROW = 6.0, 0.2, 0.4, 0.25
 # By how much of the contrast the threshold is moved, and how much the median and the count may
 # then change.
 SHIFTS, MAX_MEDIAN_CHANGE, MAX_COUNT_CHANGE = (-0.08, 0.08), 0.08, 0.2
 # How much the number of objects that stand out may change with every second threshold left out.
-MAX_HALVES_CHANGE = 0.35
+MAX_HALVES_CHANGE = 0.45
 
 
 def object_doubts(objects: dict[str, np.ndarray], field_area: float, noun: str) -> list[str]:
@@ -126,7 +126,7 @@ def standing_doubts(values: np.ndarray, standing, zoom: float) -> list[str]:
     """
     doubts = []
     median, blur = float(np.median(values)), standing.blur / zoom
-    if median < max(MIN_RESOLVED * blur, MIN_PIXELS):
+    if median < max(MIN_RESOLVED * blur, MIN_STANDING):
         doubts.append(f"not resolved: {median:.1f} pixels wide, edges {2.5 * blur:.1f}")
     if standing.explained < MIN_EXPLAINED:
         doubts.append(f"only {100 * standing.explained:.0f} % of the clear edges are theirs")
