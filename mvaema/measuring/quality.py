@@ -32,7 +32,7 @@ MAX_SPECKS = {"particles": 6.0, "pores": 1.6}
 # Of objects that stand out: least median length in pixels of the image, least share of the
 # picture's clear edges that are theirs, and largest share of them that are narrower than a share of
 # those that have the area: then specks are no other kind of thing, and where they begin is unknown.
-MIN_STANDING, MIN_EXPLAINED, NARROW, MAX_NARROW = 6.0, 0.2, 0.4, 0.25
+MIN_STANDING, MIN_EXPLAINED, NARROW, MAX_NARROW = 8.0, 0.2, 0.4, 0.25
 # By how much of the contrast the threshold is moved, and how much the median and the count may
 # then change.
 SHIFTS, MAX_MEDIAN_CHANGE, MAX_COUNT_CHANGE = (-0.08, 0.08), 0.08, 0.2

@@ -96,8 +96,11 @@ class Candidates:
         """Those of the parts of one threshold that have a clear outline and a plain shape."""
         count = int(labels.max(initial=0))
         areas = np.bincount(labels.ravel(), minlength=count + 1).astype(float)
-        outline = outline_pixels(labels)
-        at, slopes = labels[outline], self.steepness[outline]
+        # An outline is the pixels on both its sides, so that it is not drawn inwards.
+        grown = ndimage.maximum_filter(labels, 3)
+        inner, outer = outline_pixels(labels), (labels == 0) & (grown > 0)
+        at = np.concatenate([labels[inner], grown[outer]])
+        slopes = np.concatenate([self.steepness[inner], self.steepness[outer]])
         edge = np.maximum(np.bincount(at, minlength=count + 1), 1)
         clear = np.bincount(at, slopes >= self.least, count + 1) / edge
         steep = np.bincount(at, slopes, count + 1) / edge
