@@ -66,6 +66,8 @@ def _standing_instead(draft: Draft, field: Field, brightness: tuple[bool, ...]) 
     if standing.area < CLEARLY_MORE * other or len(values) < quality.MIN_OBJECTS:
         return draft
     doubts = quality.standing_doubts(values, standing, field.zoom)
+    if draft.noun[0] == "pores":
+        doubts += quality.sliver_doubts(objects["aspect_ratio"][whole])
     if not doubts:
         halves = [
             particles.quick_sizes(parts.stand_out(half).labels, field.zoom, field.valid)

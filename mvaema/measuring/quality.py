@@ -29,10 +29,14 @@ CLUMPED = {"particles": (0.15, 0.9), "pores": (0.35, 0.82)}
 # How much wider than the median the objects may be that make up most of the area. Pores of one
 # material are more alike: fragments of them, between struts that lie deeper, are not.
 MAX_SPECKS = {"particles": 6.0, "pores": 1.6}
-# Of objects that stand out: least median length in pixels of the image, least share of the
-# picture's clear edges that are theirs, and largest share of them that are narrower than a share of
-# those that have the area: then specks are no other kind of thing, and where they begin is unknown.
-MIN_STANDING, MIN_EXPLAINED, NARROW, MAX_NARROW = 8.0, 0.2, 0.4, 0.25
+# Of objects that stand out: least median length in pixels of the image, and least share of the
+# picture's clear edges that are theirs.
+MIN_STANDING, MIN_EXPLAINED = 8.0, 0.2
+# And largest share of them that are narrower than a share of those that have the area.
+NARROW, MAX_NARROW = 0.4, 0.25
+# A pore is a sliver from this aspect ratio on, and the largest share of them. Openings that struts
+# cut, and what is left where large ones are not convex, are slivers.
+SLIVER, MAX_SLIVERS = 2.0, 0.3
 # By how much of the contrast the threshold is moved, and how much the median and the count may
 # then change.
 SHIFTS, MAX_MEDIAN_CHANGE, MAX_COUNT_CHANGE = (-0.08, 0.08), 0.08, 0.2
@@ -75,6 +79,8 @@ def object_doubts(objects: dict[str, np.ndarray], field_area: float, noun: str) 
             f"most of the {noun} are specks beside a few that are {by_area / median:.1f} times "
             "as wide"
         )
+    if noun == "pores":
+        doubts += sliver_doubts(objects["aspect_ratio"][whole])
     most, convex = CLUMPED[noun]
     clumped = float(area[objects["solidity"] < convex].sum()) / total
     if clumped > most:
@@ -116,6 +122,16 @@ def outline_doubts(median: float, blur: float, left_out: float, noun: str) -> li
     return doubts
 
 
+def sliver_doubts(aspect_ratios: np.ndarray) -> list[str]:
+    """Doubts about the shapes of pores (n,), n at least 1."""
+    share = float((aspect_ratios > SLIVER).mean())
+    if share <= MAX_SLIVERS:
+        return []
+    return [
+        f"{100 * share:.0f} % of the pores are slivers: cut by struts, or parts of others"
+    ]
+
+
 def standing_doubts(values: np.ndarray, standing, zoom: float) -> list[str]:
     """Doubts about objects that stand out by themselves.
 
@@ -132,8 +148,8 @@ def standing_doubts(values: np.ndarray, standing, zoom: float) -> list[str]:
         doubts.append(f"only {100 * standing.explained:.0f} % of the clear edges are theirs")
     order = np.sort(values)
     typical = order[np.searchsorted(np.cumsum(order**2), (order**2).sum() / 2)]
-    if standing.specks and (values < NARROW * typical).mean() > MAX_NARROW:
-        doubts.append("specks and objects are not of two kinds")
+    if (values < NARROW * typical).mean() > MAX_NARROW:
+        doubts.append("many are far narrower than those that have the area")
     return doubts
 
 
