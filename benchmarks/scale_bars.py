@@ -14,7 +14,7 @@ Accuracy and speed of `mvaema.measuring.scale.read_scale_bar`. DATA is the folde
   renderer draws it that long from outer edge to outer edge, which is one pixel more.
 - drawn: the styles of instruments that the synthetic microscope does not have, on its pictures.
 - held_out: 120 images of `unlabelled` whose groups are not in `micrographs`, with the text of the
-  bar as a person read it before the reader did (`scale_bar_labels.json`). No rule came of them.
+  bar as it was read by eye before the reader ran (`scale_bar_labels.json`). No rule came of them.
 
 OUT gets one JSON line per image. Images that are in it are not read again, so a run that was
 stopped goes on; `--shard 0/2` and `--shard 1/2` share the work between two processes, each with an
@@ -88,7 +88,7 @@ def labelled(folder: Path) -> Iterator[Job]:
 
 
 def held_out(folder: Path) -> Iterator[Job]:
-    """The images whose bars a person read, by style."""
+    """The images whose bars were read by eye, by style."""
     for image_id, label in json.loads(LABELS.read_text("utf-8")).items():
 
         def job(image_id: str = image_id, label: dict = label) -> dict:

@@ -20,8 +20,8 @@ a limit of its row is left out. True sizes are of objects that the border does n
 chosen by the category and the pixel size is given, as in use.
 
 `hand` reads `sizes_by_hand.json`: for 76 real micrographs, the kind and lengths in pixels that were
-read by eye off enlargements, before the tool's result was looked at. Where there are no lengths, a
-person would not have measured either: one or two objects, or none that can be told apart. Sets:
+read by eye off enlargements, before the tool's result was looked at. Where there are no lengths, it
+cannot be measured by eye either: one or two objects, or none that can be told apart. Sets:
 `first` (20 of `train`, used as a check), `choosing` (32 of `train`, on which rules were chosen) and
 `check` (24 of `validation`).
 """
