@@ -15,6 +15,7 @@ from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema.commands.arguments import positive_length
 from mvaema.measuring.folder import Settings, measure_folder
 from mvaema.measuring.kinds import KINDS
+from mvaema.measuring.text import MissingExtra, require_reader
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -23,8 +24,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     region = tuple(args.region) if args.region else None
     settings = Settings(args.kind, args.category, args.pixel_size_nm, region)
     try:
+        require_reader()
         report = measure_folder(args.input, args.output_dir, settings, args.workers)
-    except (OSError, ValueError) as error:
+    except (MissingExtra, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -16,10 +16,12 @@ In the order a micrograph passes through:
     polarity.py         whether objects are bright or dark
     fibres.py           widths along skeletons, and directions
     pores.py            openings and the share of the area they have
+    standing.py         objects that stand out by themselves, where one threshold fails
     films.py            thickness of layers in section
     patterns.py         pitch of what repeats
     quality.py          whether a measurement can be trusted, and why not
     results.py          what a measurement says: numbers with their unit, or reasons
+    areas.py            particles and pores as drafts: all of them, or those that stand out
     kinds.py            the five kinds, and how one is chosen
     measure.py          an image to its measurement
     methods.py          a measurement in words

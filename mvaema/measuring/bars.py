@@ -205,6 +205,8 @@ def _measured(
             return None
         ends = float(left), float(right)
     begin, end = ticks or ends
+    if end - begin < MIN_PIXELS:
+        return None
     sharp = _sharp(profile, left, right, level)
     quality = min(1.0, contrast / 60) * (1 - spread / (2 * MAX_SPREAD)) * clear * sharp
     box = (left + window[0], upper + window[1], right + window[0], lower + window[1])

@@ -26,10 +26,10 @@ from mvaema.micrographs.refusals import UnreadableMicrograph
 
 # Raise it when the same file and settings come to give other numbers: then an old folder is
 # refused rather than mixed with new numbers.
-MEASURING = 1
+MEASURING = 2
 COLUMNS = (
     *("file", "status", "kind", "chosen_by", "quantity", "unit", "count", "seen"),
-    *("mean", "median", "std", "p5", "p25", "p75", "p95", "coverage"),
+    *("partial", "mean", "median", "std", "p5", "p25", "p75", "p95", "coverage"),
     *("pixel_size_nm", "scale_source", "reasons", "notes"),
 )
 

@@ -13,11 +13,11 @@ import numpy as np
 from scipy import ndimage
 from skimage.morphology import skeletonize
 
-from mvaema.measuring import fibres, films, particles, patterns, pores, quality
+from mvaema.measuring import fibres, films, patterns, quality
+from mvaema.measuring.areas import draft_particles, draft_pores
 from mvaema.measuring.field import Field
 from mvaema.measuring.foreground import Foreground, find_foreground
-from mvaema.measuring.outlines import edge_blur, left_out, outline_steepness
-from mvaema.measuring.polarity import choose_foreground
+from mvaema.measuring.outlines import outline_steepness
 from mvaema.measuring.results import Draft
 
 # What is measured where the category says it; other categories show many kinds of things.
@@ -71,89 +71,6 @@ def choose_from_picture(field: Field) -> str:
     areas = np.bincount(parts.ravel())[1:]
     elongation = np.average(lengths / np.maximum(widths, 1), weights=areas)
     return "fibres" if elongation >= CLEARLY_LONG else "particles"
-
-
-def draft_particles(field: Field) -> Draft:
-    """Equivalent diameters of particles."""
-    foreground, score, clearness = choose_foreground(field)
-    draft = _areas(field, foreground, score, particles.segment_finely, ("particles", "particle"))
-    look = "brighter" if foreground.bright else "darker"
-    clear = "" if clearness >= 1.5 else " (hardly clearer than the opposite)"
-    draft.notes.insert(0, f"particles are {look} than their ground{clear}")
-    draft.facts["objects_are"] = look
-    return draft
-
-
-def draft_pores(field: Field) -> Draft:
-    """Equivalent diameters of pores, and the area that is open."""
-    foreground, score = pores.pore_foreground(field)
-    draft = _areas(field, foreground, score, pores.segment, ("pores", "pore"))
-    look = "brighter" if foreground.bright else "darker"
-    draft.notes.insert(0, f"pores are {look} than the solid")
-    draft.facts["objects_are"] = look
-    draft.facts["area_fraction"] = draft.coverage
-    return draft
-
-
-def _areas(
-    field: Field,
-    foreground: Foreground,
-    score: float,
-    segment: Callable[[Foreground, float, float], np.ndarray],
-    noun: tuple[str, str],
-) -> Draft:
-    """A draft of objects that have an area."""
-    labels = segment(foreground, field.zoom, 0.0)
-    objects = particles.measure_objects(labels, field.zoom, field.valid)
-    whole = ~objects["border"]
-    values = objects["diameter"][whole]
-    valid_area = field.valid.sum() / field.zoom**2
-    doubts = quality.object_doubts(objects, valid_area, noun[0])
-    doubts += quality.contrast_doubts(foreground.contrast_to_noise, score)
-    if len(values):
-        blur = edge_blur(foreground, labels) / field.zoom
-        doubts += quality.outline_doubts(
-            float(np.median(values)), blur, left_out(foreground, labels), noun[0]
-        )
-    if not doubts:
-
-        def again(shift: float) -> tuple[float, int]:
-            diameters = particles.quick_sizes(
-                segment(foreground, field.zoom, shift), field.zoom, field.valid
-            )
-            return (float(np.median(diameters)) if diameters.size else 0.0), diameters.size
-
-        change = quality.stability(again, float(np.median(values)), len(values))
-        doubts += quality.stability_doubts(change)
-    cut = int((~whole).sum())
-    notes = (
-        [f"{cut} cut by the border or by print: counted in coverage, not in sizes"] if cut else []
-    )
-    columns = ("x", "y", "diameter", "area", "aspect_ratio", "circularity")
-    return Draft(
-        "equivalent diameter",
-        noun,
-        values,
-        count=len(values),
-        seen=len(whole),
-        coverage=float(objects["area"].sum() / valid_area),
-        table={name: objects[name][whole] for name in columns},
-        lengths=("diameter",),
-        areas=("area",),
-        facts=_means(objects, whole),
-        notes=notes,
-        doubts=doubts,
-        overlay=labels,
-    )
-
-
-def _means(objects: dict[str, np.ndarray], whole: np.ndarray) -> dict[str, float | str]:
-    if not whole.any():
-        return {}
-    return {
-        "median_aspect_ratio": float(np.median(objects["aspect_ratio"][whole])),
-        "median_circularity": float(np.median(objects["circularity"][whole])),
-    }
 
 
 def _fibre_foreground(field: Field) -> Foreground:

@@ -171,7 +171,7 @@ def _dashed(ink: np.ndarray, aligned: np.ndarray) -> Iterator[Marks]:
         heights = run[:, 3] - run[:, 1]
         gaps = run[1:, 0] - run[:-1, 2]
         alike = np.ptp(widths) <= max(1, 0.15 * widths.mean()) and np.ptp(heights) <= 1
-        if _goes_on(ink, run):
+        if gaps.min() < 1 or _goes_on(ink, run):
             continue
         if alike and gaps.max() <= 1.5 * widths.mean() and len(run) <= 40:
             left, right = int(run[0, 0]), int(run[-1, 2])

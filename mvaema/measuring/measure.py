@@ -68,6 +68,8 @@ def measure(
     notes = list(draft.notes)
     if scale.contradiction:
         notes.append(scale.contradiction.rstrip("."))
+    if scale.pixel_size_nm is None and read is not None and read.reason:
+        notes.append(f"no scale was read: {read.reason}")
     told |= {"notes": tuple(notes), "quantity": draft.quantity, "noun": draft.noun}
     told |= {"box": field.box, "overlay": draft.overlay}
     if draft.doubts or not len(draft.values):
@@ -85,6 +87,7 @@ def measure(
         coverage=draft.coverage,
         facts=draft.facts,
         objects=tuple(_rows(draft, unit)),
+        partial=draft.partial,
         **told,
     )
 

@@ -34,6 +34,11 @@ _STEPS = {
         "The pitch was taken from the peaks of the autocorrelation, interpolated between pixels"
     ),
 }
+_STANDING = (
+    "Objects that stand out were cut at many thresholds, each at that of its own steepest edge; "
+    "those whose outline is clear nearly all around were sized by the diameter of the circle of "
+    "equal area, and all others left out"
+)
 _SOURCES = {
     "typed": "as entered by the operator",
     "recorded": "as recorded by the instrument",
@@ -69,8 +74,8 @@ def sentence(result: Measurement) -> str:
     if result.kind == "fibres":
         return f"Measured: {what}, median width {median}, {spread}."
     if result.kind == "pores":
-        share = f"{100 * result.coverage:.0f} % of the area"
-        return f"Measured: {what}, median {median}, {spread}, {share}."
+        share = f", {100 * result.coverage:.0f} % of the area" if result.coverage else ""
+        return f"Measured: {what}, median {median}, {spread}{share}."
     return f"Measured: {what}, median {median}, {spread}."
 
 
@@ -89,15 +94,22 @@ def methods(result: Measurement) -> str:
     """How a result was obtained, to quote in a report."""
     if result.kind is None or not result.trusted:
         return f"No size is reported: {'; '.join(result.reasons)}."
-    parts = [f"{_STEPS[result.kind]}."]
-    if result.kind in ("particles", "pores", "fibres"):
+    parts = [f"{_STANDING if result.partial else _STEPS[result.kind]}."]
+    if result.partial:
+        parts.append(
+            f"The result was accepted because the median changes by less than "
+            f"{100 * quality.MAX_MEDIAN_CHANGE:.0f} % when every second threshold is left out. "
+            f"{result.count} {result.noun[result.count == 1]} were sized; how many there are in "
+            "all is not known."
+        )
+    elif result.kind in ("particles", "pores", "fibres"):
         moved = f"{100 * quality.SHIFTS[1]:.0f} %"
         parts.append(
             f"The result was accepted because the median changes by less than "
             f"{100 * quality.MAX_MEDIAN_CHANGE:.0f} % when the threshold moves by {moved} of the "
             "contrast."
         )
-    if result.kind in ("particles", "pores"):
+    if result.kind in ("particles", "pores") and not result.partial:
         cut = result.seen - result.count
         parts.append(
             f"{result.count} {result.noun[result.count == 1]} were sized; {cut} cut by the border "

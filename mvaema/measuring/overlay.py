@@ -6,7 +6,9 @@ What is special about it:
   the picture.
 """
 
+import functools
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -45,9 +47,16 @@ def draw_overlay(image: Image.Image, result: Measurement) -> Image.Image:
     text = sentence(result)
     most = max(10, picture.width // WIDEST_TEXT)
     text = text if len(text) <= most else text[: most - 1] + "…"
-    font = ImageFont.load_default(12)
-    ImageDraw.Draw(framed).text((4, 3), text, fill=SIZED if result.trusted else CUT, font=font)
+    ImageDraw.Draw(framed).text((4, 3), text, fill=SIZED if result.trusted else CUT, font=_font())
     return framed
+
+
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont:
+    """A font with µ, – and …, which Pillow's own lacks; matplotlib brings it."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 11)
 
 
 def histogram_png(results: list[Measurement], title: str) -> bytes:

@@ -29,9 +29,19 @@ CLUMPED = {"particles": (0.15, 0.9), "pores": (0.35, 0.82)}
 # How much wider than the median the objects may be that make up most of the area. Pores of one
 # material are more alike: fragments of them, between struts that lie deeper, are not.
 MAX_SPECKS = {"particles": 6.0, "pores": 1.6}
+# Of objects that stand out: least median length in pixels of the image, and least share of the
+# picture's clear edges that are theirs.
+MIN_STANDING, MIN_EXPLAINED = 8.0, 0.2
+# And largest share of them that are narrower than a share of those that have the area.
+NARROW, MAX_NARROW = 0.4, 0.25
+# A pore is a sliver from this aspect ratio on, and the largest share of them. Openings that struts
+# cut, and what is left where large ones are not convex, are slivers.
+SLIVER, MAX_SLIVERS = 2.0, 0.3
 # By how much of the contrast the threshold is moved, and how much the median and the count may
 # then change.
 SHIFTS, MAX_MEDIAN_CHANGE, MAX_COUNT_CHANGE = (-0.08, 0.08), 0.08, 0.2
+# How much the number of objects that stand out may change with every second threshold left out.
+MAX_HALVES_CHANGE = 0.45
 
 
 def object_doubts(objects: dict[str, np.ndarray], field_area: float, noun: str) -> list[str]:
@@ -69,6 +79,8 @@ def object_doubts(objects: dict[str, np.ndarray], field_area: float, noun: str) 
             f"most of the {noun} are specks beside a few that are {by_area / median:.1f} times "
             "as wide"
         )
+    if noun == "pores":
+        doubts += sliver_doubts(objects["aspect_ratio"][whole])
     most, convex = CLUMPED[noun]
     clumped = float(area[objects["solidity"] < convex].sum()) / total
     if clumped > most:
@@ -108,6 +120,54 @@ def outline_doubts(median: float, blur: float, left_out: float, noun: str) -> li
             f"{noun} that were found: others were missed"
         )
     return doubts
+
+
+def sliver_doubts(aspect_ratios: np.ndarray) -> list[str]:
+    """Doubts about the shapes of pores (n,), n at least 1."""
+    share = float((aspect_ratios > SLIVER).mean())
+    if share <= MAX_SLIVERS:
+        return []
+    return [
+        f"{100 * share:.0f} % of the pores are slivers: cut by struts, or parts of others"
+    ]
+
+
+def standing_doubts(values: np.ndarray, standing, zoom: float) -> list[str]:
+    """Doubts about objects that stand out by themselves.
+
+    Args:
+        values: their diameters in pixels of the image, (n,), n at least 1.
+        standing: as `mvaema.measuring.standing.Candidates.stand_out` returns it.
+        zoom: pixels of the field per pixel of the image.
+    """
+    doubts = []
+    median, blur = float(np.median(values)), standing.blur / zoom
+    if median < max(MIN_RESOLVED * blur, MIN_STANDING):
+        doubts.append(f"not resolved: {median:.1f} pixels wide, edges {2.5 * blur:.1f}")
+    if standing.explained < MIN_EXPLAINED:
+        doubts.append(f"only {100 * standing.explained:.0f} % of the clear edges are theirs")
+    order = np.sort(values)
+    typical = order[np.searchsorted(np.cumsum(order**2), (order**2).sum() / 2)]
+    if (values < NARROW * typical).mean() > MAX_NARROW:
+        doubts.append("many are far narrower than those that have the area")
+    return doubts
+
+
+def halves_doubts(values: np.ndarray, halves: list[np.ndarray]) -> list[str]:
+    """Doubts about objects of which each half of the thresholds must find the same.
+
+    Args:
+        values: their diameters (n,).
+        halves: diameters that each half finds.
+    """
+    medians = [float(np.median(half)) if half.size else 0.0 for half in halves]
+    change = (
+        max(abs(other / np.median(values) - 1) for other in medians),
+        max(abs(half.size / values.size - 1) for half in halves),
+    )
+    if change[0] > MAX_MEDIAN_CHANGE or change[1] > MAX_HALVES_CHANGE:
+        return ["every second threshold finds others"]
+    return []
 
 
 def stability(

@@ -78,6 +78,7 @@ class Draft:
         notes: sentences about how it was done.
         doubts: why it cannot be trusted; empty if it can.
         overlay: int (height, width) of the field: objects by number, 0 is none.
+        partial: whether only objects that stand out were looked for.
     """
 
     quantity: str
@@ -93,6 +94,7 @@ class Draft:
     notes: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     overlay: np.ndarray | None = None
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ class Measurement:
         objects: one dictionary per object; names end with the unit in lengths and areas.
         box: (left, upper, right, lower) of what was measured, in pixels of the image.
         overlay: int (height, width) over `box`, finer than it: objects by number; or None.
+        partial: whether only the objects that stand out were sized: `count` is then how many of
+            them there are, not how many there are in all.
     """
 
     kind: str | None
@@ -138,6 +142,7 @@ class Measurement:
     objects: tuple[dict, ...] = ()
     box: tuple[int, int, int, int] | None = None
     overlay: np.ndarray | None = None
+    partial: bool = False
 
     def sentence(self) -> str:
         """The result in one sentence, as a prompt takes it, or why there is none."""
@@ -176,6 +181,7 @@ class Measurement:
             "scale_bar_nm": self.scale_bar_nm,
             "count": self.count,
             "seen": self.seen,
+            "partial": self.partial,
             "statistics": statistics,
             "coverage": self.coverage,
             "facts": dict(self.facts),

@@ -50,8 +50,13 @@ def find_blocks(
     padded = np.pad(mask, ((0, 0), (1, 1))).astype(np.int8)
     rows, columns = np.nonzero(np.diff(padded, axis=1))
     rows, starts, ends = rows[::2], columns[::2], columns[1::2]
+    # A picture is full of short runs. They matter only where they may be a bar broken by its text.
+    fits = (ends - starts >= lengths[0]) & (ends - starts <= lengths[1])
+    fits |= (rows >= text[1]) & (rows < text[3])
     by_row: dict[int, list[Run]] = {}
-    for row, start, end in zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True):
+    for row, start, end in zip(
+        rows[fits].tolist(), starts[fits].tolist(), ends[fits].tolist(), strict=True
+    ):
         by_row.setdefault(row, []).append(Run(row, start, end, False))
     for row in range(text[1], text[3]):
         joined = _joined(by_row.get(row, []), text)
@@ -59,12 +64,12 @@ def find_blocks(
             by_row[row] = [*by_row[row], joined]
     # counts[r, c] is the ink of row r before column c.
     counts = np.pad(mask, ((0, 0), (1, 0))).cumsum(1, dtype=np.int32)
-    openfind_blocks: list[list[Run]] = []
+    open_blocks: list[list[Run]] = []
     for row in range(len(mask) + 1):
         grown = []
         runs = by_row.get(row, [])
         runs = [run for run in runs if lengths[0] <= run.end - run.start <= lengths[1]]
-        for block in openfind_blocks:
+        for block in open_blocks:
             last = block[-1]
             match = next(
                 (
@@ -81,7 +86,7 @@ def find_blocks(
             else:
                 runs.remove(match)
                 grown.append([*block, match])
-        openfind_blocks = grown + [[run] for run in runs]
+        open_blocks = grown + [[run] for run in runs]
 
 
 def _joined(runs: list[Run], text: Box) -> Run | None:

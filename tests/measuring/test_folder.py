@@ -17,6 +17,7 @@ pytest.importorskip("skimage")
 
 from mvaema.__main__ import main
 from mvaema.measuring.folder import Settings, find_files, measure_folder
+from mvaema.measuring.text import MissingExtra
 
 
 @pytest.fixture
@@ -159,3 +160,14 @@ def test_a_killed_run_goes_on_after_the_last_file(tmp_path):
     report = measure_folder(folder, output, Settings(None, "Particles", 2.0))
     assert report.measured == 8 - done
     assert [row["status"] for row in table(output / "images.csv")] == ["measured"] * 8
+
+
+def test_a_missing_reader_is_told_once_and_before_any_work(tmp_path, capsys, monkeypatch):
+    def missing():
+        raise MissingExtra("reading print needs the extra `measuring`")
+
+    monkeypatch.setattr("mvaema.commands.measure.require_reader", missing)
+    Image.new("L", (64, 64)).save(tmp_path / "a.png")
+    assert run(tmp_path / "a.png", tmp_path / "sizes") == 1
+    assert capsys.readouterr().err == "error: reading print needs the extra `measuring`\n"
+    assert not (tmp_path / "sizes").exists()

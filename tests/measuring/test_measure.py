@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 from support import drawn_structures as drawn
 
 pytest.importorskip("skimage")
@@ -279,3 +280,30 @@ def test_an_uneven_ground_changes_nothing():
     result = measured(Image.fromarray(pixels), kind="particles")
     assert result.count == len(picture.sizes)
     assert result.statistics.median == pytest.approx(np.median(picture.sizes), rel=0.03)
+
+
+def clumped(seed=3, size=260):
+    """Discs that stand alone on a ground of two levels, beside a heap of overlapping ones."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] + 0.5
+    grey = np.where(x < size / 2, 60.0, 105.0)
+    for cx, cy in rng.uniform((150, 20), (250, 120), (40, 2)):
+        grey += (rng.uniform(130, 200) - grey) * np.clip(9 - np.hypot(x - cx, y - cy), 0, 1)
+    radii = []
+    for place in range(12):
+        cx, cy, r = 24 + 44 * (place % 6), 180 + 46 * (place // 6), rng.uniform(10, 14)
+        radii.append(r)
+        grey += (rng.uniform(150, 230) - grey) * np.clip(r + 0.5 - np.hypot(x - cx, y - cy), 0, 1)
+    blurred = ndimage.gaussian_filter(grey, 0.8) + rng.normal(0, 3, grey.shape)
+    return Image.fromarray(np.clip(blurred, 0, 255).astype(np.uint8)), 2 * np.array(radii)
+
+
+def test_where_some_are_in_a_heap_those_that_stand_out_are_sized():
+    image, diameters = clumped()
+    result = measured(image, kind="particles")
+    assert result.trusted and result.partial and result.coverage is None
+    assert result.statistics.median == pytest.approx(np.median(diameters), rel=0.06)
+    assert "particles that stand out, median" in result.sentence()
+    assert "how many particles there are in all is not known" in result.notes
+    assert "how many there are in all is not known" in result.methods()
+    assert not measured(drawn.scattered_discs().image, kind="particles").partial

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.drawn_bars import STYLES, drawn
 from mvaema.measuring import text as print_reader
+from mvaema.measuring.measure import measure
 from mvaema.measuring.scale import ScaleReading, pixel_size_read, read_scale_bar, scale_of
 
 pytest.importorskip("rapidocr")
@@ -50,6 +51,7 @@ def test_one_grey_level_shows_nothing():
         ([], "no print states a length"),
         ([("500 nm", 60, 230, 0, 0, 0)], "no bar"),
         ([("SAMPLE 12", 60, 230, 50, 100, 262)], "no print states a length"),
+        ([("WD 8.5 mm", 60, 230, 50, 100, 262)], "no print states a length"),
         ([("500 nm", 10, 230, 0, 100, 262)], "cut off"),
         (
             [("500 nm", 40, 230, 30, 100, 262), ("500 nm", 280, 30, 270, 70, 62)],
@@ -76,7 +78,28 @@ def test_a_reciprocal_length_gives_no_scale(monkeypatch):
 def test_one_huge_object_is_no_bar():
     image = picture(("500 nm", 60, 250, 0, 0, 0))
     ImageDraw.Draw(image).rectangle((20, 20, 380, 240), fill=255)
-    assert read_scale_bar(image).pixel_size_nm is None
+    reading = read_scale_bar(image)
+    assert reading.pixel_size_nm is None and reading.reason
+
+
+def test_a_line_without_a_length_is_no_bar(monkeypatch):
+    """A tick whose ends fall together has no length to divide by."""
+    image = picture(("500 nm", 60, 230, 50, 100, 262))
+    monkeypatch.setattr("mvaema.measuring.bars.ends_of_bar", lambda *_: (7.0, 7.0))
+    reading = read_scale_bar(image)
+    assert reading.pixel_size_nm is None and "no bar" in reading.reason
+
+
+def test_what_is_wrong_with_the_bar_is_told_beside_the_sizes():
+    disagree = [("500 nm", 40, 230, 30, 100, 262), ("500 nm", 280, 30, 270, 70, 62)]
+    image = picture(*disagree)
+    draw = ImageDraw.Draw(image)
+    for column in range(30, 380, 50):
+        for row in range(110, 210, 50):
+            draw.ellipse((column - 12, row - 12, column + 12, row + 12), fill=190)
+    result = measure(image, kind="particles")
+    assert result.trusted and result.unit == "px" and result.pixel_size_nm is None
+    assert any("two scale bars disagree" in note for note in result.notes)
 
 
 def test_panels_that_agree_are_read():
