@@ -6,11 +6,10 @@ import gradio as gr
 
 from lengths_mvaema import asks_for_size, contradicted
 from mvaema.measuring.kinds import KINDS
-from mvaema.measuring.methods import facts
 from mvaema.page import drawing, reports
 from mvaema.page.asking import AT_ONCE, BEST_OF_NINE
-from mvaema.page.bench import HERE, HIDDEN, Bench, needed
-from mvaema.page.parts import Workers, plainly
+from mvaema.page.bench import HIDDEN, Bench, needed
+from mvaema.page.parts import Workers, html, plainly
 from mvaema.page.sizes import measure_sizes
 from mvaema.page.subject import Subject
 from mvaema.page.trust import NO_SUPPORT
@@ -34,18 +33,20 @@ class AskTab:
                 self._region()
             with gr.Column(scale=6, min_width=300):
                 self._asking()
+                self.bench.details()
         with gr.Accordion("Measure sizes", open=False):
             self._measuring()
         with gr.Accordion("All ten questions, and a report to keep", open=False):
             self._reporting()
-        self.bench.wire([self.answer, self.measured, self.told, self.files])
+        opened = self.bench.wire([self.answer, self.measured, self.told, self.files])
+        opened.success(self._whole, [self.bench.subject], [*self.sides], **HIDDEN)
 
     # ---- its parts -------------------------------------------------------------------------------
 
     def _region(self) -> None:
         bench = self.bench
         with gr.Accordion("A region to ask about and measure", open=False):
-            gr.HTML(
+            html(
                 "<p>Drag over the micrograph, or give its sides in pixels. Everything is about "
                 "the region until you go back to the whole.</p>"
             )
@@ -62,7 +63,9 @@ class AskTab:
             [bench.picture],
             **HIDDEN,
         )
-        whole.click(self._whole, [bench.subject], [*self.sides, bench.picture], **HIDDEN)
+        whole.click(self._whole, [bench.subject], [*self.sides], **HIDDEN).success(
+            self._redraw, [bench.subject], [bench.picture], **HIDDEN
+        )
 
     def _asking(self) -> None:
         bench = self.bench
@@ -71,21 +74,18 @@ class AskTab:
         )
         ask = gr.Button("Ask", variant="primary")
         self.decoding = gr.Radio(DECODINGS, value=AT_ONCE, label="How the answer is written")
-        with gr.Group(elem_classes="mv-ten"):
-            gr.HTML('<p class="mv-hint">or press one of the ten:</p>', padding=True)
-            with gr.Row(elem_classes="mv-ten-buttons"):
-                ten = {
-                    question: gr.Button(
-                        name.replace("_", " ").capitalize(), size="sm", min_width=100
-                    )
-                    for name, question in self._questions.items()
-                }
-        self.answer = gr.HTML(
+        html('<p class="mv-hint">Or press one of the ten:</p>')
+        with gr.Row(elem_classes="mv-ten-buttons"):
+            ten = {
+                question: gr.Button(name.replace("_", " ").capitalize(), size="sm", min_width=100)
+                for name, question in self._questions.items()
+            }
+        self.answer = html(
             "",
-            js_on_load=(HERE / "words.js").read_text(encoding="utf-8"),
+            script="words.js",
             elem_classes="mv-answer-block",
         )
-        gr.HTML(f'<p class="mv-trust">{NO_SUPPORT} <a href="#trust">What this means</a></p>')
+        html(f'<p class="mv-trust">{NO_SUPPORT} <a href="#trust">What this means</a></p>')
         gr.on(
             [ask.click, self.question.submit],
             self._ask,
@@ -104,7 +104,7 @@ class AskTab:
                 [BY_CATEGORY, *KINDS], value=BY_CATEGORY, label="What to look for"
             )
             measure = gr.Button("Measure", variant="primary")
-        self.measured = gr.HTML("", elem_classes="mv-measured-block")
+        self.measured = html("", elem_classes="mv-measured-block")
         measure.click(
             self._measure,
             [self.bench.subject, self.kind],
@@ -114,8 +114,8 @@ class AskTab:
 
     def _reporting(self) -> None:
         all_ten = gr.Button("Ask all ten", variant="primary")
-        self.told = gr.HTML("", elem_classes="mv-told-block")
-        self.files = gr.HTML("", elem_classes="mv-files-block")
+        self.told = html("", elem_classes="mv-told-block")
+        self.files = html("", elem_classes="mv-files-block")
         all_ten.click(
             self._ask_all,
             [self.bench.subject, self.decoding],
@@ -129,8 +129,7 @@ class AskTab:
     async def _drawn(self, subject: Subject | None, event: gr.EventData):
         subject = needed(subject)
         subject.choose(tuple(event.region))
-        sides = subject.region or (None,) * 4
-        return [*sides, drawing.picture(subject)]
+        return [*_sides(subject), drawing.picture(subject)]
 
     @plainly
     async def _typed_region(self, subject: Subject | None, *sides: float | None):
@@ -143,7 +142,11 @@ class AskTab:
     async def _whole(self, subject: Subject | None):
         if subject is not None:
             subject.region = None
-        return [None] * 4 + [drawing.picture(subject)]
+        return _sides(subject)
+
+    @plainly
+    async def _redraw(self, subject: Subject | None):
+        return drawing.picture(subject)
 
     @plainly
     async def _ask(self, subject: Subject | None, question: str, decoding: str):
@@ -171,13 +174,10 @@ class AskTab:
         yield drawing.answer(question, text, words, about_region, notes)
 
     def _beside(self, subject: Subject, question: str, text: str) -> tuple[str, ...]:
-        """What was measured, beside an answer about sizes, and what in it contradicts that."""
-        ids = {asked: name for name, asked in self._questions.items()}
-        if subject.measurement is None or not asks_for_size(question, ids.get(question)):
+        """What is known of sizes, beside an answer about them, and what in it contradicts that."""
+        ids, said = {asked: name for name, asked in self._questions.items()}, subject.sizes
+        if said is None or not asks_for_size(question, ids.get(question)):
             return ()
-        if subject.region != subject.measured_region:
-            return ()
-        said = facts(subject.measurement)
         wrong = (f"Contradicts the measurement: “{s}”" for s in contradicted(text, said))
         return (f"Tool: {said}", *wrong)
 
@@ -194,10 +194,19 @@ class AskTab:
         whole = dataclasses.replace(subject, region=None)
         async for texts in self._workers.asker.stream_all(whole, asked, decoding):
             yield drawing.answers(list(zip(asked, texts, strict=True)), busy=True), ""
-        subject.answers |= {q: (text, decoding) for q, text in zip(asked, texts, strict=True)}
-        yield drawing.answers(list(zip(asked, texts, strict=True))), "<p>Writing the report …</p>"
-        given = (subject, self._questions, self._workers.name)
+        whole.answers |= {q: (text, decoding) for q, text in zip(asked, texts, strict=True)}
+        told = {a["question"]: a["answer"] for a in reports.answers_of(whole, self._questions)}
+        shown = drawing.answers([(question, told[question]) for question in asked])
+        yield shown, "<p>Writing the report …</p>"
+        given = (whole, self._questions, self._workers.name)
         yield gr.skip(), await self._workers.measurer(_files, *given)
+
+
+def _sides(subject: Subject | None) -> tuple[int, ...]:
+    """The sides of what is asked about, in pixels."""
+    if subject is None:
+        return (0,) * 4
+    return subject.region or (0, 0, *subject.image.size)
 
 
 def _files(*given) -> str:

@@ -5,7 +5,7 @@ import gradio as gr
 from mvaema.page import drawing
 from mvaema.page.batches import COLUMNS, as_csv, rows_of
 from mvaema.page.bench import FORMATS, HIDDEN
-from mvaema.page.parts import Workers, plainly
+from mvaema.page.parts import Workers, html, plainly
 from mvaema.page.uploads import count_files
 from mvaema.serving.refusals import bad_request
 
@@ -20,15 +20,15 @@ class BatchTab:
         self._workers, self._questions = workers, workers.asker.questions
         limits = workers.limits
         self.upload = gr.File(
-            label=f"Micrographs, or zip archives of them: {FORMATS}",
+            label="Micrographs, or zip archives",
             file_count="multiple",
             type="filepath",
             height=160,
             elem_classes="mv-upload",
         )
-        gr.HTML(
-            f'<p class="mv-hint">At most {limits.max_files} files of '
-            f"{limits.serving.max_body_mb:g} MB each. File names stand in your table and nowhere "
+        html(
+            f'<p class="mv-hint">{FORMATS}, or zip archives of these. At most {limits.max_files} '
+            f"files of {limits.serving.max_body_mb:g} MB each. File names stand in your table and nowhere "
             "else.</p>"
         )
         self.questions = gr.CheckboxGroup(
@@ -38,8 +38,8 @@ class BatchTab:
         )
         self.sizes = gr.Checkbox(label="Measure sizes too (some seconds a file)", value=False)
         run = gr.Button("Run", variant="primary")
-        self.progress = gr.HTML("", elem_classes="mv-progress-block")
-        self.table = gr.HTML("", elem_classes="mv-table-block")
+        self.progress = html("", elem_classes="mv-progress-block")
+        self.table = html("", elem_classes="mv-table-block")
         run.click(
             self._run,
             [self.upload, self.questions, self.sizes],

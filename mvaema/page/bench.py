@@ -5,17 +5,14 @@ What is special about it:
 - the picture is shown before its scale and its categories are known.
 """
 
-from pathlib import Path
-
 import gradio as gr
 
 from mvaema.page import drawing
-from mvaema.page.parts import Workers, plainly
+from mvaema.page.parts import Workers, html, plainly
 from mvaema.page.subject import Subject
 from mvaema.page.uploads import taken
 from mvaema.serving.refusals import Refusal, bad_request
 
-HERE = Path(__file__).parent
 FORMATS = "PNG, JPEG, WebP, BMP, TIFF, DM3, DM4, EMD, SER, MRC"
 # No api: the page is for people, and `mvaema serve` for programs.
 HIDDEN = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
@@ -35,39 +32,43 @@ class Bench:
         idle = workers.limits.idle_seconds
         self.subject = gr.State(None, time_to_live=idle)
         self.upload = gr.File(
-            label=f"{name}: {FORMATS}",
+            label=name,
             file_count="single",
             type="filepath",
-            height=140,
+            height=130,
             elem_classes="mv-upload",
         )
-        self.picture = gr.HTML(
-            drawing.picture(None),
-            js_on_load=(HERE / "picture.js").read_text(encoding="utf-8"),
-            elem_classes="mv-picture",
-        )
-        self.facts = gr.HTML("", elem_classes="mv-facts-block")
-        self.bars = gr.HTML("", elem_classes="mv-bars-block")
+        html(f'<p class="mv-hint">{FORMATS}; at most {_most(workers)}.</p>')
+        self.picture = html(drawing.picture(None), script="picture.js", elem_classes="mv-picture")
+        self.facts = html(elem_classes="mv-facts-block")
+
+    def details(self) -> None:
+        """Make what may stand elsewhere: the categories, and the scale to type."""
+        self.bars = html(elem_classes="mv-bars-block")
         self.typed = gr.Number(
-            label="Length of a pixel in nm (only where the scale above is missing or wrong)",
+            label="Length of a pixel in nm, if the scale is missing or wrong",
             value=None,
             minimum=0,
         )
 
-    def wire(self, emptied: list[gr.HTML]) -> None:
+    def wire(self, emptied: list[gr.HTML]) -> gr.events.Dependency:
         """Connect the components.
 
         Args:
             emptied: what an earlier micrograph has left elsewhere.
+
+        Returns:
+            the event of a micrograph that was read, for what follows.
         """
         shown = [self.picture, self.facts, self.bars]
-        self.upload.upload(
+        opened = self.upload.upload(
             self._open,
             [self.upload],
             [self.upload, self.subject, self.typed, *shown, *emptied],
             **{**HIDDEN, "show_progress": "minimal"},
             show_progress_on=self.picture,
-        ).success(
+        )
+        opened.success(
             self._complete,
             [self.subject],
             [self.facts, self.bars],
@@ -82,6 +83,7 @@ class Bench:
             **HIDDEN,
         )
         self._emptied = len(emptied)
+        return opened
 
     async def open(self, path: str) -> Subject:
         """The micrograph in an upload."""
@@ -120,6 +122,11 @@ class Bench:
         if known != subject.typed_nm:
             subject.typed_nm, subject.measurement = known, None
         return drawing.fact_list(subject)
+
+
+def _most(workers: Workers) -> str:
+    limits = workers.limits.serving
+    return f"{limits.max_body_mb:g} MB and {limits.max_megapixels:g} million pixels"
 
 
 def needed(subject: Subject | None) -> Subject:

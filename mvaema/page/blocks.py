@@ -11,7 +11,7 @@ import gradio as gr
 from mvaema.page.ask_tab import AskTab
 from mvaema.page.batch_tab import BatchTab
 from mvaema.page.pair_tab import PairTab
-from mvaema.page.parts import Workers
+from mvaema.page.parts import Workers, html
 from mvaema.page.trust import TEXT
 
 TITLE = "MVaEMa: ask about a micrograph"
@@ -33,6 +33,18 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_hover_dark="*primary_800",
+        button_secondary_background_fill="*neutral_200",
+        button_secondary_background_fill_hover="*neutral_300",
+        button_secondary_background_fill_dark="*neutral_700",
+        button_secondary_background_fill_hover_dark="*neutral_600",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
         button_primary_text_color="white",
         button_primary_text_color_dark="white",
     )
@@ -41,7 +53,7 @@ def theme() -> gr.themes.Base:
 def make_blocks(workers: Workers) -> gr.Blocks:
     """The page, not launched yet."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=LEFTOVERS) as page:
-        gr.HTML(
+        html(
             "<h1>Ask about a micrograph</h1><p>Drop an electron micrograph, ask what it shows, and "
             "see where the student looked. It stays on the machine that runs this page. "
             f"Student: <strong>{workers.name}</strong>.</p>",

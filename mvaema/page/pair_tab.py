@@ -6,8 +6,8 @@ import gradio as gr
 
 from mvaema.page import drawing
 from mvaema.page.asking import AT_ONCE
-from mvaema.page.bench import HERE, HIDDEN, Bench, needed
-from mvaema.page.parts import Workers, plainly
+from mvaema.page.bench import HIDDEN, Bench, needed
+from mvaema.page.parts import Workers, html, plainly
 from mvaema.page.subject import Subject
 from mvaema.serving.refusals import bad_request
 
@@ -32,11 +32,12 @@ class PairTab:
             for side in ("Left micrograph", "Right micrograph"):
                 with gr.Column(min_width=300, elem_classes="mv-bench"):
                     bench = Bench(workers, side)
-                    answer = gr.HTML(
+                    answer = html(
                         "",
-                        js_on_load=(HERE / "words.js").read_text(encoding="utf-8"),
+                        script="words.js",
                         elem_classes="mv-answer-block",
                     )
+                    bench.details()
                     bench.wire([answer])
                     self.benches.append(bench)
                     self.answers.append(answer)

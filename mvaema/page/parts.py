@@ -9,6 +9,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from contextlib import aclosing
+from pathlib import Path
 
 import gradio as gr
 
@@ -19,6 +20,8 @@ from mvaema.page.opening import Opener
 from mvaema.page.waiting import Worker
 from mvaema.serving.refusals import Refusal
 from mvaema.serving.service import Service
+
+HERE = Path(__file__).parent
 
 logger = logging.getLogger("mvaema.serving.page")
 
@@ -47,6 +50,14 @@ class Workers:
     def close(self) -> None:
         self.looker.close()
         self.measurer.close()
+
+
+def html(value: str = "", *, script: str | None = None, elem_classes: str = "mv-said") -> gr.HTML:
+    """HTML with the page's own looks, and the script beside this file that brings it to life."""
+    code = script and HERE.joinpath(script).read_text(encoding="utf-8")
+    return gr.HTML(
+        value, js_on_load=code, elem_classes=elem_classes, apply_default_css=False, padding=False
+    )
 
 
 def plainly(handler: Callable) -> Callable:

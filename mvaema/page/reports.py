@@ -6,6 +6,7 @@ What is special about it:
 - all three say which student answered, how answers were decoded, and when not to trust them.
 """
 
+import dataclasses
 import io
 import json
 import math
@@ -53,12 +54,11 @@ def answers_of(subject: Subject, questions: Mapping[str, str]) -> list[dict[str,
         questions: the student's own, by id.
     """
     ids = {question: name for name, question in questions.items()}
-    found = []
+    found, sizes = [], dataclasses.replace(subject, region=None).sizes
     for question, (text, decoding) in subject.answers.items():
         name = ids.get(question)
-        of_all = subject.measurement is not None and subject.measured_region is None
-        if of_all and asks_for_size(question, name):
-            text = beside_measurement(text, facts(subject.measurement))
+        if sizes and asks_for_size(question, name):
+            text = beside_measurement(text, sizes)
         found.append(
             {"question_id": name, "question": question, "answer": text, "decoding": decoding}
         )

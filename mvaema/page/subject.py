@@ -12,11 +12,13 @@ from functools import cached_property
 
 from PIL import Image
 
+from mvaema.measuring.methods import facts
 from mvaema.measuring.results import Measurement
 from mvaema.measuring.scale import Scale
 from mvaema.micrographs.info_bar import Box
 from mvaema.micrographs.microscope import Micrograph
 from mvaema.micrographs.schema import instrument_columns, pixel_hash
+from processing_mvaema import format_length
 
 
 @dataclass
@@ -76,6 +78,16 @@ class Subject:
     def instrument(self) -> dict[str, str | float]:
         """What the instrument recorded, of the public facts."""
         return instrument_columns(self.micrograph.instrument)
+
+    @property
+    def sizes(self) -> str | None:
+        """What is known for sure of sizes in what is shown, as one text; None for nothing."""
+        if self.measurement is not None and self.measured_region == self.region:
+            return facts(self.measurement)
+        reading = self.found and self.found.reading
+        if not reading or reading.pixel_size_nm is None or self.scale.contradiction:
+            return None
+        return f"Scale bar: {format_length(reading.length_nm)}."
 
     def choose(self, corners: tuple[float | None, ...]) -> None:
         """Choose a region by left, upper, right and lower in pixels; anything impossible is all."""
