@@ -19,6 +19,7 @@ STAGES = (
     "training",
     "serving",
     "evaluation",
+    "page",
     "commands",
     "__main__",
 )

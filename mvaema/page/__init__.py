@@ -13,6 +13,7 @@ In the order a micrograph passes through:
     reports.py     all of it to keep: JSON, HTML and PDF
     batches.py     many files to one table
     parts.py       what the tabs share: the student's workers, and errors in plain words
+    bench.py       where a micrograph lies: dropped, shown, described
     ask_tab.py     one micrograph: ask, look, measure, report
     pair_tab.py    two micrographs side by side
     batch_tab.py   many micrographs

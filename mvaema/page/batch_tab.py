@@ -19,17 +19,18 @@ class BatchTab:
     def __init__(self, workers: Workers):
         self._workers, self._questions = workers, workers.asker.questions
         limits = workers.limits
-        self.upload = gr.File(
-            label="Micrographs, or zip archives",
-            file_count="multiple",
-            type="filepath",
-            height=160,
-            elem_classes="mv-upload",
-        )
+        with gr.Row():
+            self.upload, self.folder = (
+                gr.File(label=label, file_count=kind, type="filepath", height=140)
+                for label, kind in (
+                    ("Micrographs, or zip archives", "multiple"),
+                    ("Or a folder", "directory"),
+                )
+            )
         html(
             f'<p class="mv-hint">{FORMATS}, or zip archives of these. At most {limits.max_files} '
-            f"files of {limits.serving.max_body_mb:g} MB each. File names stand in your table and nowhere "
-            "else.</p>"
+            f"files of {limits.serving.max_body_mb:g} MB each. File names stand in your table and "
+            "nowhere else.</p>"
         )
         self.questions = gr.CheckboxGroup(
             [(name.replace("_", " "), name) for name in self._questions],
@@ -42,25 +43,32 @@ class BatchTab:
         self.table = html("", elem_classes="mv-table-block")
         run.click(
             self._run,
-            [self.upload, self.questions, self.sizes],
-            [self.upload, self.progress, self.table],
+            [self.upload, self.folder, self.questions, self.sizes],
+            [self.upload, self.folder, self.progress, self.table],
             **HIDDEN,
         )
 
     @plainly
-    async def _run(self, paths: list[str] | None, names: list[str], with_sizes: bool):
+    async def _run(
+        self,
+        files: list[str] | None,
+        of_folder: list[str] | None,
+        names: list[str],
+        with_sizes: bool,
+    ):
+        paths = [*(files or ()), *(of_folder or ())]
         if not paths:
             raise bad_request("add files or an archive first.")
         total = count_files(paths, self._workers.limits)
         questions = [self._questions[name] for name in names]
         rows, done = [], 0
-        yield gr.skip(), _progress(0, total), ""
+        yield gr.skip(), gr.skip(), _progress(0, total), ""
         async for found in rows_of(self._workers, paths, questions, with_sizes):
             rows += found
             done += 1
-            yield gr.skip(), _progress(done, total), _table(rows)
+            yield gr.skip(), gr.skip(), _progress(done, total), _table(rows)
         link = drawing.download("micrographs.csv", as_csv(rows), "text/csv", "Table (CSV)")
-        yield None, _progress(done, total, link), _table(rows)
+        yield None, None, _progress(done, total, link), _table(rows)
 
 
 def _progress(done: int, total: int, link: str = "") -> str:
