@@ -6,7 +6,7 @@ Without --model, the student in the folder of app.py is asked. It listens to thi
 unless --host says otherwise or it runs as a Space, which must be reached from outside.
 
 What is special about it:
-- telemetry is off before gradio is imported, and the browser is told to load nothing from any other
+- telemetry is off before gradio and onnxruntime are imported, and the browser is told to load nothing from any other
   host (Content-Security-Policy);
 - what is uploaded lies in a private temporary folder that is removed at the end.
 """
@@ -129,8 +129,13 @@ def served(
 
 
 def _keep_private(folder: str) -> None:
-    """What gradio reads when it is imported and launched."""
+    """What gradio, the hub's client and onnxruntime read when they are imported.
+
+    onnxruntime, which reads scale bars, reports to events.data.microsoft.com from 1.32 on, and keeps
+    a file `.ses` in the temporary folder, unless its variable is set before it is imported.
+    """
     os.environ |= {
+        "ORT_DISABLE_TELEMETRY": "1",
         "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_TEMP_DIR": folder,
         "GRADIO_SHARE": "False",

@@ -84,7 +84,7 @@ def test_what_an_archive_says_about_sizes_is_not_believed(tmp_path):
     archive(path, {"a.tif": bytes(900), "b.tif": bytes(900), "c.tif": bytes(900)})
     files = files_in([str(path)], SMALL)
     assert [len(next(files)[1]), len(next(files)[1])] == [900, 900]
-    with pytest.raises(Refusal, match="unpacks to more than 0.0025 MB"):
+    with pytest.raises(Refusal, match="unpacks to more than"):
         next(files)
 
 

@@ -16,7 +16,7 @@ CHROMIUM = next(
     (p for p in map(Path, ("/usr/bin/chromium", "/usr/bin/chromium-browser")) if p.exists()), None
 )
 # Milliseconds in which something happens on a machine that has time for it.
-PATIENCE = 240_000
+PATIENCE = 60_000
 
 
 class Server:
