@@ -6,8 +6,8 @@ Without --model, the student in the folder of app.py is asked. It listens to thi
 unless --host says otherwise or it runs as a Space, which must be reached from outside.
 
 What is special about it:
-- telemetry is off before gradio and onnxruntime are imported, and the browser is told to load nothing from any other
-  host (Content-Security-Policy);
+- telemetry is off before gradio and onnxruntime are imported, and the browser is told to load
+  nothing from any other host (Content-Security-Policy);
 - what is uploaded lies in a private temporary folder that is removed at the end.
 """
 
@@ -131,8 +131,8 @@ def served(
 def _keep_private(folder: str) -> None:
     """What gradio, the hub's client and onnxruntime read when they are imported.
 
-    onnxruntime, which reads scale bars, reports to events.data.microsoft.com from 1.32 on, and keeps
-    a file `.ses` in the temporary folder, unless its variable is set before it is imported.
+    onnxruntime 1.32, with which scale bars are read, has a client for events.data.microsoft.com,
+    which keeps a file `.ses` in the temporary folder. Its variable switches it off.
     """
     os.environ |= {
         "ORT_DISABLE_TELEMETRY": "1",
