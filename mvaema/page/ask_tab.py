@@ -178,7 +178,7 @@ class AskTab:
         ids, said = {asked: name for name, asked in self._questions.items()}, subject.sizes
         if said is None or not asks_for_size(question, ids.get(question)):
             return ()
-        wrong = (f"Contradicts the measurement: “{s}”" for s in contradicted(text, said))
+        wrong = (f"Contradicts this: “{s}”" for s in contradicted(text, said))
         return (f"Tool: {said}", *wrong)
 
     @plainly

@@ -103,6 +103,15 @@ def test_names_with_separators_stay_in_the_private_folder(visit, server, tmp_pat
     assert len(cells) == 4 and not any(re.search(r"[/\\]", cell) for cell in cells)
 
 
+def test_what_a_visitor_types_is_shown_and_not_run(visit):
+    typed = "${document.title='x'} {{value}} <img src=x onerror=\"document.title='y'\">"
+    visitor = visit()
+    visitor.drop_and_wait(payload("good.png", png()))
+    visitor.ask(typed)
+    assert typed in visitor.page.locator(".mv-question").inner_text()
+    assert visitor.page.title() not in ("x", "y") and not visitor.page.locator("h3 img").count()
+
+
 def test_a_path_of_the_server_is_not_read(server, tmp_path):
     (tmp_path / "private.png").write_bytes(png())
     for path in (tmp_path / "private.png", "/etc/passwd", "https://example.org/x.png"):
@@ -132,7 +141,7 @@ def test_ten_at_once_are_all_answered(visit, server):
         visitor.page.locator(".mv-bars").wait_for()
         visitor.page.get_by_role("button", name="Morphology").click()
     for visitor in visitors:
-        visitor.page.locator(".mv-answer:not([aria-busy]) .mv-text").wait_for()
+        visitor.page.locator(".mv-answer .mv-spoken").wait_for()
     assert not server.kept()
 
 

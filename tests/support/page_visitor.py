@@ -79,7 +79,7 @@ class Visitor:
         self.page.get_by_label("Your question").fill(question)
         self.page.get_by_role("button", name="Ask", exact=True).click()
         self.page.locator(".mv-question", has_text=question).wait_for()
-        self.page.locator(".mv-answer:not([aria-busy]) .mv-text").wait_for()
+        self.page.locator(".mv-answer .mv-spoken").wait_for()
         return self.page.locator(".mv-text:visible").inner_text()
 
     def other_hosts(self) -> list[str]:
