@@ -158,10 +158,8 @@ def answer(
     part = "the region" if about_region else "the micrograph"
     head = f'<h3 class="mv-question">{escape(question)} <small>(about {part})</small></h3>'
     if words is None:
-        body = (
-            f'<p class="mv-text" aria-busy="true">{escape(text)}<span class="mv-caret">▍</span></p>'
-        )
-        return f'<div class="mv-answer">{head}{body}</div>'
+        body = f'<p class="mv-text">{escape(text)}<span class="mv-caret">▍</span></p>'
+        return f'<div class="mv-answer" aria-busy="true">{head}{body}</div>'
     if not words:
         body = f'<p class="mv-text">{escape(text) or "(no answer)"}</p>'
     else:
@@ -173,9 +171,11 @@ def answer(
                 f'aria-pressed="false" data-map="{encoded}" data-side="{len(weights)}" '
                 f'data-where="{escape(where(weights))}">{escape(word)}</button>'
             )
+        rest = " ".join(text.split()[len(words) :])  # beyond the longest text that is scored
         body = (
-            '<div class="mv-text mv-words" role="toolbar" aria-label="Words of the answer: choose '
-            f'one to see where it looked">{" ".join(buttons)}</div>'
+            '<div class="mv-text"><span class="mv-words" role="toolbar" aria-label="Words of the '
+            f'answer: choose one to see where it looked">{" ".join(buttons)}</span> '
+            f"{escape(rest)}</div>"
             '<p class="mv-where" role="status">Choose a word to see where it looked.</p>'
         )
     beside = "".join(f'<p class="mv-note">{escape(note)}</p>' for note in notes)

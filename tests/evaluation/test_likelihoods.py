@@ -95,7 +95,8 @@ def test_each_word_has_the_attention_of_its_own_tokens(student, image):
     assert written[-1] == answer and len(written) > 3  # words have several tokens
     totals = [np.zeros((4, 4)) for _ in found]
     for token, text in enumerate(written):
-        for layer in () if text.endswith(" ") else attentions:  # a space is no word; another token belongs to the last word of what is written with it
+        # A space is no word; another token belongs to the last word of what is written with it.
+        for layer in () if text.endswith(" ") else attentions:
             totals[len(text.split()) - 1] += layer[0, :, token, 1:17].sum(0).view(4, 4).numpy()
     for (_, found_map), total in zip(found, totals, strict=True):
         assert found_map == pytest.approx(255 * total / total.max(), abs=0.6)

@@ -73,6 +73,12 @@ def test_one_word_is_a_stop_for_the_tab_key():
     assert "about the region" in text and 'role="status">Answer: Fine wires.' in text
 
 
+def test_an_answer_is_whole_although_its_last_words_have_no_map():
+    words = [("Fine", np.ones((2, 2), np.uint8))]
+    text = re.sub("<.*?>", "", drawing.answer("What?", "Fine wires & more.", words))
+    assert "Fine wires &amp; more." in text.partition("Choose a word")[0]
+
+
 def test_facts_are_in_words():
     one = subject(
         pixel_size_nm=2.5, instrument={"technique": "SEM", "accelerating_voltage_kv": 5.0}

@@ -226,9 +226,7 @@ def test_two_micrographs_side_by_side(visit, micrograph, small, model):
     page.get_by_role("option", name="my own question").click()
     page.get_by_label("My own question").fill(QUESTION)
     page.get_by_role("button", name="Ask both").click()
-    page.wait_for_function(
-        "document.querySelectorAll('.mv-answer .mv-spoken').length === 2"
-    )
+    page.wait_for_function("document.querySelectorAll('.mv-answer .mv-spoken').length === 2")
     answers = page.locator(".mv-text").all_inner_texts()
     expected = model.answer(
         [Image.open(micrograph), Image.open(small)], QUESTION, decoding="greedy"
