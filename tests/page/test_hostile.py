@@ -74,9 +74,7 @@ def test_what_is_no_micrograph_is_refused_in_plain_words(visit, server, name, co
 
 def test_an_archive_that_unpacks_to_too_much_stops_the_batch(visit, server):
     visitor = visit()
-    visitor.page.get_by_role("tab", name="Batch").click()
-    visitor.drop(payload("bomb.zip", zip_bomb(480)), 3)
-    visitor.page.get_by_text("bomb").first.wait_for()
+    visitor.drop_batch([payload("bomb.zip", zip_bomb(480))])
     visitor.page.get_by_role("button", name="Run").click()
     visitor.page.get_by_text("unpacks to more than 400 MB").wait_for()
     assert not server.kept()
@@ -94,9 +92,7 @@ def test_names_with_separators_stay_in_the_private_folder(visit, server, tmp_pat
     for path in found:
         path.unlink()
     visitor = visit()
-    visitor.page.get_by_role("tab", name="Batch").click()
-    visitor.drop([payload(name, png(seed)) for seed, name in enumerate(names)], 3)
-    visitor.page.get_by_text("outside").first.wait_for()
+    visitor.drop_batch([payload(name, png(seed)) for seed, name in enumerate(names)])
     visitor.page.get_by_role("button", name="Run").click()
     visitor.page.locator(".mv-download").wait_for()
     cells = visitor.page.locator("td:first-child").all_inner_texts()

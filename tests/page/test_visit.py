@@ -219,12 +219,12 @@ def test_two_micrographs_side_by_side(visit, micrograph, small, model):
     visitor = visit()
     page = visitor.page
     page.get_by_role("tab", name="Compare two").click()
-    visitor.drop(micrograph, 1)
-    visitor.drop(small, 2)
+    visitor.drop(micrograph, 0)
+    visitor.drop(small, 1)
     page.wait_for_function("document.querySelectorAll('.mv-bars').length === 2")
     page.get_by_label("Question for both").click()
     page.get_by_role("option", name="my own question").click()
-    page.get_by_label("My own question").fill(QUESTION)
+    page.get_by_role("textbox", name="My own question").fill(QUESTION)
     page.get_by_role("button", name="Ask both").click()
     page.wait_for_function("document.querySelectorAll('.mv-answer .mv-spoken').length === 2")
     answers = page.locator(".mv-text").all_inner_texts()
@@ -242,9 +242,7 @@ def test_a_batch_of_files_and_an_archive(visit, micrograph, small, server, tmp_p
         packed.writestr("__MACOSX/lot 7/._small.png", "litter")
     visitor = visit()
     page = visitor.page
-    page.get_by_role("tab", name="Batch").click()
-    visitor.drop([micrograph, archive], 3)
-    page.get_by_text("more").first.wait_for()
+    visitor.drop_batch([micrograph, archive])
     page.get_by_role("button", name="Run").click()
     page.locator(".mv-download").wait_for()
     assert page.locator("progress").get_attribute("value") == "3"

@@ -66,8 +66,15 @@ class Visitor:
         self.server = server
 
     def drop(self, file, field: int = 0) -> None:
-        """Give a file, a path or one of playwright's payloads, to the field for files."""
-        self.page.locator("input[type=file]").nth(field).set_input_files(file)
+        """Give a file, a path or one of playwright's payloads, to a field of the tab in front."""
+        tab = self.page.get_by_role("tabpanel")
+        tab.locator("input[type=file]").nth(field).set_input_files(file)
+
+    def drop_batch(self, files: list) -> None:
+        """Give files to the batch, and wait until all are there."""
+        self.page.get_by_role("tab", name="Batch").click()
+        self.drop(files)
+        self.page.locator(".file-preview tr").nth(len(files) - 1).wait_for()
 
     def drop_and_wait(self, file) -> None:
         """Until the micrograph's categories are known, which come last."""
