@@ -57,6 +57,7 @@ def png(seed: int = 0) -> bytes:
         ("empty.png", b"", "is empty"),
         ("bomb.zip", zip_bomb(80), "no format that is read here"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_no_micrograph_is_refused_in_plain_words(visit, server, name, content, said):
     visitor = visit()
