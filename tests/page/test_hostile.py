@@ -1,7 +1,6 @@
 """Hostile and clumsy visitors: the page says plainly what is wrong, keeps nothing, and lives on."""
 
 import io
-import re
 import struct
 import zipfile
 import zlib
@@ -93,11 +92,10 @@ def test_names_with_separators_stay_in_the_private_folder(visit, server, tmp_pat
     for path in found:
         path.unlink()
     visitor = visit()
-    visitor.drop_batch([payload(name, png(seed)) for seed, name in enumerate(names)])
+    visitor.drop_batch([payload("/etc/outside.png", png(1)), payload("a/b/outside.png", png(2))])
     visitor.page.get_by_role("button", name="Run").click()
     visitor.page.locator(".mv-download").wait_for()
-    cells = visitor.page.locator("td:first-child").all_inner_texts()
-    assert len(cells) == 4 and not any(re.search(r"[/\\]", cell) for cell in cells)
+    assert visitor.page.locator("td:first-child").all_inner_texts() == ["outside.png"] * 2
 
 
 def test_what_a_visitor_types_is_shown_and_not_run(visit):
@@ -142,7 +140,7 @@ def test_ten_at_once_are_all_answered(visit, server):
     assert not server.kept()
 
 
-def test_who_leaves_takes_the_micrograph_along(visit, server):
+def test_who_leaves_does_not_hold_up_the_others(visit, server):
     visitor = visit()
     visitor.drop_and_wait(payload("gone.png", png()))
     visitor.page.get_by_role("button", name="Morphology").click()
