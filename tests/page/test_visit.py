@@ -89,7 +89,7 @@ def test_each_format_shows_its_pixels_and_what_the_instrument_recorded(visit, tm
 )
 def test_a_real_dm3_is_read(visit):
     visitor = visit()
-    visitor.drop_and_wait(Path(os.environ["MVAEMA_SHARED"], "native", "gatan_08_carbon.dm3"))
+    visitor.drop_and_wait(Path(os.environ["MVAEMA_SHARED"], "native", "gatan_dm_image_um_unit.dm3"))
     assert "recorded by the instrument" in visitor.page.locator(".mv-facts").inner_text()
 
 
