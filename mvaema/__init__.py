@@ -6,7 +6,10 @@
     teacher/       answers from a large vision model, journalled and exported as a dataset
     students/      where a student starts, and how it is adapted, stored and shared
     training/      a dataset and a recipe to a trained student
+    serving/       a student behind OpenAI's API
     evaluation/    a student's answers, their scores and the report
+    viewers/       a student where micrographs are looked at: napari
+    page/          a student in the browser
     commands/      the command line: one module per sub-command of `mvaema`
     files.py       files that a kill leaves whole
     memory.py      freed memory is kept for the next tensor
@@ -14,3 +17,9 @@
 
 A stage imports only from those above it (tests/test_layout.py).
 """
+
+import os
+
+# ONNX Runtime, which reads scale bars and runs exported students, has a client of
+# events.data.microsoft.com since 1.32, and reads this when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

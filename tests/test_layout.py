@@ -20,6 +20,7 @@ STAGES = (
     "serving",
     "evaluation",
     "viewers",
+    "page",
     "commands",
     "__main__",
 )

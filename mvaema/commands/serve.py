@@ -15,26 +15,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from transformers.utils.logging import disable_progress_bar
 
 from candidates_mvaema import DECODINGS
 from configuration_mvaema import MVaEMaConfig
-from modeling_mvaema import MVaEMaModel
-from mvaema.memory import keep_freed_memory
 from mvaema.serving.keys import Keys
 from mvaema.serving.limits import Limits
 from mvaema.serving.logs import log_to_stderr
 from mvaema.serving.running import listen, serve
 from mvaema.serving.service import Service
-from mvaema.students.loading import complete_model, load_student, model_type
-from mvaema.students.places import hub_id
-from mvaema.students.shipped import shipped_student
+from mvaema.students.loading import complete_model, load_to_answer, model_type
+from mvaema.students.places import public_name
+from mvaema.students.shipped import NAME_OF_SHIPPED, shipped_student
 
 logger = logging.getLogger("mvaema.serving")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-NAME_OF_SHIPPED = "mvaema"
 
 HELP = {
     "max_body_mb": "largest request, in MB",
@@ -63,25 +59,19 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    name = args.name or (_name_of(source) if args.model else NAME_OF_SHIPPED)
+    name = args.name or (public_name(source) if args.model else NAME_OF_SHIPPED)
     host = f"[{args.host}]" if ":" in args.host else args.host
     url = f"http://{host}:{at.getsockname()[1]}/v1"
     log_to_stderr(logging.DEBUG if args.verbose else logging.INFO)
     if not keys and args.host not in LOOPBACK:
         logger.warning("everybody who reaches this machine may ask: there is no API key")
-    service = Service(lambda: _load(source), name, limits, args.decoding)
+    service = Service(lambda: load_to_answer(source), name, limits, args.decoding)
     try:
         serve(service, keys, at, lambda: print(f"{name} at {url}", flush=True))
     except (OSError, ValueError) as error:
         print(f"error: the model {source!r} cannot be loaded: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _load(source: str) -> MVaEMaModel:
-    keep_freed_memory()
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return load_student(source).to(device).eval()
 
 
 def _check_student(source: str) -> None:
@@ -92,11 +82,6 @@ def _check_student(source: str) -> None:
             f"{source} is not a student of this project: its model_type is {kind!r}, not "
             f"{MVaEMaConfig.model_type!r}. `transformers serve` serves other models."
         )
-
-
-def _name_of(source: str) -> str:
-    """A Hub id, or the name of the folder: where it lies is nobody's business."""
-    return hub_id(source) or Path(source).resolve().name or NAME_OF_SHIPPED
 
 
 def _limits() -> tuple[dataclasses.Field, ...]:

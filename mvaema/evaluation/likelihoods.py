@@ -7,6 +7,7 @@ What is special about it:
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -105,6 +106,38 @@ class Scorer:
         Cross-attention to the image tokens, averaged over words, heads and layers. The model must
         use eager attention (`eager_attention`).
         """
+        weights, labels = self._attention(seen, prompts, answers)
+        words = (labels != -100) & (labels != self.model.config.eos_token_id)
+        words = words.float() / words.sum(dim=1, keepdim=True).clamp(min=1)
+        return _as_maps(torch.einsum("bthw,bt->bhw", weights, words))
+
+    @torch.inference_mode()
+    def word_maps(self, seen: Seen, prompt: str, answer: str) -> list[tuple[str, np.ndarray]]:
+        """Where each word of an answer looks: the word, and a map as `attention_maps` has it.
+
+        The tokens of a word are averaged. Words beyond the longest text are left out.
+        """
+        weights, _ = self._attention(seen, [prompt], [answer])
+        spans = self.processor.tokenizer(
+            answer, add_special_tokens=False, return_offsets_mapping=True
+        )["offset_mapping"][: weights.shape[1]]
+        found = []
+        for word in re.finditer(r"\S+", answer):
+            tokens = [i for i, (a, b) in enumerate(spans) if a < word.end() and b > word.start()]
+            if tokens:
+                found.append((word.group(), weights[0, tokens].mean(dim=0)))
+        if not found:
+            return []
+        maps = _as_maps(torch.stack([of_word for _, of_word in found]))
+        return [(word, of_word) for (word, _), of_word in zip(found, maps, strict=True)]
+
+    def _attention(
+        self, seen: Seen, prompts: Sequence[str], answers: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Attention (answers, tokens, side, side) to the image, and the answers' labels.
+
+        Averaged over heads and layers. The weights of a token are those with which it was written.
+        """
         memory, mask = self._read(seen, prompts)
         labels = self._on_device(self.processor(answers=list(answers)))["labels"]
         attentions = self.model(
@@ -114,18 +147,11 @@ class Scorer:
             output_attentions=True,
         ).cross_attentions
         weights = torch.stack([a.float().mean(dim=1) for a in attentions]).mean(dim=0)
-        words = (labels != -100) & (labels != self.model.config.eos_token_id)
-        words = words.float() / words.sum(dim=1, keepdim=True).clamp(min=1)
-        of_answer = torch.einsum("btm,bt->bm", weights, words)  # (answers, memory)
-        image_tokens = of_answer.shape[1] - mask.shape[1]
+        image_tokens = weights.shape[2] - mask.shape[1]
         last = 1 if self.model.config.instruction_aware else 0
-        grid = of_answer[:, image_grid(image_tokens - last)]
-        side = int(grid.shape[1] ** 0.5)
-        maps = grid.unflatten(1, (side, side))
-        if side > MAP_SIDE:
-            maps = torch.nn.functional.adaptive_avg_pool2d(maps, MAP_SIDE)
-        maps = 255 * maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
-        return list(maps.round().cpu().numpy().astype(np.uint8))
+        grid = weights[:, :, image_grid(image_tokens - last)]
+        side = int(grid.shape[2] ** 0.5)
+        return grid.unflatten(2, (side, side)), labels
 
     def _read(self, seen: Seen, prompts: Sequence[str]) -> tuple[MVaEMaMemory, Tensor]:
         """The decoder's memory of some prompts about an image, and the prompts' mask."""
@@ -164,6 +190,14 @@ def image_grid(tokens: int) -> slice:
     square that fits at the end.
     """
     return slice(tokens - int(tokens**0.5) ** 2, tokens)
+
+
+def _as_maps(maps: Tensor) -> list[np.ndarray]:
+    """Maps (n, side, side) as uint8, of `MAP_SIDE` at most; 255 is the most of each."""
+    if maps.shape[1] > MAP_SIDE:
+        maps = torch.nn.functional.adaptive_avg_pool2d(maps, MAP_SIDE)
+    maps = 255 * maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+    return list(maps.round().cpu().numpy().astype(np.uint8))
 
 
 def _parts(texts: Sequence[str]) -> Iterator[list[int]]:

@@ -127,9 +127,7 @@ def sliver_doubts(aspect_ratios: np.ndarray) -> list[str]:
     share = float((aspect_ratios > SLIVER).mean())
     if share <= MAX_SLIVERS:
         return []
-    return [
-        f"{100 * share:.0f} % of the pores are slivers: cut by struts, or parts of others"
-    ]
+    return [f"{100 * share:.0f} % of the pores are slivers: cut by struts, or parts of others"]
 
 
 def standing_doubts(values: np.ndarray, standing, zoom: float) -> list[str]:

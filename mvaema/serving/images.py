@@ -54,12 +54,16 @@ def limit_pixels(max_pixels: int) -> Callable[[], None]:
 
 
 def read_image(uri: str, max_pixels: int) -> Micrograph:
-    """The micrograph in a data URI. One thread at a time: what it does to warnings is global.
+    """The micrograph in a data URI; for the rest, `read_content`."""
+    return read_content(_decoded(uri), max_pixels)
+
+
+def read_content(content: bytes, max_pixels: int) -> Micrograph:
+    """The micrograph in a file's bytes. One thread at a time: what it does to warnings is global.
 
     Raises:
         Refusal: it is no image that can be read (400), or too large (413).
     """
-    content = _decoded(uri)
     with tempfile.TemporaryDirectory(prefix="mvaema-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they would name the file, and tell nobody anything
         path = Path(folder, f"image{_suffix(content)}")

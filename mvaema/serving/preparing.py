@@ -13,12 +13,14 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass
 
+from PIL import Image
 from torch import Tensor
 
 from modeling_mvaema import MVaEMaModel
 from mvaema.serving.images import read_image
 from mvaema.serving.limits import Limits
 from mvaema.serving.messages import Conversation, read_conversation
+from mvaema.serving.options import Options
 from mvaema.serving.refusals import bad_request
 from mvaema.serving.uploads import parsed
 from pixels_mvaema import MIN_SIDE
@@ -71,28 +73,63 @@ class Preparer:
             Refusal: it cannot be answered; its status says why.
         """
         asked = read_conversation(parsed(body), self.name, self.limits.max_images)
-        for name in ("question", "caption", "scale_bar"):
-            _check_text(name, getattr(asked, name))
-        options = asked.options.of_answer(self.decoding, self.longest)
+        options = self.options(asked.options)
+        micrograph = read_image(asked.image, self.limits.max_pixels)
+        prompt = self.prompt(
+            micrograph.image,
+            asked.question,
+            options,
+            pixel_size_nm=asked.pixel_size_nm or micrograph.pixel_size_nm,
+            caption=asked.caption,
+            scale_bar=asked.scale_bar,
+        )
+        return dataclasses.replace(asked, image=""), prompt
+
+    def options(self, wished: Options) -> dict:
+        """The options of `model.answer` for what a client wishes.
+
+        Raises:
+            Refusal: the student does not decode like that.
+        """
+        options = wished.of_answer(self.decoding, self.longest)
         try:
             self.model.check_decoding(**options)
         except ValueError as error:
             raise bad_request(str(error), "decoding") from None
-        micrograph = read_image(asked.image, self.limits.max_pixels)
-        image, size = micrograph.image, micrograph.image.size
-        if min(size) < MIN_SIDE:
+        return options
+
+    def prompt(
+        self,
+        image: Image.Image,
+        question: str,
+        options: dict,
+        pixel_size_nm: float | None = None,
+        caption: str | None = None,
+        scale_bar: str | None = None,
+    ) -> Prompt:
+        """One question about one image, ready for the student.
+
+        Args:
+            options: what `options` returns.
+            pixel_size_nm, caption, scale_bar: what is known of the image.
+
+        Raises:
+            Refusal: the image is too small, or the question too long or no text.
+        """
+        for name, text in (("question", question), ("caption", caption), ("scale_bar", scale_bar)):
+            _check_text(name, text)
+        if min(image.size) < MIN_SIDE:
             raise bad_request(
                 f"the image is too small: it needs at least {MIN_SIDE} pixels on each side.",
                 "messages",
                 "image_too_small",
             )
-        pixel_size_nm = asked.pixel_size_nm or micrograph.pixel_size_nm
         inputs = self.processor(
             images=[image],
-            text=[asked.question],
-            captions=[asked.caption],
+            text=[question],
+            captions=[caption],
             pixel_size_nm=[pixel_size_nm],
-            scale_bars=[asked.scale_bar],
+            scale_bars=[scale_bar],
         )
         if cut := inputs.truncated["text"][0]:
             ids = inputs["input_ids"].shape[1]
@@ -104,9 +141,7 @@ class Preparer:
         pixels = inputs["pixel_values"]
         digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
         options = tuple(sorted(options.items()))
-        return dataclasses.replace(asked, image=""), Prompt(
-            pixels, digest, inputs["input_ids"][0], options, size
-        )
+        return Prompt(pixels, digest, inputs["input_ids"][0], options, image.size)
 
 
 def _check_text(name: str, text: str | None) -> None:

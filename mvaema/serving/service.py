@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 from modeling_mvaema import MVaEMaModel
 from mvaema.serving.answering import Answering
@@ -23,6 +24,8 @@ from mvaema.serving.preparing import Preparer, Prompt
 from mvaema.serving.refusals import not_ready, queue_is_full
 
 logger = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 # How much the latest request counts in the mean time that requests take.
 LATEST = 0.1
@@ -42,6 +45,7 @@ class Service:
         uploads: bounds how many bodies are in memory.
         created: when it started, in seconds since 1970.
         failure: why the student could not be loaded.
+        preparer: makes prompts, in the thread of `beside` only; None until the student is loaded.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class Service:
         self.created = int(time.time())
         self.uploads = asyncio.Semaphore(limits.max_uploads)
         self.failure: Exception | None = None
-        self._prepare: Preparer | None = None
+        self.preparer: Preparer | None = None
         self._batcher: Batcher | None = None
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="images")
         self._seconds = 1.0
@@ -78,7 +82,7 @@ class Service:
         began = time.monotonic()
         try:
             model = self._load()
-            self._prepare = Preparer(model, self.name, self._decoding, self.limits)
+            self.preparer = Preparer(model, self.name, self._decoding, self.limits)
             self._batcher = Batcher(Answering(model), self.limits)
         except Exception as error:  # whatever it is, the server must not wait for a student forever
             self.failure = error
@@ -86,7 +90,7 @@ class Service:
             return
         facts = {
             "model": self.name,
-            "decoding": self._prepare.decoding,
+            "decoding": self.preparer.decoding,
             "seconds": round(time.monotonic() - began, 3),
         }
         logger.info("ready", extra={"facts": facts})
@@ -141,7 +145,11 @@ class Service:
 
     def prepare(self, body: bytes) -> Future[tuple[Conversation, Prompt]]:
         """The question in a request's body; the result may raise a `Refusal`."""
-        return self._threads.submit(self._prepare, body)
+        return self.beside(self.preparer, body)
+
+    def beside(self, work: Callable[..., Made], *given) -> Future[Made]:
+        """Work in the thread that images and prompts are prepared in, beside the model's."""
+        return self._threads.submit(work, *given)
 
     @contextmanager
     def asked(self, prompt: Prompt, in_pieces: bool) -> Iterator[Job]:

@@ -18,6 +18,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from configuration_mvaema import PRESETS, MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
+from mvaema.memory import keep_freed_memory
 from processing_mvaema import MVaEMaProcessor
 
 
@@ -61,6 +62,17 @@ def load_student(source: str | os.PathLike, preset: str | None = None) -> MVaEMa
             f"{', '.join(differing)}. Leave --preset out, or choose another --model."
         )
     return model.requires_grad_(True)  # peft has frozen it
+
+
+def load_to_answer(source: str | os.PathLike) -> MVaEMaModel:
+    """A student for a process that answers many questions: on the accelerator, if there is one.
+
+    Raises:
+        OSError, ValueError: as `load_student`.
+    """
+    keep_freed_memory()
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return load_student(source).to(device).eval()
 
 
 def complete_model(source: str | os.PathLike) -> str:

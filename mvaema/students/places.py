@@ -41,6 +41,11 @@ def hub_id(source: str | None) -> str | None:
     return source
 
 
+def public_name(source: str) -> str:
+    """What a student is called where others read it: its Hub id, or the name of its folder."""
+    return hub_id(source) or Path(source).resolve().name or "student"
+
+
 def refuse_places(files: Iterable[Path], folder: Path, local: Iterable[str]) -> None:
     """Refuse files that name a place on this machine.
 

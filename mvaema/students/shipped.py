@@ -10,6 +10,7 @@ from pathlib import Path
 from configuration_mvaema import MVaEMaConfig
 
 ROOT = Path(__file__).parents[2]
+NAME_OF_SHIPPED = "mvaema"  # that clients know it by
 
 
 def shipped_student(root: Path = ROOT) -> str:

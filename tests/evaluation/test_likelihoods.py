@@ -81,6 +81,27 @@ def test_attention_is_averaged_over_words_heads_and_layers(student, image, overr
     assert model.config._attn_implementation == usual != "eager"
 
 
+@torch.no_grad()
+def test_each_word_has_the_attention_of_its_own_tokens(student, image):
+    model = AutoModel.from_pretrained(student, trust_remote_code=True)
+    scorer, answer = Scorer(model), "Particles, unbelievably small."
+    with eager_attention(model):
+        found = scorer.word_maps(scorer.see(image), PROMPTS[0], answer)
+        inputs = scorer.processor(images=[image], text=PROMPTS[:1], answers=[answer])
+        attentions = model(**inputs, output_attentions=True).cross_attentions
+    assert [word for word, _ in found] == answer.split()
+    tokens = [inputs["labels"][0, : t + 1] for t in range(inputs["labels"].shape[1] - 1)]
+    written = [scorer.processor.tokenizer.decode(ids) for ids in tokens]
+    assert written[-1] == answer and len(written) > 3  # words have several tokens
+    totals = [np.zeros((4, 4)) for _ in found]
+    for token, text in enumerate(written):
+        # A space is no word; another token belongs to the last word of what is written with it.
+        for layer in () if text.endswith(" ") else attentions:
+            totals[len(text.split()) - 1] += layer[0, :, token, 1:17].sum(0).view(4, 4).numpy()
+    for (_, found_map), total in zip(found, totals, strict=True):
+        assert found_map == pytest.approx(255 * total / total.max(), abs=0.6)
+
+
 def test_the_grid_is_the_largest_square_at_the_end():
     for tokens, first in ((50, 1), (49, 0), (197, 1), (261, 5), (1 + 4, 1), (2, 1)):
         assert image_grid(tokens) == slice(first, tokens)
