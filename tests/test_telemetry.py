@@ -1,4 +1,4 @@
-"""ONNX Runtime reports to nobody: its client leaves a file in the temporary folder where it runs."""
+"""ONNX Runtime reports to nobody. Its client would leave a file in the temporary folder."""
 
 import os
 import subprocess
