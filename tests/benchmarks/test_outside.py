@@ -73,6 +73,7 @@ def write_table(folder, text):
 # --- a folder with a table ---
 
 
+@pytest.mark.slow
 def test_counts_and_sizes_are_right_within_the_tolerance(folder):
     table = write_table(
         folder,

@@ -80,10 +80,10 @@ def test_the_table_counts_what_is_trusted_and_wrong():
         {**row, "size_error": 0.03, "count_error": -0.5},
         {**row, "trusted": False},
     ]
-    line = "| fibres | low | 4 | 1 | 3.0 % | 24.6 % | 1 of 3 | 25.0 % | 1 of 2 |"
+    line = "| fibres | low | 4 | 1 | 0 | 3.0 % | 24.6 % | 1 of 3 | 25.0 % | 1 of 2 |"
     assert sizes.table(rows)[2:] == [line]
     assert sizes.table([{**row, "trusted": False}])[2] == (
-        "| fibres | low | 1 | 1 | – | – | – | – | – |"
+        "| fibres | low | 1 | 1 | 0 | – | – | – | – | – |"
     )
 
 

@@ -68,6 +68,7 @@ def test_own_questions_are_answered_readably(lab, monkeypatch, capsys):
     assert [line.strip() for line in lines] == expected
 
 
+@pytest.mark.slow
 def test_how_answers_are_decoded(lab, monkeypatch, capsys):
     monkeypatch.chdir(lab)
     model = load_student(lab / "student").eval()

@@ -190,6 +190,7 @@ def test_rank_correlation_is_spearmans():
     assert rank_correlation(x, np.ones(200), ["a"] * 200)["rho"] is None
 
 
+@pytest.mark.slow
 def test_the_command_grades(server, student, dataset, empty_pictures, tmp_path, capsys):
     report = tmp_path / "report"
     argv = ["--model", str(student), "--dataset", str(dataset), "--output_dir", str(report)]

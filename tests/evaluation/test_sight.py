@@ -208,6 +208,7 @@ def test_incomplete_likelihoods_are_not_scored(seen, asked):
         score(asked, replace(seen, likelihoods=some), "student", synonyms=False)
 
 
+@pytest.mark.slow
 def test_sight_can_be_left_out(answerer, asked, tmp_path):
     report = tmp_path / "report"
     collected = collect(answerer, asked, report, classify=False, sight=False)

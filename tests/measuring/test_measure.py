@@ -298,6 +298,7 @@ def clumped(seed=3, size=260):
     return Image.fromarray(np.clip(blurred, 0, 255).astype(np.uint8)), 2 * np.array(radii)
 
 
+@pytest.mark.slow
 def test_where_some_are_in_a_heap_those_that_stand_out_are_sized():
     image, diameters = clumped()
     result = measured(image, kind="particles")

@@ -149,6 +149,7 @@ def test_without_cross_attention_matching_is_blind(make_model, batch):
 # ---- learning --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ten_samples_are_overfitted_to_exact_answers(make_model, processor):
     """Catches a shift too many or too few, a leak, and a decoder deaf to image or question."""
     rng = np.random.default_rng(0)

@@ -29,6 +29,7 @@ def test_fields_come_in_declared_order_the_loss_first(model, batch):
     assert model(**batch)[0] == output.loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_exported_graph_takes_any_batch_and_keeps_the_order(model, batch, strict):
     inputs = {name: batch[name][:4] for name in PROMPT}

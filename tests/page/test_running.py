@@ -33,6 +33,7 @@ def test_browsers_may_load_nothing_from_elsewhere():
         assert set(sources) <= allowed
 
 
+@pytest.mark.slow
 def test_neither_gradio_nor_onnxruntime_is_loaded_with_it():
     code = "import sys, mvaema.page.running; print({'gradio', 'onnxruntime'} & set(sys.modules))"
     run = subprocess.run(

@@ -60,7 +60,7 @@ def test_many_clients_at_once_get_the_answers_of_one_by_one(model):
             replies = [clients.submit(ask, server, body) for body in bodies]
             in_queue(server, 24)
         assert [reply.result(PATIENCE) for reply in replies] == expected
-        assert server.service.in_progress == server.service.waiting == 0
+        until(lambda: server.service.in_progress == server.service.waiting == 0)
 
 
 def test_equal_images_are_encoded_once_per_batch(model):

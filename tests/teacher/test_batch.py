@@ -401,10 +401,10 @@ def test_too_many_enqueued_tokens_means_waiting(server, images, output):
 @pytest.mark.parametrize(
     "moment",
     [
-        *("created", "output", "delete"),
+        *("output", "delete"),
         *(
             pytest.param(moment, marks=pytest.mark.slow)
-            for moment in ("upload", "uploaded", "create", "errors")
+            for moment in ("upload", "uploaded", "create", "created", "errors")
         ),
     ],
 )

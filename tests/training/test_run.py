@@ -156,18 +156,21 @@ def checkpointed(tmp_path_factory):
 @pytest.mark.parametrize(
     ("event", "path", "call"),
     [
-        ("open", r"recipe\.yaml-", 1),  # the folder is about to be claimed
+        # The folder is about to be claimed.
+        pytest.param("open", r"recipe\.yaml-", 1, marks=slow),
         pytest.param("open", r"run\.json-", 1, marks=slow),  # it is claimed; for which data?
         ("open", r"steps\.jsonl$", 2),  # after the second step, before its record
         ("open", r"\.writing-step-00000001/.*random_states", 1),  # in the first checkpoint
         # step-00000002 is about to be replaced
         pytest.param("os.rename", r"\.writing-step-00000002", 2, marks=slow),
-        ("open", r"\.png$", 20 + 16 + 2),  # validating; all images were read once beforehand
+        # Validating; all images were read once beforehand.
+        pytest.param("open", r"\.png$", 20 + 16 + 2, marks=slow),
         pytest.param("os.mkdir", r"\.saving-", 1, marks=slow),  # the student is about to be saved
         pytest.param(
             "open", r"training_log\.jsonl$", 1, marks=slow
         ),  # it is saved, its epoch is not recorded
-        ("open", r"samples\.jsonl$", 2),  # the epoch is recorded, but in no checkpoint
+        # The epoch is recorded, but in no checkpoint.
+        pytest.param("open", r"samples\.jsonl$", 2, marks=slow),
         pytest.param("open", r"losses\.png", 1, marks=slow),  # after everything
     ],
 )

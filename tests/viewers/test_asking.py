@@ -53,6 +53,7 @@ def test_a_region_is_shown_alone():
     ]
 
 
+@pytest.mark.slow
 def test_what_is_measured_stands_behind_answers_about_sizes():
     listener = Listener()
     reply = ask(listener, discs(), QUESTIONS["size_distribution"], pixel_size_nm=5.0)
