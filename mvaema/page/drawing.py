@@ -14,11 +14,11 @@ from html import escape
 import numpy as np
 from PIL import Image
 
+from lengths_mvaema import format_length
 from mvaema.measuring.methods import facts, methods
 from mvaema.measuring.overlay import draw_overlay, histogram_png
 from mvaema.measuring.results import Measurement
 from mvaema.page.subject import Subject
-from processing_mvaema import format_length
 
 SIDE = 1024  # longest side of a picture on the page, in pixels
 CATEGORIES = 5  # how many are shown

@@ -12,13 +12,13 @@ from functools import cached_property
 
 from PIL import Image
 
+from lengths_mvaema import format_length
 from mvaema.measuring.methods import facts
 from mvaema.measuring.results import Measurement
 from mvaema.measuring.scale import Scale
 from mvaema.micrographs.info_bar import Box
 from mvaema.micrographs.microscope import Micrograph
 from mvaema.micrographs.schema import instrument_columns, pixel_hash
-from processing_mvaema import format_length
 
 
 @dataclass

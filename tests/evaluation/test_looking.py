@@ -128,6 +128,7 @@ class Encoded:
         self.hook.remove()
 
 
+@pytest.mark.slow
 def test_nothing_is_scored_twice(rows, answerer, asked, tmp_path):
     path = tmp_path / "likelihoods.jsonl"
     with Encoded(answerer.model, interrupted_at=9) as first, pytest.raises(KeyboardInterrupt):

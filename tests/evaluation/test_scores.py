@@ -134,6 +134,7 @@ def test_an_incomplete_collection_is_not_scored(questions, collected, condition)
         score(questions, replace(collected, answers=some), "student", synonyms=False)
 
 
+@pytest.mark.slow
 def test_a_split_without_captions_and_categories(answerer, tmp_path):
     data = write_splits(tmp_path / "plain", category=None, caption=None)
     plain = load_questions(str(data), "validation", "train")

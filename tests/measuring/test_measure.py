@@ -137,6 +137,7 @@ def test_layers_on_edge_are_turned():
     )
 
 
+@pytest.mark.slow
 def test_the_kind_is_told_or_follows_from_category_or_picture():
     image = drawn.scattered_discs().image
     assert measured(image, kind="pores", category="Particles").kind == "pores"

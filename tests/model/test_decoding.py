@@ -340,6 +340,7 @@ def test_a_student_without_a_matching_head(make_model, images):
         model.support(images[0], "wires")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_may_have_another_default(tmp_path, images):
     folder = save_tiny_student(tmp_path / "student")
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)

@@ -87,6 +87,7 @@ def test_every_kind_of_image_gives_the_same_picture(kind):
         np.testing.assert_allclose(pixels[1], reference / 127.5 - 1, atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_huge_file_is_refused_and_a_huge_array_is_taken(tmp_path):
     """20,000 x 20,000 pixels: from a file it may be a bomb; an array is in memory already."""
     path = tmp_path / "huge.png"

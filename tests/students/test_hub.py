@@ -142,6 +142,7 @@ def test_what_was_uploaded_is_the_student(hub, student, images, monkeypatch, tmp
     assert found.answer(images[0], **question) == expected.answer(images[0], **question)
 
 
+@pytest.mark.slow
 def test_adapters_on_a_folder_go_merged(hub, adapters, student, batch, tmp_path, lab):
     push(adapters, "lab/adapted")
     files = hub.files("lab/adapted")

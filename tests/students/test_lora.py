@@ -246,6 +246,7 @@ def test_a_relative_base_is_found_from_another_folder(tuned, base, tmp_path, mon
     assert type(load_student(folder)) is MVaEMaModel
 
 
+@pytest.mark.slow
 def test_adapters_on_adapters(tuned, adapters, batch, tmp_path):
     """A lab adapts what it has adapted already; both are in the result."""
     again = add_adapters(load_student(adapters), 2, 4, 0.0)

@@ -123,8 +123,10 @@ def costs(server) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("concurrency", [1, 8, 32])
-@pytest.mark.parametrize("factor", [3, 200])
+@pytest.mark.parametrize(
+    "concurrency", [8, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 32))]
+)
+@pytest.mark.parametrize("factor", [3, pytest.param(200, marks=pytest.mark.slow)])
 def test_max_cost_holds_although_prompts_cost_more_than_estimated(
     factor, concurrency, server, tmp_path, output, prices
 ):

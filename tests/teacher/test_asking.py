@@ -109,6 +109,7 @@ def test_server_that_is_down_ends_the_run(server, images, output):
     assert outcomes(output) == {"ok": ALL}
 
 
+@pytest.mark.slow
 def test_nobody_listening(server, images, output):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

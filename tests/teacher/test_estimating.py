@@ -189,6 +189,7 @@ def contents(folder) -> dict:
     return {path: data for path, data in files.items() if data and not path.name.endswith("-shm")}
 
 
+@pytest.mark.slow
 def test_dry_run_of_a_journal_that_was_killed(server, tmp_path):
     """Replies that the process did not come to judge are judged, and counted."""
     lab = Lab(server, tmp_path)

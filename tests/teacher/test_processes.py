@@ -186,13 +186,8 @@ def test_killed_run_whose_journal_was_damaged_pays_nothing_again(loss, tmp_path)
     assert outcomes(output) == {"ok": 40}
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGINT,
-        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGHUP, signal.SIGTERM)),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
 def test_interrupt_finishes_what_is_in_flight(number, tmp_path):
     images, output = make_images(tmp_path / "images", 4), tmp_path / "out"
     with FakeTeacher(delay=0.4) as server:

@@ -205,6 +205,7 @@ def test_signals_are_given_back():
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_complete_one(checkpointed, tmp_path):
     recipe, uninterrupted = checkpointed
     recipe = replace(recipe, output_dir=str(tmp_path / "run"))
@@ -253,6 +254,7 @@ def test_two_processes_never_train_in_one_folder(recipe):
     assert train(recipe)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_computes_the_batch_in_parts(recipe, tmp_path):
     """Without ITC and ITM, and answers of one length, the parts' mean is the batch's."""
     alone = f"{TINY},itc_weight=0,itm_weight=0".replace("=0.1", "=0.0")
@@ -365,6 +367,7 @@ def test_a_run_may_start_from_a_student(recipe, tmp_path, lora):
     )
 
 
+@pytest.mark.slow
 def test_a_student_of_another_preset_is_named(recipe, tmp_path):
     base = train(recipe)
     with pytest.raises(ValueError, match=r"not a student of the preset 'small': it differs in "):

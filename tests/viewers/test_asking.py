@@ -67,6 +67,7 @@ def test_what_is_measured_stands_behind_answers_about_sizes():
     assert other.lines()[2] == other.measurement.sentence()
 
 
+@pytest.mark.slow
 def test_a_region_is_measured_in_its_place():
     image = discs()
     image.paste(40, (0, 0, 320, 128))  # nothing is left above
