@@ -24,7 +24,7 @@ def server(student, tmp_path_factory):
     assert "Traceback" not in server.log.read_text()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # playwright leaves an event loop running until it is stopped
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     if CHROMIUM is None:
