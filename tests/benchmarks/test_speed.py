@@ -53,6 +53,7 @@ def test_peers_have_our_dimensions(preset):
     assert size(bert) - 2 * config.hidden_size == size(ours.text_stack) - own - cross
 
 
+@pytest.mark.slow
 def test_the_parts_of_blip_compute_what_its_public_call_does():
     inputs, config = workload.batch(tiny(questions=2)), tiny().config()
     _, public = training.model_and_loss("BLIP", tiny())
@@ -146,6 +147,7 @@ def test_ratios_are_within_turns():
     assert report.Comparison(*numbers).met is None
 
 
+@pytest.mark.slow
 def test_peak_memory_sees_what_was_freed():
     before = measure.resident()
     torch.ones(64 << 20, dtype=torch.uint8).sum()

@@ -179,6 +179,7 @@ def test_model_and_dataset_may_move(folder, student, dataset, tmp_path):
     assert not watched.calls
 
 
+@pytest.mark.slow
 def test_a_split_without_categories(answerer, tmp_path):
     data = write_splits(tmp_path / "plain", category=None, caption=None)
     watched = Watched(answerer)

@@ -156,6 +156,7 @@ def test_p_value_is_exact_for_few_clusters():
     assert cluster_permutation_p_value(differences, clusters) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_compare():
     worse, better = scored(prediction="Wires."), scored()
     comparison = compare(worse, better)

@@ -90,6 +90,7 @@ def test_a_line_without_a_length_is_no_bar(monkeypatch):
     assert reading.pixel_size_nm is None and "no bar" in reading.reason
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_the_bar_is_told_beside_the_sizes():
     disagree = [("500 nm", 40, 230, 30, 100, 262), ("500 nm", 280, 30, 270, 70, 62)]
     image = picture(*disagree)

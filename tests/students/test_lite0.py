@@ -110,6 +110,7 @@ def test_weights_of_another_network_are_refused(weights):
 
 @needs_package
 @torch.no_grad()
+@pytest.mark.slow
 def test_the_folder_equals_the_original_and_is_made_again(tmp_path, capsys):
     folder = tmp_path / "new" / "lite0"
     assert main(["eyes", str(folder)]) == 0

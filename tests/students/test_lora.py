@@ -169,6 +169,7 @@ def test_soft_prompts_are_trained_and_a_prefix_that_fits_nowhere_is_refused(base
     assert prefix.prompt_encoder.default.embedding.weight.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_a_wrapped_student_answers_and_classifies_as_the_merged_one(tuned, adapters, images):
     merged = load_student(adapters).eval()
     expected = merged.answer(images, "What is it?", max_new_tokens=6)
@@ -224,6 +225,7 @@ def test_a_process_without_this_project_loads_both_kinds_of_folder(
         assert_same(found, outputs(tuned, batch))
 
 
+@pytest.mark.slow
 def test_adapters_of_the_small_preset_are_a_fraction_of_the_student(tmp_path):
     student = MVaEMaModel(MVaEMaConfig.from_preset("small"))
     full = 4 * sum(p.numel() for p in student.parameters())

@@ -73,6 +73,7 @@ def test_answers_claim_only_what_the_image_shows(scenes):
             assert setting in scene.answers["imaging"]
 
 
+@pytest.mark.slow
 def test_wording_varies_and_facts_do_not():
     shots = [render(seed, "Nanowires") for seed in range(60)]
     for question_id in QUESTIONS:

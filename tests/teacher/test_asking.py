@@ -99,6 +99,7 @@ def test_one_hopeless_question_does_not_hold_up_the_rest(server, images, output)
     no_answer_lost_or_repeated(server, output)
 
 
+@pytest.mark.slow
 def test_server_that_is_down_ends_the_run(server, images, output):
     server.fail("500", times=1000)
     tally = ask(images, output, server.url)

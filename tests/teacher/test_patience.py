@@ -60,6 +60,7 @@ def test_images_that_the_server_cannot_read_do_not_end_the_run(
     assert len(server.exchanges) == asked, "a rerun asks nothing"
 
 
+@pytest.mark.slow
 def test_refused_images_in_the_middle_do_not_end_the_run(server, tmp_path, output):
     images = tmp_path / "images"
     make_images(images / "0", 2, size=(48, 40))

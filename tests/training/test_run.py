@@ -160,7 +160,8 @@ def checkpointed(tmp_path_factory):
         pytest.param("open", r"recipe\.yaml-", 1, marks=slow),
         pytest.param("open", r"run\.json-", 1, marks=slow),  # it is claimed; for which data?
         ("open", r"steps\.jsonl$", 2),  # after the second step, before its record
-        ("open", r"\.writing-step-00000001/.*random_states", 1),  # in the first checkpoint
+        # In the first checkpoint.
+        pytest.param("open", r"\.writing-step-00000001/.*random_states", 1, marks=slow),
         # step-00000002 is about to be replaced
         pytest.param("os.rename", r"\.writing-step-00000002", 2, marks=slow),
         # Validating; all images were read once beforehand.
@@ -185,6 +186,7 @@ def test_a_killed_run_resumes_bit_for_bit(checkpointed, tmp_path, event, path, c
 
 
 @pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=slow)])
+@pytest.mark.slow
 def test_a_signal_ends_the_run_after_its_step(recipe, tmp_path, accumulation):
     recipe = replace(recipe, gradient_accumulation_steps=accumulation)
     status, said = struck("terminate", "open", r"steps\.jsonl$", 1, recipe, tmp_path / "out.txt")
