@@ -12,8 +12,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from playwright.sync_api import Page, sync_playwright
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 600_000  # milliseconds
@@ -23,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     command = [sys.executable, str(ROOT / "app.py"), "--port", str(args.port)]
     command += ["--model", args.model] if args.model else []
+    from playwright.sync_api import sync_playwright  # of the extra `test-page`
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
         page = browser.new_page()
@@ -40,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _visit(page: Page, address: str, image: Path, began: float) -> None:
+def _visit(page: "Page", address: str, image: Path, began: float) -> None:
     page.goto(address)
     page.get_by_label("Your question").wait_for()
     _report("the page is shown", began)
