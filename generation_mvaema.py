@@ -24,11 +24,11 @@ from transformers.modeling_outputs import ModelOutput
 
 try:  # inside a model repository, where transformers loads this file as part of a package
     from .decoding_mvaema import MVaEMaDecodingMixin
-    from .lengths_mvaema import asks_for_size, beside_measurement
+    from .lengths_mvaema import measured_answers
     from .losses_mvaema import lm_losses, shift_right
 except ImportError:  # from the project's root
     from decoding_mvaema import MVaEMaDecodingMixin
-    from lengths_mvaema import asks_for_size, beside_measurement
+    from lengths_mvaema import measured_answers
     from losses_mvaema import lm_losses, shift_right
 
 
@@ -214,20 +214,15 @@ class MVaEMaGenerationMixin(MVaEMaDecodingMixin):
             answers += self._decoded(inputs, chosen)
         rows = [answers[i : i + len(texts)] for i in range(0, len(answers), len(texts))]
         if measurements is not None:
-            self._lay_beside(rows, texts, measurements)
+            rows = [
+                measured_answers(row, texts, self.config.questions, measurement)
+                for row, measurement in zip(rows, measurements, strict=True)
+            ]
         if questions is None:
             rows = [dict(zip(self.config.questions, row, strict=True)) for row in rows]
         elif isinstance(questions, str):
             rows = [row[0] for row in rows]
         return rows[0] if single else rows
-
-    def _lay_beside(self, rows: list[list[str]], questions: list[str], measurements) -> None:
-        """Put the measurement of each image behind its answers about sizes."""
-        ids = {question: name for name, question in self.config.questions.items()}
-        for row, measurement in zip(rows, measurements, strict=True):
-            for i, question in enumerate(questions):
-                if measurement and asks_for_size(question, ids.get(question)):
-                    row[i] = beside_measurement(row[i], measurement)
 
     @torch.no_grad()
     def answer_prompts(

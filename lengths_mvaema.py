@@ -14,7 +14,7 @@ This file stands alone: `save_pretrained` and `push_to_hub` copy it into the mod
 import functools
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 # The question groups whose answers state sizes, and how other questions ask for one.
@@ -212,6 +212,28 @@ def beside_measurement(answer: str, measurement: str) -> str:
     return " ".join([*told, measurement.strip()])
 
 
+def measured_answers(
+    answers: Sequence[str],
+    questions: Sequence[str],
+    own: Mapping[str, str],
+    measurement: str | None,
+) -> list[str]:
+    """Answers about one image, with its measurement behind those to questions about sizes.
+
+    Args:
+        questions: one for each answer.
+        own: question id to question, those that the student was trained on.
+        measurement: see `contradicted`; without one the answers stay as they are.
+    """
+    ids = {question: name for name, question in own.items()}
+    return [
+        beside_measurement(answer, measurement)
+        if measurement and asks_for_size(question, ids.get(question))
+        else answer
+        for answer, question in zip(answers, questions, strict=True)
+    ]
+
+
 def _sentences(text: str) -> list[str]:
     return [part for part in re.split(r"(?<=[.!?;])\s+", text.strip()) if part]
 
@@ -257,6 +279,7 @@ __all__ = [
     "contradicted",
     "find_quantities",
     "format_length",
+    "measured_answers",
     "normal_text",
     "parse_lengths",
     "relative_error",

@@ -12,7 +12,6 @@ a microscope's computer needs.
 """
 
 import argparse
-import functools
 import json
 import os
 import sys
@@ -34,7 +33,7 @@ from candidates_mvaema import (
     agreements,
     draw_numbers,
 )
-from lengths_mvaema import asks_for_size, beside_measurement
+from lengths_mvaema import measured_answers
 from pixels_mvaema import to_8bit
 from prompt_mvaema import prompt
 
@@ -93,6 +92,7 @@ class OnnxStudent:
         itc, itm = (bool(self.config[f"{name}_weight"]) for name in ("itc", "itm"))
         able = {"ITC": itc, "ITM": itm, "ITC+ITM": itc and itm}
         self.methods = tuple(name for name, trained in able.items() if trained)
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self.options = onnxruntime.SessionOptions()
         self.options.log_severity_level = 3
         if threads is not None:
@@ -170,11 +170,10 @@ class OnnxStudent:
             ]
             answers = self._decoded(self._pixels(pictures), prompts, decoding, max_new_tokens)
             rows += [answers[i : i + len(texts)] for i in range(0, len(answers), len(texts))]
-        ids = {question: name for name, question in self.questions.items()}
-        for row, fact in zip(rows, measured, strict=True):
-            for i, question in enumerate(texts):
-                if fact and asks_for_size(question, ids.get(question)):
-                    row[i] = beside_measurement(row[i], fact)
+        rows = [
+            measured_answers(row, texts, self.questions, fact)
+            for row, fact in zip(rows, measured, strict=True)
+        ]
         if questions is None:
             rows = [dict(zip(self.questions, row, strict=True)) for row in rows]
         elif isinstance(questions, str):
@@ -281,10 +280,6 @@ class OnnxStudent:
 
     # ---- graphs ----------------------------------------------------------------------------------
 
-    @functools.cached_property
-    def _sessions(self) -> dict[str, onnxruntime.InferenceSession]:
-        return {}
-
     def _session(self, graph: str) -> onnxruntime.InferenceSession:
         """Opened when it is first needed: most runs need neither texts nor matching."""
         if graph not in self._sessions:
@@ -357,7 +352,9 @@ class OnnxStudent:
         scores = np.zeros((len(prompts), count))
         if decoding in ("consensus", "consensus+itm"):
             with np.errstate(divide="ignore"):
-                scores += np.log([agreements(texts[i : i + count]) for i in _steps(texts, count)])
+                scores += np.log(
+                    [agreements(texts[i : i + count]) for i in range(0, len(texts), count)]
+                )
         if decoding in USING_ITM:
             scores -= np.logaddexp(0, -self._match(seen, texts)).reshape(scores.shape)
         best = scores.argmax(axis=1)
@@ -524,10 +521,6 @@ def _named(of: str, keys_and_values: KeysAndValues) -> dict[str, np.ndarray]:
 def _taken(keys_and_values: KeysAndValues, rows: np.ndarray) -> KeysAndValues:
     keys, values = keys_and_values
     return [array[rows] for array in keys], [array[rows] for array in values]
-
-
-def _steps(texts: Sequence, count: int) -> range:
-    return range(0, len(texts), count)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

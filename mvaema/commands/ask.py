@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from candidates_mvaema import DECODINGS
-from lengths_mvaema import asks_for_size, beside_measurement, format_length
+from lengths_mvaema import format_length, measured_answers
 from mvaema.commands.arguments import positive_length
 from mvaema.micrographs.microscope import Micrograph, UnreadableMicrograph, read_micrograph
 
@@ -69,8 +69,12 @@ class Answerer(NamedTuple):
 
 def _exported(folder: str, decoding: str | None) -> Answerer:
     """A student that `mvaema export` wrote: it brings no torch into the process."""
-    from onnx_mvaema import OnnxStudent
-
+    try:
+        from onnx_mvaema import OnnxStudent
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f'{error}. An exported student needs onnxruntime: pip install "mvaema[onnx]"'
+        ) from error
     student = OnnxStudent(folder)
     by = student.methods[-1].lower() if student.methods else None
     return Answerer(
@@ -146,10 +150,8 @@ def _ask(answerer: Answerer, path: str, args: argparse.Namespace) -> dict:
         from mvaema.measuring.methods import facts
 
         text = facts(measured)
-        answers = [
-            beside_measurement(answer, text) if asks_for_size(question, name) else answer
-            for (name, question), answer in zip(asked, answers, strict=True)
-        ]
+        questions = [question for _, question in asked]
+        answers = measured_answers(answers, questions, answerer.questions, text)
         # The table of objects is what `mvaema measure` writes.
         found["measurement"] = {k: v for k, v in measured.as_json().items() if k != "objects"}
     return {

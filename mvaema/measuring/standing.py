@@ -138,8 +138,8 @@ class Candidates:
                     continue
                 flat[np.isin(flat, inside)] = 0
             flat[part.pixels] = number
-        kept, labels = np.unique(flat, return_inverse=True)
-        labels = labels.reshape(-1).astype(np.int32) + (kept[0] != 0)
+        kept = np.union1d([0], flat)  # parts may cover all of the field
+        labels = np.searchsorted(kept, flat).astype(np.int32)
         labels = _at_their_steepest(labels, parts).reshape(self.shape)
         labels, specks = _without_specks(_convex(labels))
         kept_values = sum(values[k] for k in kept[np.unique(labels[labels > 0])] if k)

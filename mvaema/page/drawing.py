@@ -4,7 +4,7 @@ What is special about it:
 - pictures are part of the HTML. Nothing is written to the disk of the server to be shown;
 - what a student or a file says is escaped, all of it;
 - what a picture shows is said in words too, for those who do not see it. The words of an answer
-  are one stop for the tab key; the arrow keys go from word to word (`page.js`).
+  are one stop for the tab key; the arrow keys go from word to word (`words.js`).
 """
 
 import base64
@@ -53,7 +53,7 @@ def jpeg(image: Image.Image, side: int = SIDE) -> bytes:
 
 
 def picture(subject: Subject | None, about: str = "The micrograph") -> str:
-    """The micrograph with the region that is chosen; `page.js` draws on it."""
+    """The micrograph with the region that is chosen; `picture.js` draws on it."""
     if subject is None:
         return '<p class="mv-none">No micrograph yet.</p>'
     width, height = subject.image.size

@@ -32,7 +32,7 @@ from reportlab.platypus import (
     Table,
 )
 
-from lengths_mvaema import asks_for_size, beside_measurement
+from lengths_mvaema import measured_answers
 from mvaema.measuring.methods import facts, methods
 from mvaema.measuring.overlay import draw_overlay, histogram_png
 from mvaema.page import drawing
@@ -54,15 +54,18 @@ def answers_of(subject: Subject, questions: Mapping[str, str]) -> list[dict[str,
         questions: the student's own, by id.
     """
     ids = {question: name for name, question in questions.items()}
-    found, sizes = [], dataclasses.replace(subject, region=None).sizes
-    for question, (text, decoding) in subject.answers.items():
-        name = ids.get(question)
-        if sizes and asks_for_size(question, name):
-            text = beside_measurement(text, sizes)
-        found.append(
-            {"question_id": name, "question": question, "answer": text, "decoding": decoding}
-        )
-    return found
+    sizes = dataclasses.replace(subject, region=None).sizes
+    said = [text for text, _ in subject.answers.values()]
+    texts = measured_answers(said, list(subject.answers), questions, sizes)
+    return [
+        {
+            "question_id": ids.get(question),
+            "question": question,
+            "answer": text,
+            "decoding": decoding,
+        }
+        for text, (question, (_, decoding)) in zip(texts, subject.answers.items(), strict=True)
+    ]
 
 
 def as_dictionary(subject: Subject, questions: Mapping[str, str], student: str) -> dict:

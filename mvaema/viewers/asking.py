@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from lengths_mvaema import asks_for_size, beside_measurement, format_length
+from lengths_mvaema import format_length, measured_answers
 from mvaema.evaluation.answerers import ChatModel, Student, load_answerer
 from mvaema.measuring.results import Measurement
 from mvaema.micrographs.calibration import axis_nm
@@ -127,11 +127,10 @@ def ask(
     ((answer,),) = answerer.answer(
         [shown], [question], captions=[None], pixel_size_nm=[pixel_size_nm], scale_bars=[None]
     )
-    ids = {text: question_id for question_id, text in answerer.questions.items()}
-    if measurement is not None and asks_for_size(question, ids.get(question)):
+    if measurement is not None:
         from mvaema.measuring.methods import facts
 
-        answer = beside_measurement(answer, facts(measurement))
+        (answer,) = measured_answers([answer], [question], answerer.questions, facts(measurement))
     return Reply(question, answer, ranked, measurement, pixel_size_nm)
 
 
