@@ -21,7 +21,7 @@ def train_classifier(
     run: Run,
     learning_rate: float,
     warmup_steps: int,
-    image_size: int | None = None,
+    image_size: int,
 ) -> Outcome:
     """Build it, train it, score it.
 
@@ -29,15 +29,14 @@ def train_classifier(
 
     Args:
         build: the learner for so many classes and an image size.
-        image_size: the only one that it takes; None for that of the run.
+        image_size: height and width in pixels.
 
     Raises:
         RowFailed: it cannot be trained.
     """
-    size = image_size or run.settings.image_size
-    micrographs = run.data.micrographs(size)
+    micrographs = run.data.micrographs(image_size)
     set_seed(run.seed)
-    learner = build(len(micrographs.categories), size)
+    learner = build(len(micrographs.categories), image_size)
     batches = micrographs.training_batches(run.seed)
     training = {}
     share = 1.0
