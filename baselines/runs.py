@@ -184,6 +184,11 @@ def _one(row: TableRow, run: Run) -> None:
 def _result(row: TableRow, run: Run, outcome: Outcome) -> dict:
     return {
         "row": row.name,
+        "title": row.title,
+        "table": row.table,
+        "group": row.group,
+        "paper": dict(row.paper),
+        "note": row.note,
         "fold": run.data.number,
         "seed": run.seed,
         "figures": dict(outcome.figures),
@@ -198,6 +203,7 @@ def _result(row: TableRow, run: Run, outcome: Outcome) -> dict:
         "library": row.library,
         "library_version": _version(row.library),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": run.accelerator.device.type,
         "machine": machine(run.accelerator.device),
         "threads": torch.get_num_threads(),
         **provenance(),
