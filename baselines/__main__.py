@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from baselines.environment import define_operators
+import baselines.environment  # noqa: F401  (first)
 from baselines.registry import all_rows, choose, group_name
 from baselines.runs import run_rows
 from baselines.settings import Settings
@@ -24,7 +24,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    kept = define_operators()  # before a row imports torchvision  # noqa: F841
     try:
         return arguments.command(arguments)
     except (OSError, ValueError, LeakError) as error:
