@@ -84,10 +84,9 @@ class Row(TableRow):
     image_size: int | None = field(default=None, kw_only=True)
     image_multiple: int = field(default=1, kw_only=True)
 
-    def size(self, run: Run) -> int:
-        """What is seen in a run: height and width in pixels."""
-        of_run = -(-run.settings.image_size // self.image_multiple) * self.image_multiple
-        return self.image_size or of_run
+    def size(self, image_size: int) -> int:
+        """Height and width in pixels of what the row sees in a run at `image_size`."""
+        return self.image_size or -(-image_size // self.image_multiple) * self.image_multiple
 
     def train_and_score(self, run: Run) -> Outcome:
         return train_classifier(
@@ -95,5 +94,5 @@ class Row(TableRow):
             run,
             self.learning_rate,
             self.warmup_steps,
-            self.size(run),
+            self.size(run.settings.image_size),
         )

@@ -196,7 +196,7 @@ def _result(row: TableRow, run: Run, outcome: Outcome) -> dict:
         "trainable_parameters": outcome.trainable_parameters,
         "learning_rate": row.learning_rate,
         "warmup_steps": row.warmup_steps,
-        "pretrained": row.pretrained,
+        "pretrained": _shown(row.pretrained),
         "training": {name: history.facts() for name, history in outcome.training.items()},
         "details": dict(outcome.details),
         "settings": run.settings.compared(),
@@ -208,6 +208,13 @@ def _result(row: TableRow, run: Run, outcome: Outcome) -> dict:
         "threads": torch.get_num_threads(),
         **provenance(),
     }
+
+
+def _shown(pretrained: str | None) -> str | None:
+    """A Hub id as it is; of a folder its name, for tables are passed on."""
+    if pretrained is None or not Path(pretrained).exists():
+        return pretrained
+    return Path(pretrained).name
 
 
 def _version(library: str) -> str | None:
