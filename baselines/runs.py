@@ -229,7 +229,9 @@ def _failure(error: Exception, folder: Path) -> str:
     write_text(folder / FAILURE, traceback.format_exc())
     if isinstance(error, RowFailed):
         return str(error)
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    first = next(iter(str(error).strip().splitlines()), "")
+    hint = " Rows need the environment of `make baselines`." * isinstance(error, ImportError)
+    return f"{type(error).__name__}: {first}{hint}"
 
 
 def machine(device: torch.device) -> str:
