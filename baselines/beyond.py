@@ -71,9 +71,11 @@ def micronet(shapes: Shapes) -> Learner:
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     model = timm_model("resnet50", shapes)
     kept = {name: value for name, value in weights.items() if not name.startswith("fc.")}
-    missing, unexpected = model.load_state_dict(kept, strict=False)
-    if set(missing) - {"fc.weight", "fc.bias"} or unexpected:
-        raise RowFailed(f"{file} does not hold the weights of a ResNet-50.")
+    new = {name: value for name, value in model.state_dict().items() if name.startswith("fc.")}
+    try:
+        model.load_state_dict(kept | new)
+    except RuntimeError as error:
+        raise RowFailed(f"{file} does not hold the weights of a ResNet-50: {error}") from error
     return Classifier(model)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from baselines.learners import Learner
+from baselines.training import RowFailed
 from configuration_mvaema import MVaEMaConfig
 from mvaema.students.vision import copy_vision, preprocessing, vision_config
 from vision_mvaema import MVaEMaVisionEncoder
@@ -57,14 +58,21 @@ def open_encoder(name: str, image_size: int) -> Encoder:
     """The vision model in a folder or on the Hub.
 
     Raises:
+        RowFailed: it is not there.
         ValueError: it is no vision model, or lacks weights.
-        OSError: it is not there.
         ImportError: it is of timm, which is missing.
     """
-    config = vision_config(name)
-    wanted = preprocessing(name, config)
-    encoder = _vision_encoder(config, image_size)
-    copy_vision(name, encoder)
+    try:
+        config = vision_config(name)
+        wanted = preprocessing(name, config)
+        encoder = _vision_encoder(config, image_size)
+        copy_vision(name, encoder)
+    except OSError as error:  # transformers does not always say of what
+        reason = str(error).splitlines()[0]
+        raise RowFailed(
+            f"{name!r} cannot be read as a folder or Hub id ({reason}). Name another with "
+            "--pretrained."
+        ) from error
     return Encoder(encoder, Looks(wanted["image_mean"], wanted["image_std"]))
 
 
