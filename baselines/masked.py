@@ -66,29 +66,19 @@ class MAE(Masked):
     """The encoder sees a quarter of the patches; two more blocks fill in standardised ones."""
 
     def __init__(self, shapes: Shapes):
-        from lightly.models.modules import MAEDecoderTIMM
+        from lightly.models.modules import MaskedVisionTransformerDecoderTIMM
 
         super().__init__(shapes, ratio=0.75)
-        vit = self.encoder.vit
-        self.decoder = MAEDecoderTIMM(
-            num_patches=vit.patch_embed.num_patches,
-            patch_size=PATCH,
-            embed_dim=vit.num_features,
-            decoder_embed_dim=vit.num_features,
-            decoder_depth=2,
-            decoder_num_heads=3,
-        )
+        width, patches = self.encoder.vit.num_features, self.encoder.vit.patch_embed.num_patches
+        self.embed = nn.Linear(width, width)
+        self.decoder = MaskedVisionTransformerDecoderTIMM(patches, width, depth=2, num_heads=3)
+        self.predict = nn.Linear(width, 3 * PATCH**2)
 
     def compare(self, images: Tensor, patches: Tensor, seen: Tensor, hidden: Tensor) -> Tensor:
-        from lightly.models.utils import (
-            get_at_index,
-            normalize_mean_var,
-            repeat_token,
-            set_at_index,
-        )
+        from lightly.models.utils import get_at_index, normalize_mean_var, set_at_index
 
-        tokens = self.decoder.embed(self.encoder.encode(images, idx_keep=seen))
-        places = repeat_token(self.decoder.mask_token, (len(images), self.encoder.sequence_length))
-        decoded = self.decoder.decode(set_at_index(places, seen, tokens))
-        filled = self.decoder.predict(get_at_index(decoded, hidden))
+        tokens = self.embed(self.encoder.encode(images, idx_keep=seen))
+        empty = tokens.new_zeros(len(tokens), self.decoder.sequence_length, tokens.shape[-1])
+        decoded = self.decoder(set_at_index(empty, seen, tokens), idx_mask=hidden)
+        filled = self.predict(get_at_index(decoded, hidden))
         return F.mse_loss(filled, normalize_mean_var(patches))

@@ -25,21 +25,30 @@ MOMENTUM = 0.99
 
 
 class Momentum(nn.Module):
-    """A copy of a module that follows it slowly and has no gradients."""
+    """An encoder and its projector that follow others slowly and have no gradients.
 
-    def __init__(self, module: nn.Module):
+    Args:
+        encoder: it is copied.
+        projector: it is copied into `twin`.
+        twin: of the projector's shapes.
+    """
+
+    def __init__(self, encoder: nn.Module, projector: nn.Module, twin: nn.Module):
         super().__init__()
-        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.encoder, self.projector = copy.deepcopy(encoder), twin
+        self.projector.load_state_dict(projector.state_dict())
+        self.requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.module(pixel_values)
+        return self.projector(self.encoder(pixel_values))
 
-    def follow(self, module: nn.Module) -> None:
-        """Move towards `module` after a step of its optimizer."""
+    def follow(self, encoder: nn.Module, projector: nn.Module) -> None:
+        """Move towards them after a step of their optimizer."""
         from lightly.models.utils import update_momentum
 
-        update_momentum(module, self.module, m=MOMENTUM)
+        update_momentum(encoder, self.encoder, m=MOMENTUM)
+        update_momentum(projector, self.projector, m=MOMENTUM)
 
 
 class Twins(Probed):
@@ -118,13 +127,13 @@ class Followed(Predicted):
         self, shapes: Shapes, projector: nn.Module, predictor: nn.Module, criterion: nn.Module
     ):
         super().__init__(shapes, projector, predictor, criterion)
-        self.teacher = Momentum(nn.Sequential(self.encoder, self.projector))
+        self.teacher = Momentum(self.encoder, projector, copy.deepcopy(projector))
 
     def targets(self, views: list[Tensor], projections: list[Tensor]) -> list[Tensor]:
         return [self.teacher(view) for view in views]
 
     def after_step(self) -> None:
-        self.teacher.follow(nn.Sequential(self.encoder, self.projector))
+        self.teacher.follow(self.encoder, self.projector)
 
 
 class Queued(Twins):
@@ -132,14 +141,14 @@ class Queued(Twins):
 
     def __init__(self, shapes: Shapes, projector: nn.Module, criterion: nn.Module):
         super().__init__(shapes, projector, criterion)
-        self.teacher = Momentum(nn.Sequential(self.encoder, self.projector))
+        self.teacher = Momentum(self.encoder, projector, copy.deepcopy(projector))
 
     def pretraining_loss(self, pixel_values: Tensor) -> Tensor:
         first, second = self.views(pixel_values)
         return self.criterion(self.project(first), self.teacher(second))
 
     def after_step(self) -> None:
-        self.teacher.follow(nn.Sequential(self.encoder, self.projector))
+        self.teacher.follow(self.encoder, self.projector)
 
 
 class Distilling(Probed):
@@ -157,12 +166,15 @@ class Distilling(Probed):
         small = max(2, round(shapes.image_size * 3 / 7 / PATCH)) * PATCH
         super().__init__(encoder, encoder.num_features, shapes.classes)
         self.crops = (*[looks(shapes.image_size, 0.4)] * 2, *[looks(small, 0.05, 0.4)] * 4)
-        self.projector = DINOProjectionHead(encoder.num_features, 512, 64, output)
-        self.teacher = Momentum(nn.Sequential(self.encoder, self.projector))
+        # Two, because torch cannot copy a module of its old `weight_norm`, which lightly uses.
+        self.projector, twin = (
+            DINOProjectionHead(encoder.num_features, 512, 64, output) for _ in range(2)
+        )
+        self.teacher = Momentum(self.encoder, self.projector, twin)
         self.criterion = DINOLoss(output)
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        return self.teacher.module[0](pixel_values)
+        return self.teacher.encoder(pixel_values)
 
     def pretraining_loss(self, pixel_values: Tensor) -> Tensor:
         views = [draw(crop, pixel_values) for crop in self.crops]
@@ -170,7 +182,7 @@ class Distilling(Probed):
         return self.criterion(taught, [self.projector(self.encoder(view)) for view in views])
 
     def after_step(self) -> None:
-        self.teacher.follow(nn.Sequential(self.encoder, self.projector))
+        self.teacher.follow(self.encoder, self.projector)
 
 
 def barlow_twins(shapes: Shapes) -> Learner:

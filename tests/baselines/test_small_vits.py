@@ -147,9 +147,9 @@ def test_performers_attend_as_their_features_say():
 
 def test_random_features_are_those_of_softmax_attention():
     torch.manual_seed(0)
-    query, key = torch.randn(2, 16) / 4
+    query, key = torch.randn(2, 16) / 8
     products = []
-    for _ in range(400):
+    for _ in range(2000):
         performer = Performer(4, 16)
         products.append((performer.features(query) @ performer.features(key)).item())
-    assert sum(products) / len(products) == pytest.approx(math.exp(query @ key), rel=0.1)
+    assert sum(products) / len(products) == pytest.approx(math.exp(query @ key), rel=0.03)
