@@ -69,6 +69,7 @@ class MAE(Masked):
         from lightly.models.modules import MaskedVisionTransformerDecoderTIMM
 
         super().__init__(shapes, ratio=0.75)
+        self.encoder.mask_token.requires_grad_(False)  # hidden patches are left out, not replaced
         width, patches = self.encoder.vit.num_features, self.encoder.vit.patch_embed.num_patches
         self.embed = nn.Linear(width, width)
         self.decoder = MaskedVisionTransformerDecoderTIMM(patches, width, depth=2, num_heads=3)

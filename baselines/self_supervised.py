@@ -240,7 +240,9 @@ def simsiam(shapes: Shapes) -> Learner:
 
 
 _resnet = partial(Row, table=2, group="VSL", library="lightly")
-_vit = partial(Row, table=2, group="Vision Transformers (ViTs)", library="lightly")
+_vit = partial(
+    Row, table=2, group="Vision Transformers (ViTs)", library="lightly", learning_rate=5e-4
+)
 
 ROWS = [
     _resnet(

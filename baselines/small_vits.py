@@ -259,8 +259,9 @@ def distilled(shapes: Shapes) -> Learner:
     return Distilled(student, timm.create_model("resnet18", num_classes=shapes.classes))
 
 
-_vit_pytorch = partial(Row, table=2, group=GROUP, library="vit-pytorch")
-_timm = partial(Row, table=2, group=GROUP, library="timm")
+_row = partial(Row, table=2, group=GROUP, learning_rate=5e-4)
+_vit_pytorch = partial(_row, library="vit-pytorch")
+_timm = partial(_row, library="timm")
 
 ROWS = [
     _vit_pytorch("cct", "CCT", build=cct, paper={"top_1": 0.570, "top_5": 0.981}),

@@ -1,5 +1,7 @@
 """Self-supervised rows: the first phase needs no categories, the second trains a probe alone."""
 
+from functools import partial
+
 import pytest
 import torch
 from support.row_checks import (
@@ -24,22 +26,32 @@ followed = pytest.mark.parametrize("name", ["byol", "moco", "dino"])
 
 
 @rows
-def test_the_first_phase_lowers_its_loss_and_repeats_itself(row):
-    pictures, _ = stripes_and_dots(64)
+def test_steps_on_the_same_views_lower_their_loss(row):
+    """With banks and DINO's centre set back too: they make another loss of it each time."""
+    learner = build(row, 64)
+    pictures, _ = stripes_and_dots(64, 8)
+    buffers = {name: buffer.clone() for name, buffer in learner.named_buffers()}
+
+    def loss():
+        for name, buffer in learner.named_buffers():
+            buffer.copy_(buffers[name])
+        torch.manual_seed(1)
+        return learner.pretraining_loss(pictures)
+
+    losses = train(learner, loss, row.learning_rate, 5)
+    # Cosines fall from about 0 to -1, the others from above 0 to 0.
+    assert losses[-1] < losses[0] - 0.05 * max(abs(losses[0]), 1), losses
+
+
+@rows
+def test_a_seed_repeats_the_first_phase(row):
+    pictures, _ = stripes_and_dots(64, 4)
     runs = []
-    for steps in (16, 2):
+    for _ in range(2):
         learner = build(row, 64)
-        runs.append(
-            train(
-                learner,
-                lambda: learner.pretraining_loss(pictures),  # noqa: B023
-                row.learning_rate,
-                steps,
-                learner.after_step,
-            )
-        )
-    assert sum(runs[0][-4:]) < sum(runs[0][:4]), runs[0]
-    assert runs[1] == runs[0][:2]
+        loss = partial(learner.pretraining_loss, pictures)
+        runs.append(train(learner, loss, row.learning_rate, 2, learner.after_step))
+    assert runs[0] == runs[1]
 
 
 @rows
@@ -98,16 +110,16 @@ def test_momentum_encoders_follow_after_a_step_only(name):
     assert moved > len(before) / 2
 
 
-@pytest.mark.parametrize(("name", "views"), [("moco", 1), ("nnclr", 1)])
-def test_banks_remember_one_view_of_each_batch(name, views):
+@pytest.mark.parametrize("name", ["moco", "nnclr"])
+def test_banks_remember_one_view_of_each_batch(name):
     learner = build(NAMES[name], 64)
-    bank = learner.bank if name == "nnclr" else learner.criterion
+    bank = learner.bank if name == "nnclr" else learner.criterion.memory_bank
     assert bank.bank.shape == (BANK, 128)
     before = bank.bank.clone()
     pictures, _ = stripes_and_dots(64, 4)
     learner.pretraining_loss(pictures)
     changed = (bank.bank != before).any(1).nonzero().flatten().tolist()
-    assert changed == list(range(4 * views))
+    assert changed == list(range(4))
 
 
 def test_dino_is_probed_on_its_momentum_encoder():
@@ -122,7 +134,7 @@ def test_dino_is_probed_on_its_momentum_encoder():
         assert not torch.equal(learner(pictures), before)
 
 
-@pytest.mark.parametrize(("name", "hidden"), [("mae", 13), ("simmim", 10)])
+@pytest.mark.parametrize(("name", "hidden"), [("mae", 12), ("simmim", 10)])
 def test_masked_rows_are_scored_on_what_was_hidden(name, hidden):
     """Of 16 patches at 64 pixels; the loss knows nothing of the patches that are seen."""
     learner = build(NAMES[name], 64).eval()
