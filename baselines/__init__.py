@@ -23,4 +23,9 @@ data passes through them:
     registry.py            all rows, and what is meant by a name
     runs.py                runs in one folder, resumed row by row
     table.py               tables and a picture of what runs came to
+    small_vits.py          rows: vision transformers for small data sets
+    views.py               views of micrographs that self-supervised rows compare
+    probed.py              an encoder that learns without categories, and its linear probe
+    masked.py              encoders that fill in hidden patches
+    self_supervised.py     rows: encoders that compare views, and those of masked.py
 """
