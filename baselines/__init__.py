@@ -10,4 +10,7 @@ data passes through them:
     environment.py         what torchvision needs beside PyTorch's CPU build
     rows.py                what a row is
     learners.py            what the loop trains: a loss and category scores
+    patch_graphs.py        a micrograph as a graph of patches, and what encodes it
+    graphs.py              rows: graph neural networks
+    graph_contrastive.py   rows: graph contrastive learning
 """
