@@ -10,7 +10,8 @@ What is special about it:
   negatives are all other patches of the batch;
 - the encoder of GBT, GRACE and BGRL is the one of the supervised row `gcn`, with its layer norm
   where GBT and BGRL have a batch norm. So nothing in a frozen encoder depends on the batch;
-- what is probed is the mean over a micrograph's nodes.
+- what is probed is the mean over a micrograph's nodes, standardised over the batch: the states of
+  the encoders have different scales, and share a learning rate.
 """
 
 import copy
@@ -103,7 +104,9 @@ class GraphContrast(SelfSupervised):
         super().__init__()
         self.graphs = PatchGraphs(shapes.image_size)
         self.encoder = GraphEncoder(self.graphs.features, layers)
-        self.probe = nn.Linear(width, shapes.classes)
+        self.probe = nn.Sequential(
+            nn.BatchNorm1d(width, affine=False), nn.Linear(width, shapes.classes)
+        )
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return self.probe(of_micrographs(self.encoder(self.graphs(pixel_values))))
