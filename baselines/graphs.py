@@ -187,7 +187,7 @@ def dna() -> nn.Module:
 
     steps = [(begin, "x -> history")]
     for number in range(LAYERS):
-        steps += [(DNAConv(WIDTH, heads=HEADS, groups=16), "history, edges -> x"), nn.ReLU()]
+        steps += [(DNAConv(WIDTH, heads=HEADS, groups=HEADS), "history, edges -> x"), nn.ReLU()]
         if number < LAYERS - 1:
             steps.append((append, "history, x -> history"))
     return in_turn(*steps)
