@@ -28,4 +28,7 @@ data passes through them:
     probed.py              an encoder that learns without categories, and its linear probe
     masked.py              encoders that fill in hidden patches
     self_supervised.py     rows: encoders that compare views, and those of masked.py
+    patch_graphs.py        a micrograph as a graph of patches, and what encodes it
+    graphs.py              rows: graph neural networks
+    graph_contrastive.py   rows: graph contrastive learning
 """
