@@ -8,6 +8,19 @@ A row of a table is a few lines that name a builder of a well-kept library. In t
 data passes through them:
 
     environment.py         what torchvision needs beside PyTorch's CPU build
-    rows.py                what a row is
+    settings.py            what all rows of a folder share, and what one run is given
+    data.py                the micrographs of a fold, and batches of them
     learners.py            what the loop trains: a loss and category scores
+    training.py            the one loop, with its budget
+    scoring.py             a classifier's scores and its blind twin's
+    outcome.py             what a run comes to
+    classifying.py         a run of a row that classifies
+    rows.py                what a row is
+    references.py          rows that do not look
+    convnets.py            the paper's convolutional networks
+    vision_transformers.py the paper's vision transformers
+    beyond.py              what people use today, probes and controls
+    registry.py            all rows, and what is meant by a name
+    runs.py                runs in one folder, resumed row by row
+    table.py               tables and a picture of what runs came to
 """

@@ -1,7 +1,9 @@
-"""What a row of a table is: a name, what the paper prints, and how to build what is trained.
+"""What a row of a table is: a name, what the paper prints, and how it is trained and scored.
 
 What is special about it:
 - a row imports its library only when it is built, so all rows can be listed without them;
+- most rows classify, and name a builder of a library (`Row`). Others, which answer or need more
+  than pictures, say themselves how they are trained and scored (`TableRow.train_and_score`);
 - one learning rate does not fit all (VGG, Swin and RegionViT explode at 1e-3): a row names its own,
   and the tables show it.
 """
@@ -9,7 +11,10 @@ What is special about it:
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from baselines.classifying import train_classifier
 from baselines.learners import Learner
+from baselines.outcome import Outcome
+from baselines.settings import Run
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,8 @@ class Shapes:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row that classifies.
+class TableRow:
+    """A row of any kind.
 
     Attributes:
         name: as it is typed, "resnet-18".
@@ -37,13 +42,11 @@ class Row:
         table: number of the paper's table; None where the paper has no such row.
         group: the table's own heading, "ConvNets".
         library: the distribution that has the model, "timm"; its version is recorded.
-        build: makes the learner, with random weights or with `Shapes.pretrained`.
-        paper: figures that the paper prints, `top_1` and `top_5` between 0 and 1.
+        paper: figures that the paper prints, named as in `Outcome.figures`, between 0 and 1.
         learning_rate: Adam's, after the warm-up.
         warmup_steps: steps over which it rises from 0.
-        image_size: the only one that the architecture takes; None for that of the run.
-        pretrained: default of `Shapes.pretrained`, a Hub id; None for a row that starts from
-            random weights.
+        pretrained: folder or Hub id of the weights to start from, which `--pretrained` replaces;
+            None for a row that starts from random ones.
         note: what is not as in the paper, or not known.
     """
 
@@ -52,10 +55,38 @@ class Row:
     table: int | None
     group: str
     library: str
+    paper: Mapping[str, float] = field(default_factory=dict, kw_only=True)
+    learning_rate: float = field(default=1e-3, kw_only=True)
+    warmup_steps: int = field(default=100, kw_only=True)
+    pretrained: str | None = field(default=None, kw_only=True)
+    note: str = field(default="", kw_only=True)
+
+    def train_and_score(self, run: Run) -> Outcome:
+        """One fold and one seed, from the first weights to scores.
+
+        Raises:
+            RowFailed: it cannot be trained. Any other error is reported with its traceback.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Row(TableRow):
+    """A row that classifies.
+
+    Attributes:
+        build: makes the learner, with random weights or with `Shapes.pretrained`.
+        image_size: the only one that the architecture takes; None for that of the run.
+    """
+
     build: Callable[[Shapes], Learner]
-    paper: Mapping[str, float] = field(default_factory=dict)
-    learning_rate: float = 1e-3
-    warmup_steps: int = 100
-    image_size: int | None = None
-    pretrained: str | None = None
-    note: str = ""
+    image_size: int | None = field(default=None, kw_only=True)
+
+    def train_and_score(self, run: Run) -> Outcome:
+        return train_classifier(
+            lambda classes, size: self.build(Shapes(classes, size, self.pretrained)),
+            run,
+            self.learning_rate,
+            self.warmup_steps,
+            self.image_size,
+        )

@@ -128,11 +128,14 @@ def load_rows(recipe: Recipe) -> Rows:
     return load_folds(recipe).split(recipe.fold or 0, recipe.cross_validation)
 
 
-def load_folds(recipe: Recipe) -> FoldedRows:
+def load_folds(recipe: Recipe, answered: bool = True) -> FoldedRows:
     """The rows of a recipe and their folds.
 
     Every image is decoded once, to find near-duplicates. Unreadable ones are left out. With
     `recipe.streaming` only the columns that folds are made of are read.
+
+    Args:
+        answered: refuse a dataset without answers; else all its rows are taken.
 
     Raises:
         DatasetError: the dataset cannot be used, or an image cannot be read and `recipe.strict`.
@@ -147,12 +150,13 @@ def load_folds(recipe: Recipe) -> FoldedRows:
         rows = load_micrographs(recipe.dataset, recipe.split)
         rows = licensed(rows, recipe.licences, recipe.dataset)
         usable = [i for i, row in enumerate(rows.select_columns("qa")) if good_answers(row["qa"])]
-        if not usable:
+        if not usable and answered:
             raise DatasetError(
                 f"{recipe.dataset} has no answers with outcome 'ok' in its column 'qa'. Run "
                 "generate_teacher_data.py on it first."
             )
-        rows, clusters, unreadable = _readable(rows.select(usable), recipe)
+        rows = rows.select(usable) if usable else rows
+        rows, clusters, unreadable = _readable(rows, recipe)
         # Without the images, which a search for values would copy.
         keys = rows.select_columns(["image_id", "group", "category"])
     folds = assign_folds(keys, recipe.folds, clusters=clusters)
