@@ -1,6 +1,7 @@
 """python -m baselines list | run ROW ... | table FOLDER
 
-The paper's comparisons, and what people use today, under the same folds and budget.
+The paper's comparisons, and what people use today, under the same folds and budget. `table` prints
+what finished runs came to, and writes it into their folder as tables.md and accuracy.png.
 """
 
 import argparse
@@ -9,10 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from baselines.environment import define_operators
+import baselines.environment  # noqa: F401  (first)
 from baselines.registry import all_rows, choose, group_name
 from baselines.runs import run_rows
 from baselines.settings import Settings
+from baselines.table import COSTS, accuracy_against_cost, read_results, tables
+from mvaema.files import replacing, write_text
 from mvaema.memory import keep_freed_memory
 from mvaema.micrographs.folds import LeakError
 
@@ -21,7 +24,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    kept = define_operators()  # before a row imports torchvision  # noqa: F841
     try:
         return arguments.command(arguments)
     except (OSError, ValueError, LeakError) as error:
@@ -78,6 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--train_also", nargs="+", default=[], help="further datasets to train on", metavar="NAME"
     )
+
+    table = commands.add_parser("table", help="what runs came to", allow_abbrev=False)
+    table.set_defaults(command=_table)
+    table.add_argument("folder", type=Path, help="the --output_dir of `run`", metavar="FOLDER")
+    table.add_argument(
+        "--cost", choices=COSTS, default="minutes", help="of the picture (default: minutes)"
+    )
     return parser
 
 
@@ -110,6 +119,23 @@ def _run(arguments: argparse.Namespace) -> int:
     for name, reason in report.failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if report.failed else 0
+
+
+def _table(arguments: argparse.Namespace) -> int:
+    folder = arguments.folder
+    lines, failed = read_results(folder)
+    text = tables(lines, failed, folder)
+    print(text)
+    write_text(folder / "tables.md", text)
+    try:
+        figure = accuracy_against_cost(lines, arguments.cost)
+    except ValueError as error:
+        print(f"There is no picture: {error}", file=sys.stderr)
+        return 0
+    with replacing(folder / "accuracy.png") as file:
+        figure.savefig(file, format="png")
+    print(f"written to {folder / 'tables.md'} and {folder / 'accuracy.png'}")
+    return 0
 
 
 if __name__ == "__main__":

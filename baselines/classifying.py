@@ -6,8 +6,8 @@ import torch
 from accelerate.utils import set_seed
 from torch.nn import functional as F
 
-from baselines.data import Labelled, Micrographs
-from baselines.learners import Learner, SelfSupervised
+from baselines.data import Micrographs
+from baselines.learners import Learner, SelfSupervised, TwoPhases
 from baselines.outcome import Outcome
 from baselines.scoring import gflop, logits, score
 from baselines.settings import Run
@@ -21,41 +21,41 @@ def train_classifier(
     run: Run,
     learning_rate: float,
     warmup_steps: int,
-    image_size: int | None = None,
+    image_size: int,
 ) -> Outcome:
     """Build it, train it, score it.
 
-    A `SelfSupervised` learner spends half of the budget on its first phase, without labels.
+    A learner in two phases spends half of the budget on each.
 
     Args:
         build: the learner for so many classes and an image size.
-        image_size: the only one that it takes; None for that of the run.
+        image_size: height and width in pixels.
 
     Raises:
         RowFailed: it cannot be trained.
     """
-    size = image_size or run.settings.image_size
-    micrographs = run.data.micrographs(size)
+    micrographs = run.data.micrographs(image_size)
     set_seed(run.seed)
-    learner = build(len(micrographs.categories), size)
+    learner = build(len(micrographs.categories), image_size)
     batches = micrographs.training_batches(run.seed)
     training = {}
     share = 1.0
-    if isinstance(learner, SelfSupervised):
+    if isinstance(learner, TwoPhases):
         share = 0.5
-        training["pretraining"] = fit(
+        training["first phase"] = fit(
             learner,
-            lambda batch: learner.pretraining_loss(batch.pixel_values),
+            lambda batch: learner.first_loss(batch.pixel_values, batch.labels),
             batches,
             Plan.of(run.settings, learning_rate, warmup_steps, share),
             run.accelerator,
             after_step=learner.after_step,
         )
         learner.freeze()
-        learning_rate, warmup_steps = PROBE_RATE, PROBE_WARMUP
+        if isinstance(learner, SelfSupervised):
+            learning_rate, warmup_steps = PROBE_RATE, PROBE_WARMUP
     training["training"] = fit(
         learner,
-        lambda batch: _loss(learner, batch),
+        lambda batch: learner.loss(batch.pixel_values, batch.labels),
         batches,
         Plan.of(run.settings, learning_rate, warmup_steps, share),
         run.accelerator,
@@ -81,10 +81,6 @@ def outcome(learner: Learner, micrographs: Micrographs, training: dict[str, Hist
             },
         },
     )
-
-
-def _loss(learner: Learner, batch: Labelled) -> torch.Tensor:
-    return learner.loss(batch.pixel_values, batch.labels)
 
 
 def _validation_loss(learner: Learner, micrographs: Micrographs) -> float:

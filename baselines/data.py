@@ -153,11 +153,12 @@ class Micrographs:
     def training_batches(self, seed: int) -> "TrainingBatches":
         return TrainingBatches(self, seed)
 
-    def plain_batches(self, part: "Part") -> Iterator[Labelled]:
-        """A part as it is, in order."""
-        for start in range(0, len(part.labels), FORWARD_SIZE):
-            chosen = slice(start, start + FORWARD_SIZE)
-            pixels = [plain_pixels(picture, self.image_size) for picture in part.pictures[chosen]]
+    def plain_batches(self, part: "Part", order: np.ndarray | None = None) -> Iterator[Labelled]:
+        """A part as it is, in its own order or another one."""
+        order = np.arange(len(part.labels)) if order is None else order
+        for start in range(0, len(order), FORWARD_SIZE):
+            chosen = order[start : start + FORWARD_SIZE]
+            pixels = [plain_pixels(part.pictures[i], self.image_size) for i in chosen]
             yield Labelled(
                 torch.from_numpy(np.stack(pixels)), torch.from_numpy(part.labels[chosen])
             )

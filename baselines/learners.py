@@ -3,8 +3,9 @@
 What is special about it:
 - a supervised row is any module that gives logits (`Classifier`). A row with auxiliary losses, a
   teacher or a graph overrides `loss` or `forward`, and nothing else of the loop changes;
-- a self-supervised row has a first phase without labels, then a linear probe: `pretraining_loss`
-  until half of the budget is spent, `freeze`, and then `loss` like all others.
+- a row in two phases first trains something else: `first_loss` until half of the budget is spent,
+  `freeze`, and then `loss` like all others. A distilled row trains its teacher so, and a
+  self-supervised row its encoder, without labels, before a linear probe.
 
 `pixel_values` are float (batch, 3, image_size, image_size), normalised to [-1, 1].
 """
@@ -36,16 +37,27 @@ class Classifier(Learner):
         return self.model(pixel_values)
 
 
-class SelfSupervised(Learner):
-    """A learner whose encoder first learns from micrographs without their categories."""
+class TwoPhases(Learner):
+    """A learner that trains in two halves of the budget."""
 
-    def pretraining_loss(self, pixel_values: Tensor) -> Tensor:
-        """Of a batch in the first phase. Draws its own views of the micrographs."""
+    def first_loss(self, pixel_values: Tensor, labels: Tensor) -> Tensor:
+        """Of a batch in the first phase, like `loss`."""
         raise NotImplementedError
 
     def after_step(self) -> None:
         """Called after each optimizer step of the first phase: momentum encoders move here."""
 
     def freeze(self) -> None:
-        """End the first phase: only the linear probe keeps `requires_grad`."""
+        """End the first phase: only what the second one trains keeps `requires_grad`."""
+        raise NotImplementedError
+
+
+class SelfSupervised(TwoPhases):
+    """A learner whose encoder first learns from micrographs without their categories."""
+
+    def first_loss(self, pixel_values: Tensor, labels: Tensor) -> Tensor:
+        return self.pretraining_loss(pixel_values)
+
+    def pretraining_loss(self, pixel_values: Tensor) -> Tensor:
+        """Of a batch in the first phase. Draws its own views of the micrographs."""
         raise NotImplementedError

@@ -77,10 +77,16 @@ class Row(TableRow):
     Attributes:
         build: makes the learner, with random weights or with `Shapes.pretrained`.
         image_size: the only one that the architecture takes; None for that of the run.
+        image_multiple: that of the run is rounded up to a multiple of it.
     """
 
     build: Callable[[Shapes], Learner]
     image_size: int | None = field(default=None, kw_only=True)
+    image_multiple: int = field(default=1, kw_only=True)
+
+    def size(self, image_size: int) -> int:
+        """Height and width in pixels of what the row sees in a run at `image_size`."""
+        return self.image_size or -(-image_size // self.image_multiple) * self.image_multiple
 
     def train_and_score(self, run: Run) -> Outcome:
         return train_classifier(
@@ -88,5 +94,5 @@ class Row(TableRow):
             run,
             self.learning_rate,
             self.warmup_steps,
-            self.image_size,
+            self.size(run.settings.image_size),
         )

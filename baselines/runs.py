@@ -184,6 +184,11 @@ def _one(row: TableRow, run: Run) -> None:
 def _result(row: TableRow, run: Run, outcome: Outcome) -> dict:
     return {
         "row": row.name,
+        "title": row.title,
+        "table": row.table,
+        "group": row.group,
+        "paper": dict(row.paper),
+        "note": row.note,
         "fold": run.data.number,
         "seed": run.seed,
         "figures": dict(outcome.figures),
@@ -191,17 +196,25 @@ def _result(row: TableRow, run: Run, outcome: Outcome) -> dict:
         "trainable_parameters": outcome.trainable_parameters,
         "learning_rate": row.learning_rate,
         "warmup_steps": row.warmup_steps,
-        "pretrained": row.pretrained,
+        "pretrained": _shown(row.pretrained),
         "training": {name: history.facts() for name, history in outcome.training.items()},
         "details": dict(outcome.details),
         "settings": run.settings.compared(),
         "library": row.library,
         "library_version": _version(row.library),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": run.accelerator.device.type,
         "machine": machine(run.accelerator.device),
         "threads": torch.get_num_threads(),
         **provenance(),
     }
+
+
+def _shown(pretrained: str | None) -> str | None:
+    """A Hub id as it is; of a folder its name, for tables are passed on."""
+    if pretrained is None or not Path(pretrained).exists():
+        return pretrained
+    return Path(pretrained).name
 
 
 def _version(library: str) -> str | None:

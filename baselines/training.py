@@ -100,18 +100,23 @@ class History:
         return dataclasses.asdict(self) | {"micrographs_per_second": rate}
 
 
-class _Budget:
-    """How much of `minutes` is spent since it was made."""
+class Budget:
+    """How much of `minutes` is spent since it was made.
+
+    Attributes:
+        validation: seconds of the last validation; the next one has to fit in.
+    """
 
     def __init__(self, minutes: float | None, device: torch.device):
         self.seconds = None if minutes is None else 60 * minutes
         self._clock = time.process_time if device.type == "cpu" else time.perf_counter
         self._start, self._wall = self._clock(), time.perf_counter()
         self._processor = time.process_time()
-        self.validation = 0.0  # what the last validation took; the next one has to fit
+        self.validation = 0.0
 
     @property
     def spent(self) -> float:
+        """Seconds."""
         return self._clock() - self._start
 
     @property
@@ -123,6 +128,7 @@ class _Budget:
         return self.seconds is not None and self.spent + self.validation >= self.seconds
 
     def totals(self) -> tuple[float, float]:
+        """Seconds on the clock, and of the processor."""
         return time.perf_counter() - self._wall, time.process_time() - self._processor
 
 
@@ -160,7 +166,7 @@ def fit(
         optimizer, factor=0.5, patience=plan.patience - 1, threshold=0
     )
     optimizer = accelerator.prepare(optimizer)
-    history, budget, best = History(), _Budget(plan.minutes, device), _Best(model)
+    history, budget, best = History(), Budget(plan.minutes, device), _Best(model)
     warm = False
     for epoch in range(plan.epochs):
         model.train()

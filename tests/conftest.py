@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+import baselines.environment  # noqa: F401  (before transformers imports torchvision)
 from configuration_mvaema import CATEGORY_CAPTIONS, CATEGORY_QUESTION, QUESTIONS, MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
 from processing_mvaema import MVaEMaProcessor, train_tokenizer

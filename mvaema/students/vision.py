@@ -13,8 +13,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
 
 from configuration_mvaema import MVaEMaConfig
-from modeling_mvaema import MVaEMaModel
-from vision_mvaema import check_vision_config
+from vision_mvaema import MVaEMaVisionEncoder, check_vision_config
 
 # Pillow's names of what timm calls an interpolation.
 RESAMPLING = {
@@ -109,17 +108,16 @@ def preprocessing(name: str, config: PreTrainedConfig) -> dict:
     return found if resample is None else found | {"resample": resample}
 
 
-def copy_vision(name: str, model: MVaEMaModel) -> str:
-    """Put a checkpoint's weights into the vision model of a student; the module that has them.
+def copy_vision(name: str, encoder: MVaEMaVisionEncoder) -> None:
+    """Put a checkpoint's weights into the vision model of an image encoder.
 
     Raises:
         ValueError: the checkpoint lacks weights that the features depend on.
     """
-    encoder = model.image_encoder
     source, info = AutoModel.from_pretrained(
         name,
-        config=model.config.vision_config,
-        dtype=model.dtype,
+        config=encoder.config.vision_config,
+        dtype=encoder.vision_model.dtype,
         trust_remote_code=False,
         output_loading_info=True,
     )
@@ -131,5 +129,4 @@ def copy_vision(name: str, model: MVaEMaModel) -> str:
             "names; take the checkpoint of the vision model alone."
         )
     encoder.vision_model.load_state_dict(source.state_dict())
-    model.config.vision_config.name_or_path = ""  # a folder's name must not go into config.json
-    return "image_encoder.vision_model"
+    encoder.config.vision_config.name_or_path = ""  # a folder's name must not go into config.json

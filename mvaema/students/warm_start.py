@@ -73,7 +73,8 @@ def from_encoders(
     model.processor = processor
     copied = []
     if vision is not None:
-        copied.append(copy_vision(vision, model))
+        copy_vision(vision, model.image_encoder)
+        copied.append("image_encoder.vision_model")
     if bert is not None:
         copied += _copy_bert(bert, model, processor.tokenizer.sep_token_id)
     _say(model, copied)
