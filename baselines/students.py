@@ -106,6 +106,7 @@ class StudentRow(TableRow):
             "warmup_steps": self.warmup_steps,
             "seed": run.seed,
             "sample_micrographs": 0,
+            "logging_steps": 1,  # they are counted
             "vision_cache": str(run.folder / "features"),
             "config_overrides": ",".join(f"{n}={v}" for n, v in overrides.items()) or None,
         }
@@ -151,8 +152,8 @@ def _history(recipe: Recipe, facts: Mapping) -> History:
     steps = read_json_lines(Path(recipe.output_dir) / "steps.jsonl")
     seconds = sum(record["seconds"] for record in log)
     return History(
-        steps=steps[-1]["step"] if steps else 0,
-        micrographs=(steps[-1]["step"] if steps else 0) * recipe.batch_size,
+        steps=len(steps),
+        micrographs=len(steps) * recipe.batch_size,
         epochs=len(log),
         best_epoch=facts["best_epoch"],
         stopped="budget" if recipe.max_minutes and len(log) < recipe.epochs else "epochs",
