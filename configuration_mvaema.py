@@ -187,6 +187,10 @@ class MVaEMaConfig(PreTrainedConfig):
         instruction_aware (`bool`, *optional*, defaults to `False`):
             Whether the question's text embedding joins the image tokens as one more token, so
             that the image encoder knows what is asked.
+        multi_positive (`bool`, *optional*, defaults to `True`):
+            Whether all statements that equal one of an image's, and all images of a statement, are
+            positives of ITC and no negatives of ITM. When `False`, each statement has its own
+            image only, as the paper writes the loss.
         vision_config (`PreTrainedConfig` or `dict`, *optional*):
             Configuration of the vision model that takes the place of the paper's ViT: any that
             transformers builds through `AutoModel`, timm's models included. `patch_size` then
@@ -251,6 +255,7 @@ class MVaEMaConfig(PreTrainedConfig):
     use_cross_attention: bool = True
     use_causal_mask: bool = True
     instruction_aware: bool = False
+    multi_positive: bool = True
     vision_config: dict | PreTrainedConfig | None = None
     vision_feature_layer: int | list[int] = -1
     categories: dict[str, str] = field(default_factory=lambda: dict(CATEGORY_CAPTIONS))

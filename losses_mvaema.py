@@ -3,8 +3,8 @@
 What is special about it:
 - pairs are compared over the batches of all processes, with gradients, and losses are means over
   the global batch: two processes compute what one would;
-- pairs of equal text or equal image are positives. With all texts distinct, ITC is the paper's
-  formula;
+- pairs of equal text or equal image are positives (`multi_positive`). With all texts distinct, ITC
+  is the paper's formula;
 - losses depend on nothing but the batch and the weights. The noise that draws ITM's negatives is a
   hash of the pair, so a resumed run repeats itself and validation losses can be compared.
 
@@ -96,7 +96,12 @@ class Pairs:
 
     @classmethod
     def gather(
-        cls, ids: Tensor, image_index: Tensor, image_ids: Tensor, pad_token_id: int
+        cls,
+        ids: Tensor,
+        image_index: Tensor,
+        image_ids: Tensor,
+        pad_token_id: int,
+        multi_positive: bool = True,
     ) -> "Pairs":
         """The pairs of this process' statements and images with those of all processes.
 
@@ -104,6 +109,7 @@ class Pairs:
             ids: (rows, length), padding as `pad_token_id`: equal texts must have equal ids.
             image_index: (rows,), which of the images each statement describes.
             image_ids: (images,), equal for equal images on whatever process.
+            multi_positive: when false, a statement and its image are a pair and nothing else is.
         """
         if world_size() > 1:  # pad to the longest
             longest = torch.tensor(ids.shape[1], device=ids.device)
@@ -111,6 +117,10 @@ class Pairs:
             ids = nn.functional.pad(ids, (0, int(longest) - ids.shape[1]), value=pad_token_id)
         images = image_ids[image_index]
         all_ids, all_images = gather(ids), gather(images)
+        if not multi_positive:
+            own = row_numbers(len(ids), ids.device)
+            pairs = own.unsqueeze(1) == gather(own).unsqueeze(0)
+            return cls(ids, all_ids, image_index, images, all_images, pairs, pairs)
         same_image = (images.unsqueeze(1) == all_images.unsqueeze(0)).float()
         same_text = (ids.unsqueeze(1) == all_ids.unsqueeze(0)).all(dim=2).float()
         text_of_image = same_image @ gather(same_text) > 0

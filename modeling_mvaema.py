@@ -530,7 +530,13 @@ class MVaEMaModel(MVaEMaGenerationMixin, MVaEMaPreTrainedModel, GenerationMixin)
         if image_ids is None:
             image_ids = row_numbers(image_states.shape[0], index.device)
         image_ids = image_ids.to(index.device)
-        return Pairs.gather(statement_ids, index, image_ids, self.config.pad_token_id)
+        return Pairs.gather(
+            statement_ids,
+            index,
+            image_ids,
+            self.config.pad_token_id,
+            self.config.multi_positive,
+        )
 
     def _pair_losses(
         self,

@@ -74,19 +74,23 @@ def first_line(script: str, folder: Path) -> tuple[float, float]:
         "PYTHONPATH": "",  # ours is to be loaded from its checkpoint
     }
     start = time.perf_counter()
-    with subprocess.Popen(
-        [sys.executable, "-c", script + PEAK],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [sys.executable, "-c", script + PEAK],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
         line = process.stdout.readline()
         elapsed = time.perf_counter() - start
-        rest, errors = process.communicate()
-    if not line or process.returncode:
-        raise RuntimeError(f"a cold start failed:\n{script}\n{errors[-2000:]}")
+        rest = process.stdout.read()  # `communicate` loses what `readline` has buffered
+        if process.wait() or not line:
+            errors.seek(0)
+            raise RuntimeError(f"a cold start failed:\n{script}\n{errors.read()[-2000:]}")
     return elapsed, int(rest) / 1024 if rest.strip() else float("nan")
 
 

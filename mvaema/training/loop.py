@@ -123,6 +123,11 @@ class TrainingLoop:
                             "training stops."
                         )
                         break
+                    if self._out_of_time():
+                        self.reporter.say(
+                            f"{recipe.max_minutes:g} minutes of training are over: training stops."
+                        )
+                        break
                     self.train_epoch()
                     self.end_epoch()
             except StopRequested:
@@ -151,6 +156,9 @@ class TrainingLoop:
                 raise StopRequested
             if state.step % recipe.checkpoint_steps == 0:
                 self.save_checkpoint()
+            self._count_seconds()
+            if self._out_of_time():
+                break
         self._count_seconds()
 
     def end_epoch(self) -> None:
@@ -226,6 +234,14 @@ class TrainingLoop:
             f"Interrupted after step {self.state.step:,}. {saved}Rerun the same command to resume "
             f"the run in {self.recipe.output_dir}.",
         )
+
+    def _out_of_time(self) -> bool:
+        """Whether `max_minutes` have been spent on any process."""
+        if self.recipe.max_minutes is None:
+            return False
+        spent = self.state.seconds + sum(record["seconds"] for record in self.state.log)
+        over = torch.tensor(float(spent >= 60 * self.recipe.max_minutes))
+        return bool(self.accelerator.reduce(over.to(self.accelerator.device)) > 0)
 
     def _count_seconds(self) -> None:
         now = time.perf_counter()

@@ -152,6 +152,11 @@ class Recipe:
         "itm_loss or lm_loss.",
         "loss",
     )
+    max_minutes: float | None = _setting(
+        "Minutes of training and validation after which a run ends; the best student so far is "
+        "kept (default: no limit). Not with schedule=cosine, which counts epochs.",
+        None,
+    )
     stop_after: int = _setting("Epochs without a lower validation loss before training stops.", 15)
     weight_decay: float = _setting("Decoupled weight decay (AdamW).", 0.0)
     max_grad_norm: float = _setting("Gradients are clipped to this norm.", 1.0)
@@ -202,6 +207,11 @@ class Recipe:
         if self.streaming and (self.train_also or self.balance or self.licences):
             raise ValueError(
                 "streaming reads one dataset as it is: leave train_also, balance and licences out."
+            )
+        if self.max_minutes is not None and self.schedule == "cosine":
+            raise ValueError(
+                "schedule=cosine lowers the learning rate by --epochs, which max_minutes may cut "
+                "short: use schedule=plateau with it."
             )
         if self.lora and self.train_vision not in (None, "none"):
             raise ValueError("lora trains adapters only. Leave train_vision out.")
@@ -255,6 +265,7 @@ class Recipe:
             "schedule": (self.schedule in ("plateau", "cosine"), "plateau or cosine"),
             "keep_by": (self.keep_by in LOSSES, f"one of {', '.join(LOSSES)}"),
             "save_dtype": (self.save_dtype in ("float32", "float16"), "float32 or float16"),
+            "max_minutes": (self.max_minutes is None or self.max_minutes > 0, "above 0"),
             "vision_views": (self.vision_views >= 0, "at least 0"),
             "caption_dropout": (0 <= self.caption_dropout <= 1, "in [0, 1]"),
             "scale_dropout": (0 <= self.scale_dropout <= 1, "in [0, 1]"),

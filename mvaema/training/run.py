@@ -31,10 +31,13 @@ from mvaema.training.split import Rows, load_rows
 from mvaema.training.state import TrainingState
 
 
-def train(recipe: Recipe) -> Path:
+def train(recipe: Recipe, rows: Rows | None = None) -> Path:
     """Train a student and keep the best one; a run that was killed is resumed.
 
     Every process of a distributed training calls this.
+
+    Args:
+        rows: what it reads, where that is loaded already; by default `load_rows(recipe)`.
 
     Returns:
         `output_dir` (see `mvaema/training/run_folder.py`); at once if the run in it is finished.
@@ -56,8 +59,9 @@ def train(recipe: Recipe) -> Path:
         if accelerator.is_main_process:
             publish(recipe)
         return folder.path
-    with accelerator.main_process_first():  # the others find its cached look at the images
-        rows = load_rows(recipe)
+    if rows is None:
+        with accelerator.main_process_first():  # the others find its cached look at the images
+            rows = load_rows(recipe)
     with Signals() as signals, ExitStack() as stack:
         set_seed(recipe.seed)
         student = start_student(recipe, rows)

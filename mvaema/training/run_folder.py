@@ -33,8 +33,25 @@ from mvaema.training.recipe import Recipe, write_recipe
 # Settings that may change when a run is resumed: they decide how long, how fast and what is shown,
 # not what is computed. (The dataset may move; its content is compared.)
 FREE = {
-    *("dataset", "output_dir", "resume", "epochs", "stop_after", "workers", "strict", "merge"),
-    *("checkpoint_steps", "report_to", "push_to_hub", "public", "vision_cache", "vision_cache_gb"),
+    *(
+        "dataset",
+        "output_dir",
+        "resume",
+        "epochs",
+        "stop_after",
+        "max_minutes",
+        "workers",
+        "strict",
+    ),
+    *(
+        "merge",
+        "checkpoint_steps",
+        "report_to",
+        "push_to_hub",
+        "public",
+        "vision_cache",
+        "vision_cache_gb",
+    ),
 }
 
 
@@ -80,8 +97,9 @@ class RunFolder:
         file = self.path / "run.json"
         if file.is_file():
             self.run = json.loads(file.read_text(encoding="utf-8"))
-        # A finished run continues when it is given more epochs.
-        longer = [n for n in ("epochs", "stop_after") if now[n] != earlier.get(n)]
+        # A finished run continues when it is given more epochs or minutes.
+        ends = ("epochs", "stop_after", "max_minutes")
+        longer = [n for n in ends if now[n] != earlier.get(n)]
         self.finished = bool(self.run.get("finished")) and not longer
 
     @contextmanager

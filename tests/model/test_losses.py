@@ -49,6 +49,20 @@ def test_itc_takes_equal_texts_and_equal_images_as_positives(model, processor, b
     assert output.itc_loss.item() == pytest.approx(total / 4, abs=1e-5)
 
 
+def test_plain_itc_knows_no_other_positives(make_model, processor, batch):
+    """With equal texts and images too, `multi_positive=False` is the paper's formula."""
+    model = make_model(multi_positive=False)
+    statements = processor(statements=["a film", "wires", "a film", "something longer by far"])
+    images = {"pixel_values": batch["pixel_values"], "image_ids": torch.tensor([7, 8, 9, 8])}
+    output = model(**images, **statements)
+    embeds = output.image_embeds.detach(), output.text_embeds.detach()
+    expected = naive_itc(*embeds, model.temperature.item())
+    assert output.itc_loss.item() == pytest.approx(expected, abs=1e-5)
+    assert output.itc_loss.item() != pytest.approx(
+        make_model()(**images, **statements).itc_loss.item(), abs=1e-3
+    )
+
+
 def test_several_statements_about_one_image_are_no_negatives(model, processor, batch):
     """Two statements per image equal the same four pairs, written out with repeated images."""
     statements = processor(statements=["wires", "a film", "a tip", "pores"])

@@ -115,6 +115,22 @@ def test_the_learning_rate_falls_to_nothing_at_the_last_epoch(recipe, make_loop,
     assert rates == pytest.approx([5e-4, 1e-3, *falling], abs=1e-12)
 
 
+def test_a_run_ends_within_an_epoch_when_its_minutes_are_over(
+    recipe, make_loop, tmp_path, monkeypatch
+):
+    """A look at the clock takes ten seconds here. The epoch that was cut short is validated."""
+    clock = count(step=10)
+    monkeypatch.setattr("mvaema.training.loop.time.perf_counter", lambda: next(clock))
+    recipe = replace(recipe, epochs=50, max_minutes=2)
+    model = Told(iter(lambda: 1.0, None), iter(lambda: 1.0, None))
+    loop = make_loop(recipe, model, [batch("a")] * 7, [batch("b")])
+    loop.fit()
+    log = lines(tmp_path / "run", "training_log")
+    assert sum(record["seconds"] for record in log) >= 120
+    assert 1 < len(log) < 4 and 0 < loop.state.step < 7 * len(log)
+    assert len(lines(tmp_path / "run", "steps")) == loop.state.step
+
+
 def test_another_loss_may_decide_which_student_is_kept():
     """The sum falls while the matching loss rises."""
     state = TrainingState()

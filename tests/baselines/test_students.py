@@ -1,0 +1,103 @@
+"""Students as rows: each ablation changes one thing, and a row is trained and scored for real."""
+
+import dataclasses
+import json
+
+import pytest
+from support.micrograph_data import write_dataset
+
+from baselines.data import Data
+from baselines.settings import Run
+from baselines.students import LITE0, ROWS, recipe_changes
+from baselines.training import RowFailed
+
+BY_NAME = {row.name: row for row in ROWS}
+ABLATIONS = [row for row in ROWS if row.group == "Ablations" and row.name != "student"]
+
+
+@pytest.fixture
+def no_eyes(monkeypatch):
+    """Rows whose eyes are a name only."""
+
+    def change(row):
+        return dataclasses.replace(row, eyes=row.eyes and (lambda name, folder: f"eyes of {name}"))
+
+    return change
+
+
+@pytest.mark.parametrize("row", ABLATIONS, ids=lambda row: row.name)
+def test_an_ablation_differs_from_the_student_in_what_it_names(row, run, no_eyes):
+    recipes = [
+        dataclasses.asdict(no_eyes(BY_NAME[name])._recipe(run)) for name in ("student", row.name)
+    ]
+    differing = {n for n in recipes[0] if recipes[0][n] != recipes[1][n]}
+    expected = {
+        "without-caption-dropout": {"caption_dropout"},
+        "without-simulated": set(),  # this run has none
+        "tuned-eyes": {"train_vision"},
+        "untrained-eyes": {"train_vision", "vision_learning_rate"},
+    }
+    assert differing == expected.get(row.name, {"config_overrides"})
+
+
+def test_the_first_student_is_that_of_the_recipe(run, no_eyes):
+    changed = recipe_changes(no_eyes(BY_NAME["student"])._recipe(run))
+    for setting in ("preset", "vision_layers", "learning_rate", "warmup_steps", "weight_decay"):
+        assert changed[setting] == recipe_of_file("lite0")[setting]
+    assert changed["vision"] == f"eyes of {LITE0}" and changed["fold"] == 0
+
+
+def recipe_of_file(name):
+    import yaml
+    from support import ROOT
+
+    return yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
+
+
+def test_nothing_can_be_left_out_where_there_is_nothing(run):
+    with pytest.raises(RowFailed, match="--train_also"):
+        BY_NAME["without-simulated"].train_and_score(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mvaema-paper", "without-itc"])
+def test_a_student_is_trained_and_scored_as_by_the_commands(name, run):
+    row = BY_NAME[name]
+    if row.eyes:
+        row = dataclasses.replace(row, eyes=None, recipe={"preset": "paper"})
+    outcome = row.train_and_score(run)
+    figures = outcome.figures
+    for figure in ("top_1", "top_5", "macro_f1", "blind_top_1", "bleu_4", "among_eight"):
+        assert 0 <= figures[figure] <= 1
+    low, high = figures["image_gain_interval"]
+    assert low <= figures["image_gain"] <= high
+    results = json.loads((run.folder / "scores" / "results.json").read_text())
+    method = "ITM" if name == "without-itc" else "ITC+ITM"
+    assert figures["top_1"] == results["classification"][method]["top_1"]
+    assert ("ITC" in results["classification"]) == (name != "without-itc")
+    assert (
+        figures["typical_bleu_4"]
+        == (results["answers"]["typical answer"]["overall"]["scores"]["bleu_4"]["mean"])
+    )
+    assert outcome.training["training"].epochs == 3 and outcome.parameters > 1e5
+    assert not (run.folder / "features").exists()
+
+
+@pytest.mark.slow
+def test_further_datasets_are_left_out_of_training_only(settings, run, tmp_path, monkeypatch):
+    more = write_dataset(tmp_path / "more", 16, first=40)
+    settings = dataclasses.replace(settings, train_also=(str(more),))
+    data = Data(settings).fold(0)
+    run = Run(settings, data, 0, tmp_path / "run", run.accelerator)
+    seen = {}
+
+    def noted(recipe, rows):
+        seen[recipe.train_also and tuple(recipe.train_also)] = len(rows.train)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("baselines.students.train", noted)
+    for name in ("student", "without-simulated"):
+        row = dataclasses.replace(BY_NAME[name], eyes=lambda name, folder: "eyes")
+        with pytest.raises(KeyboardInterrupt):
+            row.train_and_score(run)
+    assert seen == {(str(more),): data.own + 16, None: data.own}
