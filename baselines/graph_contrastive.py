@@ -229,7 +229,7 @@ def contrast_row(
         name=name,
         title=title,
         table=3,
-        group="GCL",
+        group="Graph contrastive (GCL)",
         library="torch-geometric",
         build=build,
         paper={"top_1": top_1, "top_5": top_5},

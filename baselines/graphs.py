@@ -242,7 +242,7 @@ def graph_row(
         name=name,
         title=title,
         table=3,
-        group="Graph Neural Networks",
+        group="Graph neural networks",
         library="torch-geometric",
         build=partial(build, layers, width, classifier),
         paper={"top_1": top_1, "top_5": top_5},

@@ -239,9 +239,9 @@ def simsiam(shapes: Shapes) -> Learner:
     return Predicted(shapes, projector, predictor, NegativeCosineSimilarity())
 
 
-_resnet = partial(Row, table=2, group="VSL", library="lightly")
+_resnet = partial(Row, table=2, group="Self-supervised (VSL)", library="lightly")
 _vit = partial(
-    Row, table=2, group="Vision Transformers (ViTs)", library="lightly", learning_rate=5e-4
+    Row, table=2, group="Vision transformers", library="lightly", learning_rate=5e-4
 )
 
 ROWS = [

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from baselines.learners import Classifier, Learner, TwoPhases
 from baselines.rows import Row, Shapes
 
-GROUP = "Vision Transformers (ViTs)"
+GROUP = "Vision transformers"
 PATCH = 16
 # ViT-tiny of timm and DeiT.
 TINY = {"dim": 192, "depth": 12, "heads": 3, "mlp_dim": 768, "dim_head": 64}
