@@ -189,7 +189,7 @@ def barlow_twins(shapes: Shapes) -> Learner:
     from lightly.loss import BarlowTwinsLoss
     from lightly.models.modules import BarlowTwinsProjectionHead
 
-    return Twins(shapes, BarlowTwinsProjectionHead(512, 2048, 2048), BarlowTwinsLoss())
+    return Twins(shapes, BarlowTwinsProjectionHead(512, 1024, 1024), BarlowTwinsLoss())
 
 
 def simclr(shapes: Shapes) -> Learner:
