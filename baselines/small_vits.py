@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from baselines.learners import Classifier, Learner, TwoPhases
 from baselines.rows import Row, Shapes
 
-GROUP = "Vision Transformers (ViTs)"
+GROUP = "Vision transformers"
 PATCH = 16
 # ViT-tiny of timm and DeiT.
 TINY = {"dim": 192, "depth": 12, "heads": 3, "mlp_dim": 768, "dim_head": 64}
@@ -264,10 +264,10 @@ _vit_pytorch = partial(_row, library="vit-pytorch")
 _timm = partial(_row, library="timm")
 
 ROWS = [
-    _vit_pytorch("cct", "CCT", build=cct, paper={"top_1": 0.570, "top_5": 0.981}),
+    _vit_pytorch("cct", "CCT-7/7x2", build=cct, paper={"top_1": 0.570, "top_5": 0.981}),
     _timm(
         "cvt",
-        "CVT",
+        "CVT-7/16",
         build=compact_vit,
         paper={"top_1": 0.577, "top_5": 0.930},
         note="the compact ViT with sequence pooling: a guess, as the paper cites CvT here too",
@@ -276,7 +276,7 @@ ROWS = [
     _vit_pytorch("deepvit", "DeepViT", build=deepvit, paper={"top_1": 0.546, "top_5": 0.988}),
     _timm(
         "deit-tiny-distilled",
-        "Distillation",
+        "DeiT-tiny distilled",
         build=distilled,
         paper={"top_1": 0.533, "top_5": 0.955},
         note="teacher: a ResNet-18 that the first half of the budget trains",
@@ -284,10 +284,12 @@ ROWS = [
     _vit_pytorch(
         "patch-merger", "PatchMerger", build=patch_merger, paper={"top_1": 0.578, "top_5": 0.975}
     ),
-    _vit_pytorch("regionvit", "RegionViT", build=regionvit, paper={"top_1": 0.606, "top_5": 0.948}),
+    _vit_pytorch(
+        "regionvit", "RegionViT-Ti", build=regionvit, paper={"top_1": 0.606, "top_5": 0.948}
+    ),
     _timm(
         "t2t-vit-7",
-        "T2TViT",
+        "T2T-ViT-7",
         build=t2t_vit,
         paper={"top_1": 0.749, "top_5": 0.992},
         note="positions are learnt, not sines",
