@@ -9,7 +9,8 @@ What is special about it:
 - ATS draws its tokens at random, in evaluation too. There, each micrograph has a seed of its own,
   so that its scores are the same again and do not depend on the rest of the batch.
 
-Image sizes are multiples of 16 pixels, of 32 for RegionViT.
+Image sizes are multiples of 16 pixels, of 32 for RegionViT. Parameters are those for ten classes at
+224 pixels.
 """
 
 import math
@@ -38,7 +39,7 @@ def vit_shapes(shapes: Shapes, **sizes: int) -> dict[str, int]:
 
 
 def cct(shapes: Shapes) -> Learner:
-    """CCT-7/7x2: 4.2 M parameters; two convolutions give a token for 16 × 16 pixels."""
+    """CCT-7/7x2: 4.5 M parameters; two convolutions give a token for 16 × 16 pixels."""
     from vit_pytorch.cct import cct_7
 
     return Classifier(
@@ -70,7 +71,7 @@ class SampledTokens(Classifier):
 
 
 def ats(shapes: Shapes) -> Learner:
-    """ViT-tiny with adaptive token sampling: 5.6 M parameters."""
+    """ViT-tiny with adaptive token sampling: 5.5 M parameters."""
     from vit_pytorch.ats_vit import ViT
 
     tokens = (shapes.image_size // PATCH) ** 2
@@ -103,7 +104,7 @@ def small_data(shapes: Shapes) -> Learner:
 
 
 def regionvit(shapes: Shapes) -> Learner:
-    """RegionViT-Ti with eight regions a side, as it has at 224 pixels.
+    """RegionViT-Ti (12 M parameters) with eight regions a side, as it has at 224 pixels.
 
     Raises:
         ValueError: the image size is no multiple of 32 pixels.
@@ -115,9 +116,8 @@ def regionvit(shapes: Shapes) -> Learner:
             f"regionvit: image size {shapes.image_size}, expected a multiple of 32 pixels "
             "(eight regions a side, of patches of 4): choose 96 or 224"
         )
-    return Classifier(
-        RegionViT(num_classes=shapes.classes, window_size=shapes.image_size // 32, use_peg=True)
-    )
+    window = shapes.image_size // 32
+    return Classifier(RegionViT(num_classes=shapes.classes, window_size=window))
 
 
 class SequencePooling(nn.Module):
@@ -132,7 +132,7 @@ class SequencePooling(nn.Module):
 
 
 def compact_vit(shapes: Shapes) -> Learner:
-    """CVT-7/16, a ViT with sequence pooling for its class token."""
+    """CVT-7/16 (3.9 M parameters), a ViT with sequence pooling for its class token."""
     from timm.models.vision_transformer import VisionTransformer
 
     vit = VisionTransformer(
@@ -212,7 +212,7 @@ class TokensToTokens(nn.Module):
 
 
 def t2t_vit(shapes: Shapes) -> Learner:
-    """T2T-ViT-7 with performers between its soft splits: 4.3 M parameters in its paper."""
+    """T2T-ViT-7 with performers between its soft splits: 4.0 M parameters."""
     return Classifier(TokensToTokens(shapes.image_size, shapes.classes))
 
 
@@ -264,10 +264,10 @@ _vit_pytorch = partial(_row, library="vit-pytorch")
 _timm = partial(_row, library="timm")
 
 ROWS = [
-    _vit_pytorch("cct", "CCT", build=cct, paper={"top_1": 0.570, "top_5": 0.981}),
+    _vit_pytorch("cct", "CCT-7/7x2", build=cct, paper={"top_1": 0.570, "top_5": 0.981}),
     _timm(
         "cvt",
-        "CVT",
+        "CVT-7/16",
         build=compact_vit,
         paper={"top_1": 0.577, "top_5": 0.930},
         note="the compact ViT with sequence pooling: a guess, as the paper cites CvT here too",
@@ -276,7 +276,7 @@ ROWS = [
     _vit_pytorch("deepvit", "DeepViT", build=deepvit, paper={"top_1": 0.546, "top_5": 0.988}),
     _timm(
         "deit-tiny-distilled",
-        "Distillation",
+        "DeiT-tiny distilled",
         build=distilled,
         paper={"top_1": 0.533, "top_5": 0.955},
         note="teacher: a ResNet-18 that the first half of the budget trains",
@@ -284,10 +284,12 @@ ROWS = [
     _vit_pytorch(
         "patch-merger", "PatchMerger", build=patch_merger, paper={"top_1": 0.578, "top_5": 0.975}
     ),
-    _vit_pytorch("regionvit", "RegionViT", build=regionvit, paper={"top_1": 0.606, "top_5": 0.948}),
+    _vit_pytorch(
+        "regionvit", "RegionViT-Ti", build=regionvit, paper={"top_1": 0.606, "top_5": 0.948}
+    ),
     _timm(
         "t2t-vit-7",
-        "T2TViT",
+        "T2T-ViT-7",
         build=t2t_vit,
         paper={"top_1": 0.749, "top_5": 0.992},
         note="positions are learnt, not sines",
