@@ -32,7 +32,17 @@ LINK = re.compile(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"")
 OURS = ("mvaema", "python", ".venv/bin/python", "make", "accelerate", "torchrun")
 
 # A word that begins so names a file of the repository.
-FOLDERS = (".ci/", "benchmarks/", "docs/", "examples/", "metrics/", "mvaema/", "recipes/", "tests/")
+FOLDERS = (
+    ".ci/",
+    "baselines/",
+    "benchmarks/",
+    "docs/",
+    "examples/",
+    "metrics/",
+    "mvaema/",
+    "recipes/",
+    "tests/",
+)
 
 
 def blocks(text: str, languages: tuple[str, ...]) -> list[str]:
@@ -105,7 +115,7 @@ def problem(command: str) -> str | None:
         return None  # git, pip, apt-get: not ours
     target = words[:2] if words[0] == "-m" else words[:1]
     rest = words[len(target) :]
-    if words[0] == "-m" and words[1].split(".")[0] not in ("mvaema", "benchmarks"):
+    if words[0] == "-m" and words[1].split(".")[0] not in ("baselines", "benchmarks", "mvaema"):
         found = importlib.util.find_spec(words[1].split(".")[0])
         return None if found else f"there is no module {words[1]}"
     while rest and re.fullmatch(r"[a-z]+", rest[0]):

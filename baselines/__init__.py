@@ -19,6 +19,7 @@ data passes through them:
     references.py          rows that do not look
     convnets.py            the paper's convolutional networks
     vision_transformers.py the paper's vision transformers
+    encoders.py            pre-trained vision models as learners
     beyond.py              what people use today, probes and controls
     registry.py            all rows, and what is meant by a name
     runs.py                runs in one folder, resumed row by row

@@ -29,6 +29,11 @@ PACKAGES = [stage for stage in STAGES if (ROOT / "mvaema" / stage).is_dir()]
 
 def imported(file: Path) -> set[str]:
     """The stages that a module imports, also inside functions."""
+    return {name.split(".")[1] for name in names_imported(file) if name.startswith("mvaema.")}
+
+
+def names_imported(file: Path) -> set[str]:
+    """What a module imports by its full name, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -37,7 +42,7 @@ def imported(file: Path) -> set[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        found |= {name.split(".")[1] for name in names if name.startswith("mvaema.")}
+        found |= set(names)
     return found
 
 
@@ -55,11 +60,17 @@ def test_imports_point_one_way(stage):
         assert not wrong, f"{file.relative_to(ROOT)} imports from {', '.join(sorted(wrong))}"
 
 
-@pytest.mark.parametrize("name", PACKAGES)
+def test_the_library_does_without_the_baselines():
+    for file in (ROOT / "mvaema").rglob("*.py"):
+        packages = {name.partition(".")[0] for name in names_imported(file)}
+        assert "baselines" not in packages, file.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("name", [*(f"mvaema/{name}" for name in PACKAGES), "baselines"])
 def test_a_package_lists_its_modules(name):
-    package = ROOT / "mvaema" / name
+    package = ROOT / name
     listed = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8")))
-    missing = [f.name for f in package.glob("*.py") if f.name != "__init__.py"]
+    missing = [f.name for f in package.glob("*.py") if not f.name.startswith("__")]
     assert not [module for module in missing if module not in listed]
 
 
