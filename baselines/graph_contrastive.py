@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baselines.graphs import LAYERS, gcn, in_turn
-from baselines.learners import SelfSupervised
 from baselines.patch_graphs import WIDTH, GraphEncoder, Graphs, PatchGraphs, of_micrographs
+from baselines.probed import Probed
 from baselines.rows import Row, Shapes
 
 # Of the two views.
@@ -91,7 +91,7 @@ def local_global(scores: Tensor, micrograph: Tensor) -> Tensor:
     return loss
 
 
-class GraphContrast(SelfSupervised):
+class GraphContrast(Probed):
     """An encoder of graphs, and a linear probe of its micrographs' mean states.
 
     Args:
@@ -101,15 +101,12 @@ class GraphContrast(SelfSupervised):
     """
 
     def __init__(self, shapes: Shapes, layers: nn.Module, width: int = WIDTH):
-        super().__init__()
-        self.graphs = PatchGraphs(shapes.image_size)
-        self.encoder = GraphEncoder(self.graphs.features, layers)
-        self.probe = nn.Sequential(
-            nn.BatchNorm1d(width, affine=False), nn.Linear(width, shapes.classes)
-        )
+        graphs = PatchGraphs(shapes.image_size)
+        super().__init__(GraphEncoder(graphs.features, layers), width, shapes.classes)
+        self.graphs = graphs
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.probe(of_micrographs(self.encoder(self.graphs(pixel_values))))
+    def features(self, pixel_values: Tensor) -> Tensor:
+        return of_micrographs(self.encoder(self.graphs(pixel_values)))
 
     def views(self, pixel_values: Tensor) -> list[Graphs]:
         """Two, with edges dropped and pixels masked."""
@@ -122,10 +119,6 @@ class GraphContrast(SelfSupervised):
             nodes, _ = mask_feature(graphs.nodes, p=masked)
             drawn.append(Graphs(nodes, edges, graphs.offsets[kept], graphs.micrograph))
         return drawn
-
-    def freeze(self) -> None:
-        self.requires_grad_(False)
-        self.probe.requires_grad_(True)
 
 
 class GBT(GraphContrast):

@@ -239,18 +239,17 @@ def simsiam(shapes: Shapes) -> Learner:
     return Predicted(shapes, projector, predictor, NegativeCosineSimilarity())
 
 
-_resnet = partial(Row, table=2, group="VSL", library="lightly")
-_vit = partial(Row, table=2, group="Vision transformers", library="lightly", learning_rate=5e-4)
+_resnet = partial(Row, table=2, group="Self-supervised (VSL)", library="lightly")
+_vit = partial(
+    Row,
+    table=2,
+    group="Vision transformers",
+    library="lightly",
+    learning_rate=5e-4,
+    image_multiple=PATCH,
+)
 
 ROWS = [
-    _resnet(
-        "barlow-twins", "Barlow Twins", build=barlow_twins, paper={"top_1": 0.148, "top_5": 0.410}
-    ),
-    _resnet("simclr", "SimCLR", build=simclr, paper={"top_1": 0.130, "top_5": 0.379}),
-    _resnet("byol", "BYOL", build=byol, paper={"top_1": 0.143, "top_5": 0.453}),
-    _resnet("moco", "MoCo", build=moco, paper={"top_1": 0.169, "top_5": 0.472}),
-    _resnet("nnclr", "NNCLR", build=nnclr, paper={"top_1": 0.158, "top_5": 0.563}),
-    _resnet("simsiam", "SimSiam", build=simsiam, paper={"top_1": 0.188, "top_5": 0.535}),
     _vit(
         "dino",
         "DINO",
@@ -260,4 +259,12 @@ ROWS = [
     ),
     _vit("mae", "MAE", build=MAE, paper={"top_1": 0.202, "top_5": 0.491}),
     _vit("simmim", "SimMIM", build=SimMIM, paper={"top_1": 0.171, "top_5": 0.646}),
+    _resnet(
+        "barlow-twins", "Barlow Twins", build=barlow_twins, paper={"top_1": 0.148, "top_5": 0.410}
+    ),
+    _resnet("simclr", "SimCLR", build=simclr, paper={"top_1": 0.130, "top_5": 0.379}),
+    _resnet("byol", "BYOL", build=byol, paper={"top_1": 0.143, "top_5": 0.453}),
+    _resnet("moco", "MoCo", build=moco, paper={"top_1": 0.169, "top_5": 0.472}),
+    _resnet("nnclr", "NNCLR", build=nnclr, paper={"top_1": 0.158, "top_5": 0.563}),
+    _resnet("simsiam", "SimSiam", build=simsiam, paper={"top_1": 0.188, "top_5": 0.535}),
 ]

@@ -25,6 +25,7 @@ from baselines.rows import Row, Shapes
 
 GROUP = "Vision transformers"
 PATCH = 16
+REGIONS = 32  # RegionViT's: eight a side, of patches of 4 pixels
 # ViT-tiny of timm and DeiT.
 TINY = {"dim": 192, "depth": 12, "heads": 3, "mlp_dim": 768, "dim_head": 64}
 # Tokens that ATS keeps after each of its twelve blocks, as shares of those of an image. Its paper
@@ -104,19 +105,10 @@ def small_data(shapes: Shapes) -> Learner:
 
 
 def regionvit(shapes: Shapes) -> Learner:
-    """RegionViT-Ti (12 M parameters) with eight regions a side, as it has at 224 pixels.
-
-    Raises:
-        ValueError: the image size is no multiple of 32 pixels.
-    """
+    """RegionViT-Ti (12 M parameters) with eight regions a side, as it has at 224 pixels."""
     from vit_pytorch.regionvit import RegionViT
 
-    if shapes.image_size % 32:
-        raise ValueError(
-            f"regionvit: image size {shapes.image_size}, expected a multiple of 32 pixels "
-            "(eight regions a side, of patches of 4): choose 96 or 224"
-        )
-    window = shapes.image_size // 32
+    window = shapes.image_size // REGIONS
     return Classifier(RegionViT(num_classes=shapes.classes, window_size=window))
 
 
@@ -259,7 +251,7 @@ def distilled(shapes: Shapes) -> Learner:
     return Distilled(student, timm.create_model("resnet18", num_classes=shapes.classes))
 
 
-_row = partial(Row, table=2, group=GROUP, learning_rate=5e-4)
+_row = partial(Row, table=2, group=GROUP, learning_rate=5e-4, image_multiple=PATCH)
 _vit_pytorch = partial(_row, library="vit-pytorch")
 _timm = partial(_row, library="timm")
 
@@ -285,7 +277,11 @@ ROWS = [
         "patch-merger", "PatchMerger", build=patch_merger, paper={"top_1": 0.578, "top_5": 0.975}
     ),
     _vit_pytorch(
-        "regionvit", "RegionViT-Ti", build=regionvit, paper={"top_1": 0.606, "top_5": 0.948}
+        "regionvit",
+        "RegionViT-Ti",
+        build=regionvit,
+        image_multiple=REGIONS,
+        paper={"top_1": 0.606, "top_5": 0.948},
     ),
     _timm(
         "t2t-vit-7",
