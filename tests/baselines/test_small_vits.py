@@ -16,8 +16,7 @@ from support.row_checks import (
 )
 from torch.nn import functional as F
 
-from baselines.rows import Shapes
-from baselines.small_vits import ROWS, Performer, SequencePooling, regionvit
+from baselines.small_vits import ROWS, Performer, SequencePooling
 
 pytest.importorskip("timm", reason="needs the environment of `make baselines`")
 pytest.importorskip("vit_pytorch", reason="needs the environment of `make baselines`")
@@ -116,9 +115,10 @@ def test_adaptive_sampling_drops_tokens_at_random_in_training_only():
     assert kept.shape[1] < 36 / 2
 
 
-def test_regionvit_names_the_sizes_that_it_takes():
-    with pytest.raises(ValueError, match=r"100, expected a multiple of 32"):
-        regionvit(Shapes(2, 100))
+def test_an_image_size_is_rounded_up_to_whole_patches():
+    sizes = {row.name: [row.size(asked) for asked in (96, 100, 224)] for row in ROWS}
+    assert sizes.pop("regionvit") == [96, 128, 224]
+    assert all(found == [96, 112, 224] for found in sizes.values())
 
 
 def test_sequence_pooling_is_a_weighted_mean():
