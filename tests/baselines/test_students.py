@@ -40,8 +40,8 @@ def test_an_ablation_differs_from_the_student_in_what_it_names(row, run, no_eyes
     assert differing == expected.get(row.name, {"config_overrides"})
 
 
-def test_the_first_student_is_that_of_the_recipe(run, no_eyes):
-    changed = recipe_changes(no_eyes(BY_NAME["student"])._recipe(run))
+def test_a_student_is_that_of_the_recipe(run, no_eyes):
+    changed = recipe_changes(no_eyes(BY_NAME["mvaema-lite0"])._recipe(run))
     for setting in ("preset", "vision_layers", "learning_rate", "warmup_steps", "weight_decay"):
         assert changed[setting] == recipe_of_file("lite0")[setting]
     assert changed["vision"] == f"eyes of {LITE0}" and changed["fold"] == 0
