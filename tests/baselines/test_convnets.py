@@ -37,7 +37,7 @@ def test_a_row_scores_each_micrograph_by_itself(row, size):
 @torch.no_grad()
 @pytest.mark.parametrize("size", [96, 224])
 def test_googlenet_scores_each_micrograph_by_itself(size):
-    """Its first weights are so small that batch norms have to have seen pictures."""
+    """Its 22 layers pass on what differs only when batch norms have seen pictures."""
     learner = build(NAMES["googlenet"], size, classes=3)
     pictures, _ = stripes_and_dots(size, 4)
     for _ in range(20):
