@@ -6,6 +6,7 @@ What such a model answers says nothing about the full-size one.
 
 from collections.abc import Iterable
 
+import torch
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -28,6 +29,9 @@ from processing_mvaema import train_tokenizer
 
 WIDTH, LAYERS, HEADS = 64, 2, 4
 PATCH, QUERIES = 16, 8
+# Standard deviation of the weights of a ViT and a Q-Former. With BLIP's own defaults, 1e-10 and
+# 0.02, random ones see next to nothing, and here they stay frozen.
+SPREAD = 0.1
 TOKENS, LONGEST = 2000, 512
 
 
@@ -72,10 +76,10 @@ def random_instructblip(texts: Iterable[str], image_size: int) -> ChatParts:
         num_query_tokens=QUERIES,
     )
     processor.chat_template = BLIP_TEMPLATE
-    config = InstructBlipConfig(
-        **_blip(tokenizer, image_size, qformer_tokens=len(of_qformer)),
-    )
-    return ChatParts(InstructBlipForConditionalGeneration(config), processor)
+    config = InstructBlipConfig(**_blip(tokenizer, image_size, qformer_tokens=len(of_qformer)))
+    model = InstructBlipForConditionalGeneration(config)
+    torch.nn.init.normal_(model.query_tokens)  # they are zeros, and all alike
+    return ChatParts(model, processor)
 
 
 def random_minigpt4(texts: Iterable[str], image_size: int) -> ChatParts:
@@ -88,7 +92,9 @@ def random_minigpt4(texts: Iterable[str], image_size: int) -> ChatParts:
     )
     processor.chat_template = MINIGPT4_TEMPLATE
     config = Blip2Config(**_blip(tokenizer, image_size, qformer_tokens=1))
-    return ChatParts(Blip2ForConditionalGeneration(config), processor)
+    model = Blip2ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.query_tokens)
+    return ChatParts(model, processor)
 
 
 def _tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
@@ -101,10 +107,15 @@ def _blip_images(image_size: int) -> BlipImageProcessorPil:
 
 def _blip(tokenizer: PreTrainedTokenizerBase, image_size: int, qformer_tokens: int) -> dict:
     """Fields of the configuration of a BLIP-2 or InstructBLIP; <image> is known by now."""
-    qformer = {**_shapes(), "encoder_hidden_size": WIDTH, "vocab_size": qformer_tokens}
+    qformer = {**_shapes(), "initializer_range": SPREAD, "encoder_hidden_size": WIDTH}
     return {
-        "vision_config": {**_shapes(), "image_size": image_size, "patch_size": PATCH},
-        "qformer_config": {**qformer, "cross_attention_frequency": 1},
+        "vision_config": {
+            **_shapes(),
+            "image_size": image_size,
+            "patch_size": PATCH,
+            "initializer_range": SPREAD,
+        },
+        "qformer_config": {**qformer, "vocab_size": qformer_tokens, "cross_attention_frequency": 1},
         "text_config": _llama(tokenizer).to_dict(),
         "num_query_tokens": QUERIES,
         "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from baselines import answering
 from baselines.answering import RANDOM, RANDOM_RATE, ROWS
@@ -15,6 +16,7 @@ from baselines.data import Data
 from baselines.registry import with_weights
 from baselines.settings import Run, Settings
 from baselines.tuning import longest_answer, train_chat
+from mvaema.evaluation.chat_likelihoods import ChatScorer
 from mvaema.evaluation.chats import IGNORED, Chats
 from mvaema.files import read_json_lines
 from mvaema.micrographs.schema import FEATURES
@@ -107,6 +109,18 @@ def test_gradients_reach_what_is_to_be_trained_and_nothing_else(run, name):
         assert parameter.requires_grad == bool(wanted), parameter_name
         assert (parameter.grad is not None) == bool(wanted), parameter_name
     assert any(p.grad is not None and p.grad.any() for p in chats.model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_models_of_random_weights_see(run, name):
+    chats, answers = chats_and_answers(name, run)
+    chats.model.eval()
+    image = answers.drawer(answers.rows[0], 0, 0).image
+    losses = [
+        ChatScorer(chats, 4).losses(shown, ["What is it?"], [(0, "Wires on a film.")])[0][0]
+        for shown in (image, image.rotate(90), Image.new("L", image.size, 128))
+    ]
+    assert len({round(loss, 3) for loss in losses}) == 3, losses
 
 
 def test_a_model_of_another_kind_is_refused(run):
