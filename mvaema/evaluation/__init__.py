@@ -8,8 +8,10 @@ Data passes through three steps, each usable by itself: collect, score, report. 
     conditions.py         what a model is shown and told
     choices.py            which answers and micrographs it has to tell apart
     collect.py            answers, categories and embeddings, written down as they come
-    looking.py            and what a student makes of given answers
-    likelihoods.py        losses, matches, similarities and attention of given texts
+    looking.py            and what a model makes of given answers
+    likelihoods.py        losses, matches, similarities and attention of given texts, by a student
+    chats.py              what a chat model is given: prompts and answers by its template
+    chat_likelihoods.py   losses of given texts, by a chat model
   score
     scores.py             everything collected to figures
     references.py         answers that need no look at the micrograph

@@ -4,7 +4,8 @@ What is special about it:
 - a student (`MVaEMaModel`) is asked all questions about a batch of micrographs at once, and each
   image is encoded once;
 - any other `image-text-to-text` model of transformers (LLaVA, Qwen-VL, ...) is asked the same
-  prompts through its own chat template, so its scores are comparable with a student's;
+  prompts through its own chat template, and judges the same answers by their likelihood, so its
+  scores are comparable with a student's;
 - a question gets the same answer again, drawn or not, so an evaluation can be resumed and repeated.
 
 How answers are decoded is decided here and nowhere else; `settings` says how. An evaluation is
@@ -26,6 +27,9 @@ from transformers import (
 
 from configuration_mvaema import QUESTIONS, MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
+from mvaema.evaluation.chat_likelihoods import ChatScorer
+from mvaema.evaluation.chats import Chats
+from mvaema.evaluation.likelihoods import Scorer
 from mvaema.memory import keep_freed_memory
 from mvaema.students.loading import complete_model, load_student, model_type
 from mvaema.students.lora import merge_adapters_into
@@ -56,6 +60,8 @@ class Student:
         categories: category to the caption that names it.
         methods: the ways to classify that the checkpoint was trained for, of ITC, ITM, LM and
             ITC+ITM.
+        judges_by: the ways to judge given answers, of the same.
+        shows_attention: whether `scorer` can say where an answer looks.
         settings: what its answers depend on beside the weights.
 
     Raises:
@@ -78,6 +84,8 @@ class Student:
             for method, weights in LOSSES_OF_METHOD.items()
             if all(getattr(model.config, weight) for weight in weights)
         )
+        self.judges_by = self.methods
+        self.shows_attention = model.config.use_cross_attention
         self.options = {"decoding": decoding or model.default_decoding}
         model.check_decoding(**self.options)
         self.settings = {
@@ -87,6 +95,10 @@ class Student:
         }
         if max_new_tokens is not None:
             self.options["max_new_tokens"] = max_new_tokens
+
+    def scorer(self) -> Scorer:
+        """What judges given answers."""
+        return Scorer(self.model)
 
     def micrographs_per_batch(self, questions: int) -> int:
         """How many micrographs `answer` takes at once, each with this many questions."""
@@ -133,7 +145,7 @@ class Student:
 
 
 class ChatModel:
-    """Any other `image-text-to-text` model. It answers but does not classify.
+    """Any other `image-text-to-text` model. It answers and judges answers but does not classify.
 
     Args:
         name: the folder or Hub id it was loaded from.
@@ -141,12 +153,14 @@ class ChatModel:
         batch_size: prompts per forward pass.
 
     Raises:
-        ValueError: the processor has no chat template.
+        ValueError: the processor has no chat template, or no token ends an answer.
     """
 
     questions = QUESTIONS
     categories: dict[str, str] = {}
     methods: tuple[str, ...] = ()
+    judges_by = ("LM",)
+    shows_attention = False
 
     def __init__(
         self,
@@ -156,22 +170,17 @@ class ChatModel:
         max_new_tokens: int | None = None,
         batch_size: int = 8,
     ):
-        template = getattr(processor, "chat_template", None)
-        if template is None:
-            raise ValueError(
-                f"{name} is not an MVaEMa model and its processor has no chat template, so it "
-                "cannot be asked questions. Give a template with --chat_template FILE."
-            )
+        self.chats = Chats(model, processor, name)
         self.model, self.processor, self.name = model, processor, name
         self.batch_size = batch_size
-        self.settings = {"max_new_tokens": max_new_tokens, "chat_template": template}
+        self.settings = {"max_new_tokens": max_new_tokens, "chat_template": self.chats.template}
         self.max_new_tokens = max_new_tokens or 256
-        # The answer follows the prompt, so padding must come before it.
-        processor.tokenizer.padding_side = "left"
-        if processor.tokenizer.pad_token is None:
-            processor.tokenizer.pad_token = processor.tokenizer.eos_token
         # Many chat models have sampling values here, which transformers would warn about.
         model.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
+
+    def scorer(self) -> ChatScorer:
+        """What judges given answers."""
+        return ChatScorer(self.chats, self.batch_size)
 
     def micrographs_per_batch(self, questions: int) -> int:
         """How many micrographs `answer` takes at once, each with this many questions."""
@@ -190,30 +199,19 @@ class ChatModel:
 
         `captions`, `pixel_size_nm` (nanometres) and `scale_bars` say what is known of each image.
         """
-        conversations = []
+        asked = []
         for image, caption, size, bar in zip(
             images, captions, pixel_size_nm, scale_bars, strict=True
         ):
-            picture = to_8bit(image).convert("RGB")
             width = None if size is None else size * image.width
-            for question in questions:
-                text = MVaEMaProcessor.prompt(question, caption, width, bar)
-                content = [{"type": "image", "image": picture}, {"type": "text", "text": text}]
-                conversations.append([{"role": "user", "content": content}])
+            asked += [(image, MVaEMaProcessor.prompt(q, caption, width, bar)) for q in questions]
         answers = []
-        for start in range(0, len(conversations), self.batch_size):
-            answers += self._answer(conversations[start : start + self.batch_size])
+        for start in range(0, len(asked), self.batch_size):
+            answers += self._answer(*zip(*asked[start : start + self.batch_size], strict=True))
         return [answers[i : i + len(questions)] for i in range(0, len(answers), len(questions))]
 
-    def _answer(self, conversations: list) -> list[str]:
-        inputs = self.processor.apply_chat_template(
-            conversations,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True},
-        ).to(self.model.device, dtype=self.model.dtype)
+    def _answer(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[str]:
+        inputs = self.chats.prompts(images, texts)
         ids = self.model.generate(
             **inputs,
             max_new_tokens=self.max_new_tokens,

@@ -11,8 +11,8 @@ The folder then holds
     answers.jsonl      answer records (`mvaema/evaluation/questions.py`) with `prediction` and
                        `condition` (`mvaema/evaluation/conditions.py`)
     categories.jsonl   per micrograph, condition and method: the probability of each category
-    likelihoods.jsonl  what a student makes of given answers (`mvaema/evaluation/looking.py`)
-    attention.jsonl    and where its own answers look
+    likelihoods.jsonl  what the model makes of given answers (`mvaema/evaluation/looking.py`)
+    attention.jsonl    where its own answers look, if it can show that
     embeddings.npz     the model's embedding of each micrograph, training split included
 """
 
@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from modeling_mvaema import MVaEMaModel
 from mvaema.evaluation.answerers import ChatModel, Student
 from mvaema.evaluation.categories import chance_probabilities
 from mvaema.evaluation.choices import CHOICES, SEED, Choices
@@ -36,7 +35,6 @@ from mvaema.evaluation.conditions import (
     field_of_view_nm,
     shown_image,
 )
-from mvaema.evaluation.likelihoods import Scorer
 from mvaema.evaluation.looking import Looker
 from mvaema.evaluation.questions import Questions, Record, key_of
 from mvaema.files import JsonLines, read_json_lines, write_bytes, write_json
@@ -56,7 +54,7 @@ class Collected:
         categories: `image_id`, `condition`, `method` and `probabilities` by label.
         embeddings: image id to vector (d,).
         likelihoods, attention: rows as `mvaema/evaluation/looking.py` describes them; empty if the
-            model is not a student.
+            model was not asked, or cannot show its attention.
     """
 
     about: dict
@@ -84,7 +82,7 @@ def collect(
 
     Args:
         classify: have it rank the categories too, if it can.
-        sight: have it judge given answers too, if it can, and answer about other micrographs.
+        sight: have it judge given answers too, and answer about other micrographs.
 
     Raises:
         FileExistsError: `folder` holds something else.
@@ -103,7 +101,6 @@ def collect(
     check_folder(folder, settings)
     labels = _labels(answerer, questions) if classify else []
     embeddings = _embed(answerer, questions, folder / "embeddings.npz")
-    sight = sight and isinstance(answerer.model, MVaEMaModel)
     choices = Choices.draw(questions)
     conditions = [c for c in CONDITIONS if c != OTHER or (sight and choices.partners)]
 
@@ -257,15 +254,19 @@ def _classify(
 
 
 def _look(
-    answerer: Student, questions: Questions, choices: Choices, answers: list[Record], folder: Path
+    answerer: Student | ChatModel,
+    questions: Questions,
+    choices: Choices,
+    answers: list[Record],
+    folder: Path,
 ) -> None:
     """Get the likelihoods and attention maps that `folder` does not have yet."""
     predictions: dict[str, dict] = {}
     for record in answers:
         predictions.setdefault(record["condition"], {})[key_of(record)] = record["prediction"]
-    looker = Looker(Scorer(answerer.model), answerer.methods, questions, choices, predictions)
+    looker = Looker(answerer.scorer(), answerer.judges_by, questions, choices, predictions)
     looker.write_likelihoods(JsonLines(folder / "likelihoods.jsonl"))
-    if answerer.model.config.use_cross_attention:
+    if answerer.shows_attention:
         looker.write_attention(JsonLines(folder / "attention.jsonl"))
 
 

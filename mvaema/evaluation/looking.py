@@ -1,10 +1,11 @@
-"""What a student makes of given answers under each condition, written down as it comes.
+"""What a model makes of given answers under each condition, written down as it comes.
 
 What is special about it:
 - the true answer is scored with the prompt of the evaluation. The answers to choose among are
   scored with the bare question: a scale in the prompt would tell which of them is true;
 - `LANGUAGE` is what answers cost without any micrograph. The blind twin is scored apart from it,
-  with a blank image in the place of each micrograph, so its image gain of 0 is a measurement.
+  with a blank image in the place of each micrograph, so its image gain of 0 is a measurement. Both
+  blanks have the micrograph's size, by which some chat models count an image's tokens.
 
 A row of `likelihoods.jsonl` is one question about one micrograph under one condition:
 
@@ -15,14 +16,16 @@ A row of `likelihoods.jsonl` is one question about one micrograph under one cond
     similarities     image id to ITC similarity over the temperature, of the same
     support          ITM logit of the model's own answer under the condition
 
-What the student was not trained for is left out (`Student.methods`), and so is what a caption in
-the prompt does not change. A row of `attention.jsonl` has the `map` of the student's own answer.
+What the model cannot judge by is left out (`judges_by` in `answerers.py`), and so is what a caption
+in the prompt does not change. A row of `attention.jsonl` has the `map` of the student's own answer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from PIL import Image
 from tqdm.auto import tqdm
 
+from mvaema.evaluation.chat_likelihoods import ChatScorer
 from mvaema.evaluation.choices import Choices
 from mvaema.evaluation.conditions import (
     BLANK,
@@ -36,6 +39,7 @@ from mvaema.evaluation.conditions import (
 from mvaema.evaluation.likelihoods import Scorer, Seen, eager_attention
 from mvaema.evaluation.questions import Questions, Record, key_of
 from mvaema.files import JsonLines
+from mvaema.micrographs.dataset import image_size
 from processing_mvaema import MVaEMaProcessor
 
 LANGUAGE = "language alone"
@@ -43,16 +47,17 @@ Predictions = Mapping[str, Mapping[tuple[str, str], str]]  # condition to key to
 
 
 class Looker:
-    """Has a student judge the answers of an evaluation.
+    """Has a model judge the answers of an evaluation.
 
     Args:
-        methods: of ITC, ITM and LM those that the student was trained for.
-        predictions: the student's own answers under each condition that was asked.
+        scorer: of a chat model if `methods` has LM only, and attention is not asked for.
+        methods: of ITC, ITM and LM those that the model judges by.
+        predictions: the model's own answers under each condition that was asked.
     """
 
     def __init__(
         self,
-        scorer: Scorer,
+        scorer: Scorer | ChatScorer,
         methods: Sequence[str],
         questions: Questions,
         choices: Choices,
@@ -67,14 +72,14 @@ class Looker:
         self.captioned = {r["image_id"] for r in questions.with_caption()}
 
     def write_likelihoods(self, likelihoods: JsonLines) -> None:
-        """Score everything that is not in `likelihoods` yet; each image is encoded once."""
+        """Score everything that is not in `likelihoods` yet; each image is seen once."""
         done = {(r["condition"], *key_of(r)) for r in likelihoods.rows}
         jobs = [(LANGUAGE, image_id) for image_id in self.of_image]
         jobs += [job for i in self.of_image for _, jobs in self._jobs(i) for job in jobs]
         total = sum(len(self.of_image[image_id]) for _, image_id in jobs)
         with tqdm(desc="likelihoods", total=total, initial=len(done)) as bar:
 
-            def score(seen: Seen, jobs: Iterable[tuple[str, list[Record]]]) -> None:
+            def score(seen: Seen | Image.Image, jobs: Iterable[tuple[str, list[Record]]]) -> None:
                 for condition, records in jobs:
                     likelihoods.append(self._score(seen, condition, records))
                     bar.update(len(records))
@@ -86,8 +91,9 @@ class Looker:
                 )
                 return [(condition, records) for condition, records in left if records]
 
-            nothing = self.scorer.see(blank_image())
-            score(nothing, pending((LANGUAGE, image_id) for image_id in self.of_image))
+            for size, image_ids in self._by_size().items():
+                if jobs := pending((LANGUAGE, image_id) for image_id in image_ids):
+                    score(self.scorer.see(blank_image(size)), jobs)
             for image_id in self.questions.micrographs:
                 for condition, jobs in self._jobs(image_id):
                     if jobs := pending(jobs):
@@ -122,7 +128,15 @@ class Looker:
             jobs += [(OTHER, about) for about, shown in partners if shown == image_id]
         return [(PLAIN, jobs), (BLANK, [(BLANK, image_id)])]
 
-    def _see(self, image_id: str, condition: str) -> Seen:
+    def _by_size(self) -> dict[tuple[int, int], list[str]]:
+        """The micrographs with questions, by width and height."""
+        found: dict[tuple[int, int], list[str]] = {}
+        for image_id in self.of_image:
+            size = image_size(self.questions.micrographs.row(image_id))
+            found.setdefault(size, []).append(image_id)
+        return found
+
+    def _see(self, image_id: str, condition: str) -> Seen | Image.Image:
         image = shown_image(self.questions, self.choices.partners, image_id, condition)
         return self.scorer.see(image)
 
@@ -135,7 +149,7 @@ class Looker:
         bar = row["scale_bar"] if scale else None
         return [MVaEMaProcessor.prompt(r["question"], caption, width, bar) for r in records]
 
-    def _score(self, seen: Seen, condition: str, records: list[Record]) -> list[dict]:
+    def _score(self, seen: Seen | Image.Image, condition: str, records: list[Record]) -> list[dict]:
         """The rows of some questions about one micrograph."""
         offered = [[r["image_id"]] for r in records]
         if condition != LANGUAGE:
@@ -155,7 +169,7 @@ class Looker:
     def _add_losses(
         self,
         rows: list[dict],
-        seen: Seen,
+        seen: Seen | Image.Image,
         condition: str,
         records: list[Record],
         offered: list[list[str]],

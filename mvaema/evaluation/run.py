@@ -88,7 +88,7 @@ class EvaluationArguments:
         default=True,
         metadata={
             "help": "Measure whether it looks: image gain, choice of the true answer, support, "
-            "attention (students only)."
+            "attention (the last two of students only)."
         },
     )
     synonyms: bool = field(

@@ -19,7 +19,7 @@ What is special about it:
                                    (`mvaema.evaluation.categories.score_categories`); may be empty
     twin_classification            variant of the student and method to its top-1 and macro F1
     sight                          the student, its variants and models compared with to summary
-                                   (`mvaema.evaluation.sight`); empty if the model is no student
+                                   (`mvaema.evaluation.sight`); empty if it was not asked for
     support                        what is predicted to how well the student's ITM predicts it
                                    (`mvaema.evaluation.support`)
     judge                          of `--judge` only: its grades

@@ -1,7 +1,7 @@
-"""What a student owes to its eyes: image gain, and which answer is true.
+"""What a model owes to its eyes: image gain, and which answer is true.
 
 What is special about it:
-- these are measures on which a student that does not look is at zero and at chance, which BLEU,
+- these are measures on which a model that does not look is at zero and at chance, which BLEU,
   ROUGE and METEOR are not;
 - they are scores of answer records like any other. `mvaema/evaluation/records.py` averages them
   with their intervals and compares them in pairs.

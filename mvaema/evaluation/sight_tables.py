@@ -17,7 +17,7 @@ FALSE_CLAIMS = "false_claims"
 
 
 def sight_tables(results: Mapping) -> list[Table]:
-    """All of them; of a model that is no student only the first."""
+    """All of them; where likelihoods were not asked for only the first."""
     tables = [twins_table(results)]
     if results["sight"]:
         tables += [_gain_table(results), _choices_table(results)]
@@ -63,8 +63,7 @@ def _twins_note(results: Mapping) -> str:
     student = next(iter(results["answers"]))
     if not results["sight"]:
         return (
-            f"{student} gives no likelihoods that could be compared, or was not asked for them, so "
-            "image gain and choices are not measured."
+            f"{student} was not asked for likelihoods, so image gain and choices are not measured."
         )
     overall = results["sight"][student]["overall"]
     chosen = overall["scores"][f"{ANSWER}_{CHANCES}_top_1"]["n"]

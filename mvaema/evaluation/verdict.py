@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from mvaema.evaluation.conditions import BLANK
 from mvaema.evaluation.scores import CHANCE, TYPICAL
-from mvaema.evaluation.sight import ANSWER, CHANCES, ITM, WAYS
+from mvaema.evaluation.sight import ANSWER, CHANCES, GAIN, ITM, WAYS
 from mvaema.evaluation.table import Table, interval
 from mvaema.evaluation.texts import FALSE_CLAIMS, LABELS
 
@@ -182,12 +182,16 @@ def _gain(question: str, score: Mapping | None, over: str) -> dict:
 
 
 def _choice(seen: Mapping) -> dict:
+    """By the matching head; of a model that has none by the likelihoods that the image adds."""
     question = "Does it find the true answer among others?"
-    score, chance = seen.get(f"{ANSWER}_{ITM}_top_1"), seen.get(f"{ANSWER}_{CHANCES}_top_1")
-    if not score or not score["n"] or not chance or not chance["n"]:
+    scores = {way: seen.get(f"{ANSWER}_{way}_top_1") for way in (ITM, GAIN)}
+    way = next((way for way, score in scores.items() if score and score["n"]), None)
+    chance = seen.get(f"{ANSWER}_{CHANCES}_top_1")
+    if way is None or not chance or not chance["n"]:
         return _finding(question, NOT_KNOWN, NOT_MEASURED)
+    score = scores[way]
     figure = (
-        f"{_percent(score['mean'])} right by the {WAYS[ITM]} {_span(score, _percent)}; guessing: "
+        f"{_percent(score['mean'])} right by the {WAYS[way]} {_span(score, _percent)}; guessing: "
         f"{_percent(chance['mean'])}."
     )
     limits = score["mean"], score["low"], score["high"]

@@ -19,10 +19,13 @@ from transformers import (
 
 from configuration_mvaema import CATEGORY_CAPTIONS
 from mvaema.evaluation.answerers import load_answerer
+from mvaema.evaluation.choices import ANY, Choices
 from mvaema.evaluation.collect import collect
-from mvaema.evaluation.conditions import CAPTION
+from mvaema.evaluation.conditions import CAPTION, PLAIN
+from mvaema.evaluation.questions import key_of
 from mvaema.evaluation.scores import score
-from mvaema.evaluation.sight_tables import twins_table
+from mvaema.evaluation.sight import sight_records
+from mvaema.evaluation.verdict import verdict, verdict_lines
 from mvaema.students.loading import weights_fingerprint
 
 
@@ -50,12 +53,72 @@ def test_a_chat_model_is_asked_the_same_prompts(dataset, questions, tmp_path):
     assert len(answers) == 18 and all(found == expected for found, expected in answers.values())
     assert len({found for found, _ in answers.values()}) > 3
     figures, _ = score(questions, collected, "llava", synonyms=False)
-    assert figures["classification"] == {}
-    # It gives no likelihoods that could be compared; that is said, and no error.
-    assert collected.likelihoods == [] and figures["sight"] == figures["support"] == {}
-    assert "not measured" in twins_table(figures).note
+    assert figures["classification"] == figures["support"] == {} and collected.attention == []
     for name in ("llava", "nearest image's answer"):
         assert figures["answers"][name]["overall"]["n"] == 18
+
+
+def test_a_chat_model_is_measured_as_a_student_is(asked, sights, tmp_path):
+    folder = save_llava(tmp_path / "llava")
+    llava = load_answerer(str(folder), max_new_tokens=2, batch_size=4)
+    collected = collect(llava, asked, tmp_path / "report", classify=False)
+    figures, _ = score(asked, collected, "llava", synonyms=False)
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    references = {key_of(r): r["reference"] for r in asked.records}
+    stop = model.generation_config.eos_token_id
+
+    def loss(image: Image.Image, record: dict, answer: str, scale: str = "") -> tuple[float, int]:
+        """Of one answer, by the model's own loss."""
+        text = f"USER: <image>{scale}{record['question']} ASSISTANT:"
+        inputs = processor(images=image.convert("RGB"), text=text, return_tensors="pt")
+        ids = torch.tensor([[*processor.tokenizer(answer)["input_ids"], stop]])
+        prompt = inputs["input_ids"]
+        inputs["input_ids"] = torch.cat([prompt, ids], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        labels = torch.cat([torch.full_like(prompt, -100), ids], dim=1)
+        with torch.no_grad():
+            return float(model(**inputs, labels=labels).loss) * ids.shape[1], ids.shape[1]
+
+    gain = own = count = right = 0.0
+    block_of, partners = Choices.draw(asked).blocks[ANY], Choices.draw(asked).partners
+    for record in asked.records[:8]:
+        image_id, question_id = key_of(record)
+        number = int(image_id.removeprefix("image"))
+        image = Image.open(sights / "validation" / f"{number}.png")
+        blank = Image.new("L", image.size, 128)
+        shown = int(partners[image_id].removeprefix("image"))
+        other = Image.open(sights / "validation" / f"{shown}.png")
+        scale = f"The scale bar marks {number + 1} µm. "
+        (seen, tokens), (alone, _), (of_other, _) = (
+            loss(i, record, record["reference"], scale) for i in (image, blank, other)
+        )
+        gain, own, count = gain + alone - seen, own + of_other - seen, count + tokens
+        added = {
+            i: loss(blank, record, text)[0] - loss(image, record, text)[0]
+            for i in block_of[key_of(record)]
+            for text in (references[i, question_id],)
+        }
+        right += max(added, key=added.get) == image_id
+    first = {key_of(record) for record in asked.records[:8]}
+    part = [
+        r for r in sight_records(asked, collected, Choices.draw(asked), PLAIN) if key_of(r) in first
+    ]
+    scores = [record["scores"] for record in part]
+    assert sum(s["image_gain"] for s in scores) == pytest.approx(gain, abs=1e-2)
+    assert sum(s["own_gain"] for s in scores) == pytest.approx(own, abs=1e-2)
+    assert sum(s["tokens"] for s in scores) == count
+    assert sum(s["answer_gain_top_1"] for s in scores) == right
+    assert abs(gain) > 0.1 and abs(own) > 0.1
+    twin = figures["sight"]["llava, blank image"]["overall"]["scores"]
+    assert twin["image_gain"]["mean"] == pytest.approx(0, abs=1e-3)
+    for way in ("likelihood", "gain"):
+        assert twin[f"answer_{way}_top_1"]["mean"] == pytest.approx(1 / 8, abs=0.02)
+    said = {line.strip() for line in verdict_lines(verdict(figures))}
+    assert any(
+        "likelihood minus blank image's" in line and "guessing: 12.5" in line for line in said
+    )
+    assert any("nats per token over a blank image" in line for line in said)
 
 
 def test_a_chat_template_can_be_given(tmp_path):

@@ -21,19 +21,24 @@ TEMPLATE = (
 )
 
 
-def save_llava(folder: Path, template: str | None = TEMPLATE) -> Path:
-    """A LLaVA whose generation settings sample."""
+def byte_tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
+    """One token for each byte, and special ones, of which `named` become attributes."""
     backend = Tokenizer(
         models.BPE({c: i for i, c in enumerate(pre_tokenizers.ByteLevel.alphabet())}, [])
     )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",
         eos_token="</s>",
-        extra_special_tokens=["<image>"],
+        extra_special_tokens=named or list(special),
     )
+
+
+def save_llava(folder: Path, template: str | None = TEMPLATE) -> Path:
+    """A LLaVA whose generation settings sample."""
+    tokenizer = byte_tokenizer("<image>")
     processor = LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
         tokenizer,
