@@ -499,32 +499,32 @@ def _choose(logits: np.ndarray, numbers: np.ndarray | None, options: Mapping) ->
     words = logits.argmax(axis=1)
     if numbers is not None:
         rows = np.flatnonzero(~np.isnan(numbers))
-        drawn = _drawn(logits[rows], numbers[rows], options["temperature"], options["top_p"])
-        words[rows] = np.where(drawn < logits.shape[1], drawn, words[rows])
+        if rows.size:  # the greedy answer may be the last
+            drawn = _drawn(logits[rows], numbers[rows], options["temperature"], options["top_p"])
+            words[rows] = np.where(drawn < logits.shape[1], drawn, words[rows])
     return words
 
 
 def _drawn(logits: np.ndarray, numbers: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
     """Words (rows,) of the nucleus; the vocabulary's size where rounding leaves a row without."""
     vocabulary = logits.shape[1]
-    scores = (logits - logits.max(axis=1, keepdims=True)) / np.float32(temperature)
-    shares = np.exp(scores)
+    shares = np.exp((logits - logits.max(axis=1, keepdims=True)) / np.float32(temperature))
     shares /= shares.sum(axis=1, keepdims=True)
     # Words with less than an equal part of 1 - top_p are all left out: they need not be sorted.
-    count = max(1, (shares > (1 - top_p) / vocabulary).sum(axis=1).max())
-    words = np.argpartition(shares, vocabulary - count, axis=1)[:, vocabulary - count :]
-    values = np.take_along_axis(shares, words, axis=1).astype(np.float64)
+    rows, found = np.nonzero(shares > (1 - top_p) / vocabulary)
+    counts = np.bincount(rows, minlength=len(shares))
+    places = np.arange(len(rows)) - np.repeat(counts.cumsum() - counts, counts)
+    words = np.full((len(shares), counts.max() + 1), vocabulary)
+    values = np.zeros((len(shares), counts.max()))
+    words[rows, places], values[rows, places] = found, shares[rows, found]
+    # The nucleus: words as long as the likelier ones are not enough.
     order = np.argsort(-values, axis=1, kind="stable")
-    words, values = (np.take_along_axis(x, order, axis=1) for x in (words, values))
-    likelier = np.cumsum(values, axis=1) - values
-    words = np.where(likelier < top_p, words, vocabulary)
-    # Numbers count through the nucleus in the order of the vocabulary.
-    order = np.argsort(words, axis=1)
-    words, values = (np.take_along_axis(x, order, axis=1) for x in (words, values))
-    cumulative = np.cumsum(np.where(words < vocabulary, values, 0), axis=1)
-    sought = numbers[:, None] * cumulative[:, -1:]
-    places = (cumulative <= sought).sum(axis=1)
-    words = np.concatenate([words, np.full((len(words), 1), vocabulary)], axis=1)
+    likeliest = np.take_along_axis(values, order, axis=1)
+    inside = np.cumsum(likeliest, axis=1) - likeliest < top_p
+    np.put_along_axis(values, order, likeliest * inside, axis=1)
+    # Numbers count through it in the order of the vocabulary.
+    cumulative = np.cumsum(values, axis=1)
+    places = (cumulative <= numbers[:, None] * cumulative[:, -1:]).sum(axis=1)
     return words[np.arange(len(words)), places]
 
 

@@ -19,7 +19,7 @@ from modeling_mvaema import MVaEMaModel
 from mvaema.commands.export import main
 from mvaema.students.exporting import export_onnx
 from mvaema.students.loading import load_student
-from onnx_mvaema import GRAPHS, RUNNABLE, WEIGHTS, OnnxStudent
+from onnx_mvaema import GRAPHS, RUNNABLE, WEIGHTS, OnnxStudent, _choose
 
 # Slow: tracing the four graphs takes torch most of a minute.
 pytestmark = pytest.mark.slow
@@ -69,6 +69,15 @@ def test_answers_are_the_model_s(model, student, images, decoding):
     assert student.answer(images, QUESTIONS, **asked, **options) == expected
     assert len({len(answer) for row in expected for answer in row}) > 3, "rows end at many steps"
     assert student.answer(images, QUESTIONS, **asked, **options, batch_size=1) == expected
+
+
+def test_the_greedy_answer_may_be_the_last_candidate_that_is_written():
+    """Its numbers are NaN; nothing is drawn then."""
+    logits, options = np.array([[0.1, 2.0, 0.3]], np.float32), {"temperature": 0.7, "top_p": 0.95}
+    assert _choose(logits, np.array([np.nan], np.float32), options).tolist() == [1]
+    logits = np.repeat(logits, 2, axis=0)
+    words = _choose(logits, np.array([np.nan, 0.999], np.float32), options).tolist()
+    assert words == [1, 2]
 
 
 def test_forms_of_a_question(model, student, images):
