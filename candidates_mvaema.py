@@ -1,4 +1,5 @@
-"""The named decodings, and what they do with candidate answers, for each runtime: without torch.
+"""The named decodings and ways to classify, and what is done with candidate answers, for each
+runtime: without torch.
 
 What is special about it:
 - draws depend on the seed, the image and the prompt only. No random state is read or changed, and
@@ -24,7 +25,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -55,6 +56,23 @@ DECODINGS: dict[str, dict] = {
     "consensus+itm": CANDIDATES,
 }
 USING_ITM = ("rerank", "consensus+itm")
+
+# The ways to classify, and the weights of the losses that a student must have learnt with for each.
+LOSSES_OF_METHOD = {
+    "ITC": ("itc_weight",),
+    "ITM": ("itm_weight",),
+    "LM": ("lm_weight",),
+    "ITC+ITM": ("itc_weight", "itm_weight"),
+}
+
+
+def trained_methods(config: Mapping) -> tuple[str, ...]:
+    """The ways to classify that a student was trained for, by its configuration."""
+    return tuple(
+        method
+        for method, weights in LOSSES_OF_METHOD.items()
+        if all(config[weight] for weight in weights)
+    )
 
 
 def draw_numbers(
@@ -118,4 +136,5 @@ __all__ = [
     "agreements",
     "draw_numbers",
     "overlap",
+    "trained_methods",
 ]

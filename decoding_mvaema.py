@@ -2,15 +2,15 @@
 
 What is special about it:
 - all of them run in transformers' own `generate`, cache and stopping included; what it lacks comes
-  in as logits processors;
+  in as logits processors, and as a loop that complete answers leave;
 - draws depend on the seed, the image and the prompt only. No random state is read or changed, and
   an answer is the same in any batch and any process;
 - options have the names that they have in `generate`.
 
 `candidates_mvaema.py` lists the decodings.
 
-This file travels with `candidates_mvaema.py`: `save_pretrained` and `push_to_hub` copy both into
-the model repository.
+This file travels with `candidates_mvaema.py` and `loop_mvaema.py`: `save_pretrained` and
+`push_to_hub` copy all three into the model repository.
 """
 
 import dataclasses
@@ -39,6 +39,7 @@ try:  # inside a model repository, where transformers loads this file as part of
         agreements,
         draw_numbers,
     )
+    from .loop_mvaema import Draw, LeavingRows
 except ImportError:  # from the project's root
     from candidates_mvaema import (
         CANDIDATES,
@@ -48,6 +49,7 @@ except ImportError:  # from the project's root
         agreements,
         draw_numbers,
     )
+    from loop_mvaema import Draw, LeavingRows
 
 # Grey level of the image on which nothing is to be seen.
 BLANK_GREY = 128
@@ -123,27 +125,6 @@ class Decoding:
         return 1 + self.options.get("num_return_sequences", 0)
 
 
-class Draw(LogitsProcessor):
-    """Leaves one word per row, drawn with the probabilities that the scores say.
-
-    Args:
-        numbers: (rows, steps), uniform in [0, 1), that decide; NaN for the most likely word.
-    """
-
-    def __init__(self, numbers: Tensor):
-        self.numbers = numbers
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        numbers = self.numbers[:, input_ids.shape[1] - 1].to(scores.device)
-        cumulative = scores.float().softmax(dim=-1).cumsum(dim=-1)
-        sought = (numbers * cumulative[:, -1]).nan_to_num().unsqueeze(1)
-        words = torch.searchsorted(cumulative, sought, right=True).squeeze(1)
-        # Rounding may leave a number just below 1 without a word.
-        certain = numbers.isnan() | (words == scores.shape[1])
-        words = torch.where(certain, scores.argmax(dim=-1), words)
-        return torch.full_like(scores, -torch.inf).scatter(1, words.unsqueeze(1), 0.0)
-
-
 class BlankContrast(LogitsProcessor):
     """Scores with the image against those with a blank one, among the plausible words.
 
@@ -213,11 +194,25 @@ class MVaEMaDecodingMixin:
         """An answer to each prompt of `inputs`."""
         if decoding.name == "contrast":
             ids = self._generate_in_contrast(inputs, decoding)
+        elif decoding.name == "greedy":
+            ids = self.generate(**inputs, **self._leaving(decoding.generate))
         elif "seed" not in decoding.options:
             ids = self.generate(**inputs, **decoding.generate)
         else:
             return self._picked(inputs, decoding)
         return self.processor.batch_decode(ids, skip_special_tokens=True)
+
+    def _leaving(self, options: Mapping) -> dict:
+        """Options of `generate`, with a loop that complete rows leave. Not where there is no cache
+        of which rows could be selected, and not where several processes go in step."""
+        settings = self.generation_config
+        able = options.get("use_cache", settings.use_cache) is not False
+        able &= not options.get("cache_implementation", settings.cache_implementation)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            able &= torch.distributed.get_world_size() == 1
+        if not able:
+            return dict(options)
+        return {**options, "custom_generate": LeavingRows(options.get("streamer"))}
 
     def _generate_in_contrast(self, inputs: BatchFeature, decoding: Decoding) -> Tensor:
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -257,7 +252,7 @@ class MVaEMaDecodingMixin:
             input_ids=ids.repeat_interleave(count, dim=0),
             attention_mask=mask.repeat_interleave(count, dim=0),
             encoder_outputs=dataclasses.replace(memory, questions=rows),
-            **_with_processors(decoding, processors),
+            **self._leaving(_with_processors(decoding, processors)),
         )
         texts = self.processor.batch_decode(found, skip_special_tokens=True)
         scores = torch.zeros(len(ids), count)
@@ -289,6 +284,5 @@ def _with_processors(decoding: Decoding, processors: list[LogitsProcessor]) -> d
 __all__ = [
     "BlankContrast",
     "Decoding",
-    "Draw",
     "MVaEMaDecodingMixin",
 ]

@@ -32,12 +32,14 @@ from candidates_mvaema import (
     USING_ITM,
     agreements,
     draw_numbers,
+    trained_methods,
 )
 from lengths_mvaema import measured_answers
 from pixels_mvaema import to_8bit
 from prompt_mvaema import prompt
 
 GRAPHS = ("vision", "text", "grounded", "decoder")
+WEIGHTS = "weights.bin"  # of all graphs
 # Beam search and the contrast with a blank image need torch.
 RUNNABLE = ("greedy", "sample", "consensus", "rerank", "consensus+itm")
 
@@ -63,12 +65,13 @@ class OnnxStudent:
 
     Args:
         folder: as `mvaema export` wrote it.
-        threads: of ONNX Runtime; None for as many as there are cores.
+        threads: of ONNX Runtime; None for what OMP_NUM_THREADS says, or as many as there are cores.
 
     Attributes:
         questions: question id to question, those that the student was trained on.
         categories: category to the caption that names it.
-        methods: the ways to classify, of ITC, ITM and ITC+ITM, that the student was trained for.
+        methods: the ways to classify, of ITC, ITM, LM and ITC+ITM, that it was trained for.
+        longest: answer that the student gives, in tokens.
 
     Raises:
         FileNotFoundError: the folder holds no exported student.
@@ -76,10 +79,11 @@ class OnnxStudent:
 
     def __init__(self, folder: str | os.PathLike, threads: int | None = None):
         self.folder = Path(folder)
-        if not all((self.folder / f"{name}.onnx").is_file() for name in GRAPHS):
+        files = (*(f"{name}.onnx" for name in GRAPHS), WEIGHTS)
+        if missing := [name for name in files if not (self.folder / name).is_file()]:
             raise FileNotFoundError(
-                f"{folder} holds no exported student: expected "
-                f"{', '.join(f'{name}.onnx' for name in GRAPHS)}. Write one with mvaema export."
+                f"{folder} holds no exported student: {', '.join(missing)} is missing. Write one "
+                "with mvaema export."
             )
         self.config = self._json("config")
         self.generation = self._json("generation_config")
@@ -89,14 +93,15 @@ class OnnxStudent:
         self.max_length = self._json("tokenizer_config")["model_max_length"]
         self.questions: dict[str, str] = self.config["questions"]
         self.categories: dict[str, str] = self.config["categories"]
-        itc, itm = (bool(self.config[f"{name}_weight"]) for name in ("itc", "itm"))
-        able = {"ITC": itc, "ITM": itm, "ITC+ITM": itc and itm}
-        self.methods = tuple(name for name, trained in able.items() if trained)
+        self.methods = trained_methods(self.config)
+        most = self.config["max_position_embeddings"]
+        self.longest: int = min(self.generation["max_new_tokens"] or most, most)
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self.options = onnxruntime.SessionOptions()
         self.options.log_severity_level = 3
-        if threads is not None:
-            self.options.intra_op_num_threads = threads
+        said = os.environ.get("OMP_NUM_THREADS", "")
+        if threads is not None or said.isdecimal():
+            self.options.intra_op_num_threads = int(said) if threads is None else threads
 
     def _json(self, name: str) -> dict:
         return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
@@ -168,7 +173,9 @@ class OnnxStudent:
                 )
                 for question in texts
             ]
-            answers = self._decoded(self._pixels(pictures), prompts, decoding, max_new_tokens)
+            input_ids, _ = self.prompt_ids(prompts)
+            pixels = self.pixel_values(pictures)
+            answers = self.answer_prompts(pixels, input_ids, decoding, max_new_tokens)
             rows += [answers[i : i + len(texts)] for i in range(0, len(answers), len(texts))]
         rows = [
             measured_answers(row, texts, self.questions, fact)
@@ -205,7 +212,7 @@ class OnnxStudent:
         captions, ranked = list(categories.values()), []
         for start in range(0, len(images), batch_size):
             pictures = [to_8bit(image) for image in images[start : start + batch_size]]
-            seen = self._see(self._pixels(pictures))
+            seen = self._see(self.pixel_values(pictures))
             scores = np.zeros((len(pictures), len(captions)), np.float32)
             if "itc" in by:
                 embeds, scale = self._embed_texts(captions)
@@ -231,12 +238,12 @@ class OnnxStudent:
             ValueError: the matching head was not trained.
         """
         self._check_matching("support")
-        seen = self._see(self._pixels([to_8bit(image)]))
+        seen = self._see(self.pixel_values([to_8bit(image)]))
         return np.exp(-np.logaddexp(0, -self._match(seen, list(answers)))).tolist()
 
     def embed_images(self, images: Sequence) -> np.ndarray:
         """float32 (images, projection_dim), normalised, as ITC compares them."""
-        return self._see(self._pixels([to_8bit(image) for image in images])).embeds
+        return self._see(self.pixel_values([to_8bit(image) for image in images])).embeds
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """float32 (texts, projection_dim), normalised, as ITC compares them."""
@@ -248,8 +255,8 @@ class OnnxStudent:
 
     # ---- inputs ----------------------------------------------------------------------------------
 
-    def _pixels(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """`pixel_values`, float32 (images, 3, height, width), as the processor makes them."""
+    def pixel_values(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        """float32 (images, 3, height, width), as the processor makes them of 8-bit pictures."""
         of, rows = self.images, []
         size = (of["size"]["width"], of["size"]["height"])
         for picture in pictures:
@@ -265,18 +272,24 @@ class OnnxStudent:
             rows.append((pixels - mean) / std)
         return np.stack(rows)
 
-    def _tokens(self, texts: Sequence[str], first: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and mask, int64 (texts, longest); texts are cut at the tokenizer's longest."""
-        rows = [
-            [first, *encoding.ids][: self.max_length]
-            for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        ]
-        longest = max(map(len, rows))
-        ids = np.full((len(rows), longest), self.config["pad_token_id"], np.int64)
-        for row, values in zip(ids, rows, strict=True):
-            row[: len(values)] = values
+    def prompt_ids(self, prompts: Sequence[str]) -> tuple[list[np.ndarray], list[int]]:
+        """int64 (length,) of each prompt, and how many tokens of it are beyond the longest."""
+        return self._tokens(prompts, self.config["enc_token_id"])
+
+    def _tokens(self, texts: Sequence[str], first: int) -> tuple[list[np.ndarray], list[int]]:
+        """Tokens of each text, cut at the tokenizer's longest, and how many were cut off."""
+        encodings = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        rows = [np.array([first, *encoding.ids], np.int64) for encoding in encodings]
+        longest = self.max_length
+        return [row[:longest] for row in rows], [max(0, len(row) - longest) for row in rows]
+
+    def _padded(self, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask, int64 (texts, longest)."""
         lengths = np.array([len(row) for row in rows])
-        return ids, (np.arange(longest) < lengths[:, None]).astype(np.int64)
+        mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+        ids = np.full(mask.shape, self.config["pad_token_id"], np.int64)
+        ids[mask.astype(bool)] = np.concatenate(rows)
+        return ids, mask
 
     # ---- graphs ----------------------------------------------------------------------------------
 
@@ -293,48 +306,64 @@ class OnnxStudent:
         return Seen(embeds, _halves(rest))
 
     def _embed_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        ids, mask = self._tokens(texts, self.config["cls_token_id"])
+        ids, mask = self._padded(self._tokens(texts, self.config["cls_token_id"])[0])
         feed = {"input_ids": ids, "attention_mask": mask}
         embeds, scale = self._session("text").run(None, feed)
         return embeds, scale
 
     def _ground(
-        self, seen: Seen, texts: Sequence[str], wanted: list[str] | None = None
-    ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-        """Outputs of the grounded encoder, and the ids and mask of its texts; consecutive texts
-        share an image."""
-        ids, mask = self._tokens(texts, self.config["enc_token_id"])
+        self, seen: Seen, rows: Sequence[np.ndarray], wanted: list[str] | None = None
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """Outputs of the grounded encoder, and the mask of its texts; consecutive texts share an
+        image."""
+        ids, mask = self._padded(rows)
         index = np.arange(len(ids)) // (len(ids) // len(seen.embeds))
         feed = {"input_ids": ids, "attention_mask": mask, "image_index": index}
         feed |= _named("image", seen.keys_and_values)
-        return self._session("grounded").run(wanted, feed), ids, mask
+        return self._session("grounded").run(wanted, feed), mask
 
     def _match(self, seen: Seen, texts: Sequence[str]) -> np.ndarray:
         """ITM logits (texts,), -inf for a blank text; consecutive texts share an image."""
-        said = [text if text.strip() else "?" for text in texts]
-        (logits,), _, _ = self._ground(seen, said, ["match_logits"])
+        said, _ = self.prompt_ids([text if text.strip() else "?" for text in texts])
+        (logits,), _ = self._ground(seen, said, ["match_logits"])
         return np.where([bool(text.strip()) for text in texts], logits, -np.inf)
 
     # ---- decoding --------------------------------------------------------------------------------
 
-    def _decoded(
+    def answer_prompts(
         self,
         pixel_values: np.ndarray,
-        prompts: Sequence[str],
-        decoding: str,
-        max_new_tokens: int | None,
+        input_ids: Sequence[np.ndarray],
+        decoding: str | None = None,
+        max_new_tokens: int | None = None,
+        on_step: Callable[[np.ndarray, np.ndarray], bool] | None = None,
+        **options: float,
     ) -> list[str]:
-        """An answer to each prompt; consecutive prompts share an image."""
+        """Answer prompts, for batches of one's own; see `MVaEMaModel.answer_prompts`.
+
+        Args:
+            pixel_values: float32 (images, 3, height, width).
+            input_ids: of `prompt_ids`, as many for each image, one image's after the other.
+            decoding, max_new_tokens: as in `answer`.
+            on_step: told the numbers of rows and their next tokens; all rows at first, then those
+                that are left, and now and then one that is complete. Decoding stops where it
+                returns False. A prompt has as many rows as there are candidates for its answer.
+            options: those of the decoding, in place of what `DECODINGS` says.
+
+        Raises:
+            ValueError: as in `answer`, or the decoding has no such option.
+        """
+        decoding = self.check_decoding(decoding)
+        if wrong := options.keys() - DECODINGS[decoding].keys():
+            raise ValueError(f"decoding={decoding!r} has no option {', '.join(sorted(wrong))}.")
+        options = {**DECODINGS[decoding], **options}
         seen = self._see(pixel_values)
-        (_, *question), ids, mask = self._ground(seen, prompts)
-        count, options = 1 + _candidates(decoding), DECODINGS[decoding]
-        limit = max_new_tokens or self.generation["max_new_tokens"]
-        limit = min(limit, self.config["max_position_embeddings"])
-        numbers = None
+        (_, *question), mask = self._ground(seen, input_ids)
+        count, numbers = 1 + int(options.get("num_return_sequences", 0)), None
         if decoding != "greedy":
             numbers = draw_numbers(
                 pixel_values,
-                [row[kept.astype(bool)] for row, kept in zip(ids, mask, strict=True)],
+                input_ids,
                 options["seed"],
                 range(count) if count > 1 else range(1, 2),
                 self.config["max_position_embeddings"],
@@ -345,11 +374,14 @@ class OnnxStudent:
 
         questions = _halves([np.repeat(states, count, axis=0) for states in question])
         question_mask = np.repeat(mask, count, axis=0)
-        chosen = self._generate(seen.keys_and_values, questions, question_mask, choose, limit)
+        limit = min(max_new_tokens or self.longest, self.config["max_position_embeddings"])
+        chosen = self._generate(
+            seen.keys_and_values, questions, question_mask, choose, limit, on_step
+        )
         texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in chosen]
         if count == 1:
             return texts
-        scores = np.zeros((len(prompts), count))
+        scores = np.zeros((len(input_ids), count))
         if decoding in ("consensus", "consensus+itm"):
             with np.errstate(divide="ignore"):
                 scores += np.log(
@@ -365,17 +397,17 @@ class OnnxStudent:
 
         The end of the answer counts as one of its tokens.
         """
-        seen = self._see(self._pixels([to_8bit(image)]))
+        seen = self._see(self.pixel_values([to_8bit(image)]))
         return self._log_likelihoods(seen, prompts, answers)
 
     def _log_likelihoods(
         self, seen: Seen, prompts: Sequence[str], answers: Sequence[str]
     ) -> np.ndarray:
         """As `log_likelihoods`; consecutive prompts share an image."""
-        (_, *question), _, mask = self._ground(seen, prompts)
+        (_, *question), mask = self._ground(seen, self.prompt_ids(prompts)[0])
         # What a decoder is given is what it is to say, one place later.
-        said, lengths = self._tokens(answers, self.config["dec_token_id"])
-        lengths = lengths.sum(axis=1)
+        said, mask_said = self._padded(self._tokens(answers, self.config["dec_token_id"])[0])
+        lengths = mask_said.sum(axis=1)
         eos = np.full((len(said), 1), self.config["eos_token_id"])
         said = np.concatenate([said[:, 1:], eos], axis=1)
         said[np.arange(len(said)), lengths - 1] = self.config["eos_token_id"]
@@ -398,6 +430,7 @@ class OnnxStudent:
         question_mask: np.ndarray,
         choose: Callable[[np.ndarray, np.ndarray, int], np.ndarray],
         limit: int,
+        on_step: Callable[[np.ndarray, np.ndarray], bool] | None = None,
     ) -> list[list[int]]:
         """The tokens of each row, without [EOS].
 
@@ -411,6 +444,7 @@ class OnnxStudent:
             question_mask: (rows, length).
             choose: logits (rows, vocabulary), the rows' numbers and the step to tokens (rows,).
             limit: most tokens of an answer, [EOS] included.
+            on_step: as in `answer_prompts`.
         """
         decoder, config = self._session("decoder"), self.config
         count, heads, _, head_dim = questions[0][0].shape
@@ -426,6 +460,8 @@ class OnnxStudent:
             logits, *rest = decoder.run(None, feed)
             past, rows = _halves(rest), grid.ravel()
             tokens = choose(logits, rows, step)
+            if on_step is not None and not on_step(rows, tokens):
+                break
             for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
                 if token == config["eos_token_id"]:
                     done[row] = True
@@ -463,32 +499,32 @@ def _choose(logits: np.ndarray, numbers: np.ndarray | None, options: Mapping) ->
     words = logits.argmax(axis=1)
     if numbers is not None:
         rows = np.flatnonzero(~np.isnan(numbers))
-        drawn = _drawn(logits[rows], numbers[rows], options["temperature"], options["top_p"])
-        words[rows] = np.where(drawn < logits.shape[1], drawn, words[rows])
+        if rows.size:  # the greedy answer may be the last
+            drawn = _drawn(logits[rows], numbers[rows], options["temperature"], options["top_p"])
+            words[rows] = np.where(drawn < logits.shape[1], drawn, words[rows])
     return words
 
 
 def _drawn(logits: np.ndarray, numbers: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
     """Words (rows,) of the nucleus; the vocabulary's size where rounding leaves a row without."""
     vocabulary = logits.shape[1]
-    scores = (logits - logits.max(axis=1, keepdims=True)) / np.float32(temperature)
-    shares = np.exp(scores)
+    shares = np.exp((logits - logits.max(axis=1, keepdims=True)) / np.float32(temperature))
     shares /= shares.sum(axis=1, keepdims=True)
     # Words with less than an equal part of 1 - top_p are all left out: they need not be sorted.
-    count = max(1, (shares > (1 - top_p) / vocabulary).sum(axis=1).max())
-    words = np.argpartition(shares, vocabulary - count, axis=1)[:, vocabulary - count :]
-    values = np.take_along_axis(shares, words, axis=1).astype(np.float64)
+    rows, found = np.nonzero(shares > (1 - top_p) / vocabulary)
+    counts = np.bincount(rows, minlength=len(shares))
+    places = np.arange(len(rows)) - np.repeat(counts.cumsum() - counts, counts)
+    words = np.full((len(shares), counts.max() + 1), vocabulary)
+    values = np.zeros((len(shares), counts.max()))
+    words[rows, places], values[rows, places] = found, shares[rows, found]
+    # The nucleus: words as long as the likelier ones are not enough.
     order = np.argsort(-values, axis=1, kind="stable")
-    words, values = (np.take_along_axis(x, order, axis=1) for x in (words, values))
-    likelier = np.cumsum(values, axis=1) - values
-    words = np.where(likelier < top_p, words, vocabulary)
-    # Numbers count through the nucleus in the order of the vocabulary.
-    order = np.argsort(words, axis=1)
-    words, values = (np.take_along_axis(x, order, axis=1) for x in (words, values))
-    cumulative = np.cumsum(np.where(words < vocabulary, values, 0), axis=1)
-    sought = numbers[:, None] * cumulative[:, -1:]
-    places = (cumulative <= sought).sum(axis=1)
-    words = np.concatenate([words, np.full((len(words), 1), vocabulary)], axis=1)
+    likeliest = np.take_along_axis(values, order, axis=1)
+    inside = np.cumsum(likeliest, axis=1) - likeliest < top_p
+    np.put_along_axis(values, order, likeliest * inside, axis=1)
+    # Numbers count through it in the order of the vocabulary.
+    cumulative = np.cumsum(values, axis=1)
+    places = (cumulative <= numbers[:, None] * cumulative[:, -1:]).sum(axis=1)
     return words[np.arange(len(words)), places]
 
 

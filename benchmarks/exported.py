@@ -7,7 +7,8 @@ and judges true answers, beside itself in torch.
 - top-1: category by ITC;
 - image gain: by how much the likelihood of a true answer's token rises with its image over a blank
   one, in nats, as in `mvaema eval`;
-- MB: of the four graphs; answers/s: ten greedy questions about one micrograph at a time.
+- MB: of the graphs with their weights;
+- answers/s: ten greedy questions about one micrograph at a time.
 
 Runtimes take turns, micrograph by micrograph, so that what else the machine does falls on all.
 """
@@ -33,7 +34,7 @@ from mvaema.evaluation.texts import METEOR, score_texts
 from mvaema.micrographs.dataset import decode_image, load_micrographs
 from mvaema.students.exporting import PRECISIONS, export_onnx
 from mvaema.students.loading import load_student
-from onnx_mvaema import GRAPHS, OnnxStudent
+from onnx_mvaema import GRAPHS, WEIGHTS, OnnxStudent
 from pixels_mvaema import to_8bit
 
 Likelihoods = Callable[[Image.Image, list[str], list[str]], np.ndarray]
@@ -119,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         name = f"ONNX, {precision}"
         students[name] = OnnxStudent(folder, threads=torch.get_num_threads())
         ways[name] = students[name].log_likelihoods
-        sizes[name] = sum((folder / f"{graph}.onnx").stat().st_size for graph in GRAPHS) / 1e6
+        files = (*(f"{graph}.onnx" for graph in GRAPHS), WEIGHTS)
+        sizes[name] = sum((folder / file).stat().st_size for file in files) / 1e6
     dataset = load_micrographs(args.dataset, args.split)
     rows = dataset.select(range(min(args.micrographs or len(dataset), len(dataset))))
     found: dict[str, list[dict]] = {name: [] for name in students}

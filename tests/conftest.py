@@ -1,6 +1,7 @@
 """Tiny models and data made on the spot; nothing here needs a network or a download."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.tiny_student import save_tiny_student
 
 import baselines.environment  # noqa: F401  (before transformers imports torchvision)
 from configuration_mvaema import CATEGORY_CAPTIONS, CATEGORY_QUESTION, QUESTIONS, MVaEMaConfig
@@ -42,6 +44,22 @@ TINY = {
 def processor() -> MVaEMaProcessor:
     texts = [*CATEGORY_CAPTIONS.values(), CATEGORY_QUESTION, *QUESTIONS.values()]
     return MVaEMaProcessor.from_tokenizer(train_tokenizer(texts * 2, 500, 64), 32, 64)
+
+
+@pytest.fixture(scope="session")
+def tiny_student(tmp_path_factory) -> Path:
+    """The folder of a tiny student."""
+    return save_tiny_student(tmp_path_factory.mktemp("tiny") / "student")
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_student, tmp_path_factory) -> Path:
+    """The same student as `mvaema export` writes it; tracing its graphs takes most of a minute."""
+    from mvaema.commands.export import main
+
+    target = tmp_path_factory.mktemp("bench") / "exported"
+    assert main([str(tiny_student), "--onnx", str(target)]) == 0
+    return target
 
 
 @pytest.fixture

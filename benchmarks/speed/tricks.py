@@ -12,27 +12,36 @@ from dataclasses import replace
 from statistics import median
 from unittest.mock import patch
 
+import numpy as np
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 import layers_mvaema
 from benchmarks.speed import inference, measure
 from benchmarks.speed.report import Comparison
 from benchmarks.speed.settings import Settings
 from benchmarks.speed.training import training_step
-from benchmarks.speed.workload import Workload, batch
+from benchmarks.speed.workload import Workload, batch, lengths
+from candidates_mvaema import CANDIDATES
 from generation_mvaema import MVaEMaMemory
+from loop_mvaema import LeavingRows
 
 TARGET = 1.1
 
 
 def tricks(settings: Settings) -> Iterator[Comparison]:
-    """Groups of like length, logits where there are labels, what questions of an image share."""
+    """Groups of like length, logits where there are labels, what questions of an image share,
+    complete answers that leave."""
     lm, everything = settings.workload(), settings.workload(losses="all")
     for name, workload in (("LM", lm), ("ITC + ITM + LM", everything)):
         yield _grouped(settings, f"texts in groups, {name}", workload)
     yield _labelled_words(settings, lm)
     yield _shared_images(settings, lm)
     yield _shared_keys(settings, replace(lm, batch=settings.batch or 8, questions=10))
+    yield _leaving_rows(settings, replace(lm, batch=1, questions=10), 1)
+    yield _leaving_rows(settings, replace(lm, batch=settings.batch or 8, questions=10), 1)
+    candidates = 1 + CANDIDATES["num_return_sequences"]
+    yield _leaving_rows(settings, replace(lm, batch=1, questions=10), candidates)
 
 
 def _grouped(settings: Settings, case: str, workload: Workload) -> Comparison:
@@ -91,6 +100,49 @@ def _shared_keys(settings: Settings, workload: Workload) -> Comparison:
     rows = workload.batch * workload.questions
     case = f"keys of an image read once, {workload.questions} questions"
     return _compared(settings, case, rows, torch.no_grad()(answers), torch.no_grad()(own_keys))
+
+
+class EndsAt(StoppingCriteria):
+    """Ends each row after as many words as an answer has. An untrained model does not end."""
+
+    def __init__(self, rows: int):
+        drawn = np.quantile(lengths()["answers"], np.random.default_rng(0).random(rows))
+        self.lengths = torch.from_numpy(drawn.round())
+
+    def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
+        return (input_ids.shape[1] > self.lengths).to(input_ids.device)
+
+
+def _leaving_rows(settings: Settings, workload: Workload, candidates: int) -> Comparison:
+    """Transformers' loop, which decodes rows on when they are complete.
+
+    Args:
+        candidates: rows for each question. What draws them leaves with the rows, and is not here.
+    """
+    model = inference.our_model(workload)
+    inputs = {n: t for n, t in batch(workload).items() if n != "labels"}
+    rows = workload.batch * workload.questions * candidates
+    options = {
+        "stopping_criteria": StoppingCriteriaList([EndsAt(rows)]),
+        "max_new_tokens": int(lengths()["answers"].max()),
+        "do_sample": False,
+    }
+    repeated = {
+        name: inputs[name].repeat_interleave(candidates, dim=0)
+        for name in ("input_ids", "attention_mask")
+    }
+
+    def answers(**loop) -> torch.Tensor:
+        memory = model.encode_prompt(**inputs)
+        questions = memory.questions.repeat_interleave(candidates, dim=0)
+        memory = replace(memory, questions=questions)
+        return model.generate(**repeated, encoder_outputs=memory, **options, **loop)
+
+    def leaving() -> torch.Tensor:
+        return answers(custom_generate=LeavingRows())
+
+    case = f"complete answers leave, {workload.batch} x 10 x {candidates}"
+    return _compared(settings, case, rows, torch.no_grad()(leaving), torch.no_grad()(answers))
 
 
 def _compared(

@@ -12,13 +12,13 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from candidates_mvaema import DECODINGS
 from lengths_mvaema import format_length, measured_answers
 from mvaema.commands.arguments import positive_length
 from mvaema.micrographs.microscope import Micrograph, UnreadableMicrograph, read_micrograph
+from mvaema.students.exported import is_exported, load_exported
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except ImportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    is_exported = args.model and (Path(args.model) / "decoder.onnx").is_file()
+    exported = args.model and is_exported(args.model)
     try:
-        answerer = (_exported if is_exported else _loaded)(args.model, args.decoding)
+        answerer = (_exported if exported else _loaded)(args.model, args.decoding)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -69,13 +69,7 @@ class Answerer(NamedTuple):
 
 def _exported(folder: str, decoding: str | None) -> Answerer:
     """A student that `mvaema export` wrote: it brings no torch into the process."""
-    try:
-        from onnx_mvaema import OnnxStudent
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f'{error}. An exported student needs onnxruntime: pip install "mvaema[onnx]"'
-        ) from error
-    student = OnnxStudent(folder)
+    student = load_exported(folder)
     by = student.methods[-1].lower() if student.methods else None
     return Answerer(
         student.questions,

@@ -1,7 +1,8 @@
 """mvaema serve --model runs/first --port 8000
 
 Answers questions about micrographs over the network, as OpenAI's Chat Completions API does: any
-client of that API can ask. Without --model, the student of this repository.
+client of that API can ask. Without --model, the student of this repository. One that
+`mvaema export` wrote is served without torch.
 
 Keys that clients must send come from --api_key_file or the environment variable MVAEMA_API_KEY.
 SIGTERM or Ctrl-C: requests in progress are finished, then it ends with status 0. The log goes to
@@ -15,18 +16,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers.utils.logging import disable_progress_bar
-
 from candidates_mvaema import DECODINGS
-from configuration_mvaema import MVaEMaConfig
 from mvaema.serving.keys import Keys
 from mvaema.serving.limits import Limits
 from mvaema.serving.logs import log_to_stderr
 from mvaema.serving.running import listen, serve
 from mvaema.serving.service import Service
-from mvaema.students.loading import complete_model, load_to_answer, model_type
-from mvaema.students.places import public_name
-from mvaema.students.shipped import NAME_OF_SHIPPED, shipped_student
+from mvaema.serving.student import find_student
 
 logger = logging.getLogger("mvaema.serving")
 
@@ -49,39 +45,27 @@ HELP = {
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """The command; returns its exit status."""
     args = _parser(prog).parse_args(argv)
-    disable_progress_bar()
     try:
         limits = Limits(**{field.name: getattr(args, field.name) for field in _limits()})
         keys = Keys.found(args.api_key_file)
-        source = args.model or shipped_student()
-        _check_student(source)
+        found = find_student(args.model)
         at = listen(args.host, args.port)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    name = args.name or (public_name(source) if args.model else NAME_OF_SHIPPED)
+    name = args.name or found.name
     host = f"[{args.host}]" if ":" in args.host else args.host
     url = f"http://{host}:{at.getsockname()[1]}/v1"
     log_to_stderr(logging.DEBUG if args.verbose else logging.INFO)
     if not keys and args.host not in LOOPBACK:
         logger.warning("everybody who reaches this machine may ask: there is no API key")
-    service = Service(lambda: load_to_answer(source), name, limits, args.decoding)
+    service = Service(found.load, name, limits, args.decoding)
     try:
         serve(service, keys, at, lambda: print(f"{name} at {url}", flush=True))
     except (OSError, ValueError) as error:
-        print(f"error: the model {source!r} cannot be loaded: {error}", file=sys.stderr)
+        print(f"error: the model {found.source!r} cannot be loaded: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _check_student(source: str) -> None:
-    """Raises OSError or ValueError where there is no student, before a port is taken."""
-    kind = model_type(complete_model(source))
-    if kind != MVaEMaConfig.model_type:
-        raise ValueError(
-            f"{source} is not a student of this project: its model_type is {kind!r}, not "
-            f"{MVaEMaConfig.model_type!r}. `transformers serve` serves other models."
-        )
 
 
 def _limits() -> tuple[dataclasses.Field, ...]:
@@ -99,7 +83,8 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     add(
         "--model",
         metavar="STUDENT",
-        help="folder or Hub id of a student, or of adapters (default: that of this repository)",
+        help="folder or Hub id of a student or of adapters, or folder of an exported student "
+        "(default: that of this repository)",
     )
     add("--name", help="what clients call it (default: the Hub id, or the folder's name)")
     add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine only)")

@@ -25,6 +25,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from candidates_mvaema import trained_methods
 from configuration_mvaema import QUESTIONS, MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
 from mvaema.evaluation.chat_likelihoods import ChatScorer
@@ -36,12 +37,6 @@ from mvaema.students.lora import merge_adapters_into
 from pixels_mvaema import to_8bit
 from processing_mvaema import MVaEMaProcessor
 
-LOSSES_OF_METHOD = {
-    "ITC": ("itc_weight",),
-    "ITM": ("itm_weight",),
-    "LM": ("lm_weight",),
-    "ITC+ITM": ("itc_weight", "itm_weight"),
-}
 THUMBNAIL = (16, 16)
 
 
@@ -79,11 +74,7 @@ class Student:
         self.model, self.name, self.batch_size = model, name, batch_size
         self.questions = dict(model.config.questions)
         self.categories = dict(model.config.categories)
-        self.methods = tuple(
-            method
-            for method, weights in LOSSES_OF_METHOD.items()
-            if all(getattr(model.config, weight) for weight in weights)
-        )
+        self.methods = trained_methods(vars(model.config))
         self.judges_by = self.methods
         self.shows_attention = model.config.use_cross_attention
         self.options = {"decoding": decoding or model.default_decoding}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-import processing_mvaema
+import pixels_mvaema
 from mvaema.micrographs.microscope import Micrograph, UnreadableMicrograph, read_micrograph
 from mvaema.micrographs.schema import instrument_columns, pixel_hash
 from mvaema.micrographs.shards import clean_png
@@ -169,7 +169,7 @@ def reader_version() -> str:
     """Changes when a file that could not be read may have become readable."""
     digest = hashlib.sha256()
     modules = [*Path(__file__).parent.glob("*.py")]
-    modules += Path(processing_mvaema.__file__).parent.glob("*_mvaema.py")
+    modules += Path(pixels_mvaema.__file__).parent.glob("*_mvaema.py")
     for module in sorted(modules):
         digest.update(module.read_bytes())
     for package in PACKAGES:

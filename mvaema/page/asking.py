@@ -27,7 +27,7 @@ class Asker:
 
     def __init__(self, service: Service):
         self._service = service
-        self.questions = dict(service.preparer.model.config.questions)
+        self.questions = dict(service.student.questions)
 
     async def stream(self, subject: Subject, question: str, decoding: str) -> AsyncIterator[str]:
         """The answer about what is shown, as far as it is there; the last is all of it.

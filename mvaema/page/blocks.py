@@ -12,7 +12,7 @@ from mvaema.page.ask_tab import AskTab
 from mvaema.page.batch_tab import BatchTab
 from mvaema.page.pair_tab import PairTab
 from mvaema.page.parts import Workers, html
-from mvaema.page.trust import TEXT
+from mvaema.page.trust import MAPS, NO_MAPS, TEXT
 
 TITLE = "MVaEMa: ask about a micrograph"
 CSS = Path(__file__).with_name("page.css")
@@ -52,10 +52,12 @@ def theme() -> gr.themes.Base:
 
 def make_blocks(workers: Workers) -> gr.Blocks:
     """The page, not launched yet."""
+    maps = workers.looker.shows_attention
+    look = ", and see where the student looked" if maps else ""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=LEFTOVERS) as page:
         html(
-            "<h1>Ask about a micrograph</h1><p>Drop an electron micrograph, ask what it shows, and "
-            "see where the student looked. It stays on the machine that runs this page. "
+            "<h1>Ask about a micrograph</h1><p>Drop an electron micrograph, ask what it shows"
+            f"{look}. It stays on the machine that runs this page. "
             f"Student: <strong>{workers.name}</strong>.</p>",
             elem_classes="mv-head",
         )
@@ -65,7 +67,7 @@ def make_blocks(workers: Workers) -> gr.Blocks:
             PairTab(workers)
         with gr.Tab("Batch"):
             BatchTab(workers)
-        gr.Markdown(TEXT, elem_id="trust")
+        gr.Markdown(TEXT.format(maps=MAPS if maps else NO_MAPS), elem_id="trust")
     limits = workers.limits.serving
     page.queue(max_size=limits.max_queue, api_open=False, default_concurrency_limit=None)
     return page

@@ -42,7 +42,7 @@ class Workers:
     def __init__(self, service: Service, limits: PageLimits):
         self.service, self.limits = service, limits
         self.name = service.name
-        self.looker = Looker(service.preparer.model, limits.work_seconds)
+        self.looker = Looker(service.student, limits.work_seconds)
         self.measurer = Worker("measuring", limits.work_seconds)
         self.asker = Asker(service)
         self.opener = Opener(service, self.looker, self.measurer, limits)

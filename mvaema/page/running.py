@@ -2,8 +2,9 @@
 
     python app.py --model runs/first
 
-Without --model, the student in the folder of app.py is asked. It listens to this machine only,
-unless --host says otherwise or it runs as a Space, which must be reached from outside.
+Without --model, the student in the folder of app.py is asked. One that `mvaema export` wrote is
+asked without torch, and does not show where its words looked. The page listens to this machine
+only, unless --host says otherwise or it runs as a Space, which must be reached from outside.
 
 What is special about it:
 - telemetry is off before gradio is imported, and the browser is told to load
@@ -21,14 +22,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers.utils.logging import disable_progress_bar
-
 from mvaema.page.limits import PageLimits
 from mvaema.serving.logs import log_to_stderr
 from mvaema.serving.service import Service
-from mvaema.students.loading import load_to_answer
-from mvaema.students.places import public_name
-from mvaema.students.shipped import NAME_OF_SHIPPED, shipped_student
+from mvaema.serving.student import Student, find_student
 
 PORT = 7860
 # Everything is from this server or in the page itself. gradio runs scripts of its own in the page.
@@ -45,21 +42,19 @@ def main(folder: Path, argv: Sequence[str] | None = None) -> int:
         folder: that has a student, if --model names none.
     """
     args = _parser().parse_args(argv)
-    disable_progress_bar()
     try:
-        source = args.model or shipped_student(folder)
-        model = load_to_answer(source)
+        found = find_student(args.model, folder)
+        student = found.load()
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     log_to_stderr()
-    name = public_name(source) if args.model else NAME_OF_SHIPPED
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     try:
-        with served(model, name, args.host, args.port) as url:
-            print(f"{name} at {url}", flush=True)
+        with served(student, found.name, args.host, args.port) as url:
+            print(f"{found.name} at {url}", flush=True)
             stopped.wait()
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -69,7 +64,7 @@ def main(folder: Path, argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def served(
-    model,
+    student: Student,
     name: str,
     host: str = "127.0.0.1",
     port: int | None = None,
@@ -78,7 +73,7 @@ def served(
     """The page for a student, as long as the block lasts; gives its address.
 
     Args:
-        model: the student, with its processor, on its device.
+        student: who is asked.
         name: that visitors know it by.
         port: None takes one that is free.
 
@@ -93,7 +88,7 @@ def served(
         from mvaema.page.blocks import CSS, make_blocks, theme
         from mvaema.page.parts import Workers
 
-        service = Service(lambda: model, name, limits.serving)
+        service = Service(lambda: student, name, limits.serving)
         service.start().join()
         if service.failure is not None:
             raise service.failure
@@ -172,7 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         metavar="STUDENT",
-        help="folder or Hub id of a student, or of adapters (default: the one beside app.py)",
+        help="folder or Hub id of a student or of adapters, or folder of an exported student "
+        "(default: the one beside app.py)",
     )
     parser.add_argument(
         "--host",

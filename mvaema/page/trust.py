@@ -9,7 +9,14 @@ NO_SUPPORT = (
     "does not tell good answers from bad ones."
 )
 
-# Markdown. The figures are those of docs/study.md; docs/results.md says how they were measured.
+MAPS = """\
+- **The map of a word** shows where attention went, not why the word was chosen. A map that is
+  nearly even everywhere says little."""
+NO_MAPS = """\
+- **Where its words looked** is not shown: this student was exported, and keeps that to itself."""
+
+# Markdown, with a place for one of these two. The figures are those of docs/study.md;
+# docs/results.md says how they were measured.
 TEXT = """
 ### When not to trust an answer
 
@@ -24,8 +31,7 @@ TEXT = """
   it reads the scale bar and counts pixels, or says why it cannot.
 - **Categories** are shares among ten. The student of this repository had 0.44 of 129 real
   micrographs right; one trained on 510 real ones 0.64.
-- **The map of a word** shows where attention went, not why the word was chosen. A map that is
-  nearly even everywhere says little.
+{maps}
 - **Simulated micrographs** are what the student of this repository knows best. On real ones it
   sees much less.
 

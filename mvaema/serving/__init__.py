@@ -7,6 +7,8 @@ In the order a request passes through:
     uploads.py     the body of a request, no larger and no slower than allowed
     fields.py      fields of the body, of the right kind
     options.py     how an answer is to be decoded
+    student.py     a student as it is served; torch_student.py and exported_student.py, with torch
+                   and without
     messages.py    a conversation to one question about one image
     images.py      an image in a request to a micrograph
     preparing.py   both to what the student reads

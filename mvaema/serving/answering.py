@@ -10,30 +10,23 @@ What is special about it:
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+import numpy as np
 
-from modeling_mvaema import MVaEMaModel
 from mvaema.serving.batching import Answer, Job
+from mvaema.serving.student import Student
 
 # The last word of a text, which the next token may change, and the space before it.
 LAST_WORD = re.compile(r"\s*\S*\Z")
-# transformers does not hand out the words of a beam search.
-WITHOUT_WORDS = ("beam",)
 
 
 class Answering:
     """Answers batches of jobs with one student."""
 
-    def __init__(self, model: MVaEMaModel):
-        self.model = model
+    def __init__(self, student: Student):
+        self.student = student
 
-    @torch.inference_mode()
     def __call__(self, jobs: list[Job]) -> None:
         """Tell each job its answer. Their prompts have equal options."""
         for images in _alike(jobs):
@@ -42,26 +35,16 @@ class Answering:
 
     def _answer(self, images: list[list[Job]]) -> None:
         """Answer as many jobs about each of several images."""
-        model, jobs = self.model, [job for image in images for job in image]
-        ids = [job.prompt.input_ids for job in jobs]
-        pad = model.config.pad_token_id
-        inputs = BatchFeature(
-            {
-                "pixel_values": torch.cat([image[0].prompt.pixel_values for image in images]),
-                "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad),
-                "attention_mask": pad_sequence([torch.ones_like(i) for i in ids], batch_first=True),
-            }
-        )
+        jobs = [job for image in images for job in image]
+        pixel_values = np.concatenate([image[0].prompt.pixel_values for image in images])
         options = dict(jobs[0].prompt.options)
         if options["decoding"] == "sample":
             options.setdefault("seed", secrets.randbelow(2**31))
-        words = Words(jobs, model.processor.tokenizer, _ends(model.generation_config.eos_token_id))
-        if options["decoding"] not in WITHOUT_WORDS:
-            options["streamer"] = words
-        options["stopping_criteria"] = StoppingCriteriaList([Abandoned(jobs)])
-        texts = model.answer_prompts(inputs, **options)
-        for row, (job, text) in enumerate(zip(jobs, texts, strict=True)):
-            tokens, ended = words.of(row, text)
+        words = Words(jobs, self.student)
+        input_ids = [job.prompt.input_ids for job in jobs]
+        texts = self.student.answer(pixel_values, input_ids, options, words)
+        for number, (job, text) in enumerate(zip(jobs, texts, strict=True)):
+            tokens, ended = words.of(number, text)
             job.tell(Answer(text, tokens, not ended and tokens >= options["max_new_tokens"]))
 
 
@@ -76,67 +59,46 @@ def _alike(jobs: list[Job]) -> Iterator[list[list[Job]]]:
     yield from of_count.values()
 
 
-def _ends(ids: int | list[int] | None) -> set[int]:
-    """The tokens of a generation configuration that end an answer: one, or any of several."""
-    return set(ids) if isinstance(ids, list) else {ids}
-
-
-class Words(BaseStreamer):
-    """What `generate` writes, token by token, for every row.
+class Words:
+    """What a student writes, token by token, for every row: the listener of a batch.
 
     Args:
         jobs: to which texts are told as they come, where there is one row for each and it wants to.
-        tokenizer: of the student.
-        ends: the tokens that end an answer.
+        student: that writes.
     """
 
-    def __init__(self, jobs: Sequence[Job], tokenizer, ends: Collection[int]):
-        self.jobs, self.tokenizer, self.ends = jobs, tokenizer, ends
+    def __init__(self, jobs: Sequence[Job], student: Student):
+        self.jobs, self.student = jobs, student
         self.rows: list[list[int]] = []
         self.ended: list[bool] = []
         self.told = [""] * len(jobs)
 
-    def put(self, value: Tensor) -> None:
-        """The rows' first token, which begins every answer, and then one more for each."""
+    def wrote(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """Some rows have one more token each; at first all have."""
         if not self.rows:
-            self.rows, self.ended = [[] for _ in value], [False] * len(value)
-            return
-        for row, token in enumerate(value.view(-1).tolist()):
+            self.rows, self.ended = [[] for _ in rows], [False] * len(rows)
+        for row, token in zip(rows, tokens, strict=True):
             if self.ended[row]:
                 continue  # padding
             self.rows[row].append(token)
-            self.ended[row] = token in self.ends
+            self.ended[row] = token in self.student.ends
             if len(self.rows) == len(self.jobs) and self.jobs[row].in_pieces:
                 self._tell(row)
 
-    def end(self) -> None:
-        """All rows are written; their jobs are told with the answer."""
+    def given_up(self) -> bool:
+        """Whether no job of the batch is wanted any more."""
+        return all(job.withdrawn for job in self.jobs)
 
     def _tell(self, row: int) -> None:
-        text = LAST_WORD.sub("", self._text(row), count=1)
+        text = LAST_WORD.sub("", self.student.text(self.rows[row]), count=1)
         if text.startswith(self.told[row]) and text != self.told[row]:
             self.jobs[row].tell(text[len(self.told[row]) :])
             self.told[row] = text
-
-    def _text(self, row: int) -> str:
-        return self.tokenizer.decode(self.rows[row], skip_special_tokens=True)
 
     def of(self, job: int, text: str) -> tuple[int, bool]:
         """How many tokens a job's answer has, and whether it came to its end."""
         each = len(self.rows) // len(self.jobs)
         for row in range(job * each, job * each + each):
-            if self._text(row) == text:
+            if self.student.text(self.rows[row]) == text:
                 return len(self.rows[row]), self.ended[row]
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return len(ids) + 1, False
-
-
-class Abandoned(StoppingCriteria):
-    """Stops decoding when no job of the batch is wanted any more."""
-
-    def __init__(self, jobs: Sequence[Job]):
-        self.jobs = jobs
-
-    def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
-        given_up = all(job.withdrawn for job in self.jobs)
-        return torch.full((len(input_ids),), given_up, device=input_ids.device)
+        return self.student.count_tokens(text) + 1, False

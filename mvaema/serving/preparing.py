@@ -4,24 +4,22 @@ What is special about it:
 - the prompt is that of `mvaema ask`: the pixel size that the instrument recorded is in it, unless
   the client states another;
 - a prompt that is too long is refused. Cut, it would be another question;
-- it runs in one thread beside the model's, with a processor of its own: a fast tokenizer must not
-  be used by two.
+- it runs in one thread beside the model's, with a twin of the student.
 """
 
-import copy
 import dataclasses
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from modeling_mvaema import MVaEMaModel
 from mvaema.serving.images import read_image
 from mvaema.serving.limits import Limits
 from mvaema.serving.messages import Conversation, read_conversation
 from mvaema.serving.options import Options
 from mvaema.serving.refusals import bad_request
+from mvaema.serving.student import Student
 from mvaema.serving.uploads import parsed
 from pixels_mvaema import MIN_SIDE
 
@@ -31,16 +29,16 @@ class Prompt:
     """One question about one image, ready for the student.
 
     Attributes:
-        pixel_values: (1, channels, height, width).
+        pixel_values: float32 (1, channels, height, width).
         image: a hash of them.
-        input_ids: (length,).
+        input_ids: int64 (length,).
         options: of `model.answer`, as sorted pairs.
         size: (width, height) of the image as it was sent, in pixels.
     """
 
-    pixel_values: Tensor
+    pixel_values: np.ndarray
     image: bytes
-    input_ids: Tensor
+    input_ids: np.ndarray
     options: tuple[tuple[str, object], ...]
     size: tuple[int, int]
 
@@ -49,7 +47,7 @@ class Preparer:
     """Makes prompts for one student.
 
     Args:
-        model: the student, with its processor.
+        student: who answers them.
         name: that it is served under.
         decoding: the server's own, or None for the student's.
         limits: of the server.
@@ -58,13 +56,10 @@ class Preparer:
         ValueError: the student does not decode like that.
     """
 
-    def __init__(self, model: MVaEMaModel, name: str, decoding: str | None, limits: Limits):
-        model.check_decoding(decoding)
-        self.model, self.name, self.limits = model, name, limits
-        self.decoding = decoding or model.default_decoding
-        self.processor = copy.deepcopy(model.processor)
-        most = model.config.max_position_embeddings - 1
-        self.longest = min(model.generation_config.max_new_tokens or most, most)
+    def __init__(self, student: Student, name: str, decoding: str | None, limits: Limits):
+        self.decoding = decoding or student.default_decoding
+        student.check_decoding(decoding=self.decoding)
+        self.student, self.name, self.limits = student.twin(), name, limits
 
     def __call__(self, body: bytes) -> tuple[Conversation, Prompt]:
         """What the body of a request asks, without the image, and the prompt for it.
@@ -91,9 +86,9 @@ class Preparer:
         Raises:
             Refusal: the student does not decode like that.
         """
-        options = wished.of_answer(self.decoding, self.longest)
+        options = wished.of_answer(self.decoding, self.student.longest)
         try:
-            self.model.check_decoding(**options)
+            self.student.check_decoding(**options)
         except ValueError as error:
             raise bad_request(str(error), "decoding") from None
         return options
@@ -124,24 +119,18 @@ class Preparer:
                 "messages",
                 "image_too_small",
             )
-        inputs = self.processor(
-            images=[image],
-            text=[question],
-            captions=[caption],
-            pixel_size_nm=[pixel_size_nm],
-            scale_bars=[scale_bar],
-        )
-        if cut := inputs.truncated["text"][0]:
-            ids = inputs["input_ids"].shape[1]
+        read = self.student.read(image, question, caption, pixel_size_nm, scale_bar)
+        if read.cut:
+            most = len(read.input_ids)
             raise bad_request(
-                f"the question has {ids + cut} tokens and this model reads {ids}. Ask shorter.",
+                f"the question has {most + read.cut} tokens and this model reads {most}. Ask "
+                "shorter.",
                 "messages",
                 "context_length_exceeded",
             )
-        pixels = inputs["pixel_values"]
-        digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
+        digest = hashlib.blake2b(read.pixel_values.tobytes(), digest_size=16).digest()
         options = tuple(sorted(options.items()))
-        return Prompt(pixels, digest, inputs["input_ids"][0], options, image.size)
+        return Prompt(read.pixel_values, digest, read.input_ids, options, image.size)
 
 
 def _check_text(name: str, text: str | None) -> None:

@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-from modeling_mvaema import MVaEMaModel
 from mvaema.serving.answering import Answering
 from mvaema.serving.batching import Batcher, Job
 from mvaema.serving.images import limit_pixels
@@ -22,6 +21,7 @@ from mvaema.serving.limits import Limits
 from mvaema.serving.messages import Conversation
 from mvaema.serving.preparing import Preparer, Prompt
 from mvaema.serving.refusals import not_ready, queue_is_full
+from mvaema.serving.student import Student
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Service:
     """What the addresses of a server have in common.
 
     Args:
-        load: returns the student, with its processor, on its device.
+        load: returns the student.
         name: that clients know it by.
         limits: of the server.
         decoding: how answers are decoded, one of `DECODINGS`; None for the student's own way.
@@ -45,12 +45,13 @@ class Service:
         uploads: bounds how many bodies are in memory.
         created: when it started, in seconds since 1970.
         failure: why the student could not be loaded.
-        preparer: makes prompts, in the thread of `beside` only; None until the student is loaded.
+        student: who answers, in a thread of its own; None until it is loaded.
+        preparer: makes prompts, in the thread of `beside` only; None as long.
     """
 
     def __init__(
         self,
-        load: Callable[[], MVaEMaModel],
+        load: Callable[[], Student],
         name: str,
         limits: Limits,
         decoding: str | None = None,
@@ -60,6 +61,7 @@ class Service:
         self.created = int(time.time())
         self.uploads = asyncio.Semaphore(limits.max_uploads)
         self.failure: Exception | None = None
+        self.student: Student | None = None
         self.preparer: Preparer | None = None
         self._batcher: Batcher | None = None
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="images")
@@ -81,9 +83,9 @@ class Service:
     def _begin(self, when_failed: Callable[[], None]) -> None:
         began = time.monotonic()
         try:
-            model = self._load()
-            self.preparer = Preparer(model, self.name, self._decoding, self.limits)
-            self._batcher = Batcher(Answering(model), self.limits)
+            self.student = self._load()
+            self.preparer = Preparer(self.student, self.name, self._decoding, self.limits)
+            self._batcher = Batcher(Answering(self.student), self.limits)
         except Exception as error:  # whatever it is, the server must not wait for a student forever
             self.failure = error
             when_failed()

@@ -10,7 +10,9 @@ In the order of a student's life:
     loading.py      a student from a folder or the Hub, its adapters merged
     lora.py         LoRA adapters: added, saved, merged
     repository.py   the files of a model repository, replaced whole or not at all
+    graph_files.py  the files of ONNX graphs: weights in half precision, and once for all
     exporting.py    a student as ONNX graphs, with what runs them
+    exported.py     a student that was exported, from its folder
     places.py       what is a Hub repository, and what names a folder of this machine
     card.py         the model card
     hub.py          the upload

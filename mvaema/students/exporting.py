@@ -4,6 +4,7 @@
     text.onnx       input_ids, attention_mask -> text_embeds, and the scale of ITC's similarities
     grounded.onnx   a text and its image -> match_logits, and keys and values of the text
     decoder.onnx    one word for each row, given all of these and the words before -> logits
+    weights.bin     the weights of all four
 
 What is special about it:
 - the graphs are traced from the model's own modules (torch.onnx), so any vision model and any shape
@@ -22,10 +23,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import onnx
 import torch
-from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
@@ -34,6 +32,9 @@ from generation_mvaema import MVaEMaCache, MVaEMaMemory
 from layers_mvaema import Memory
 from modeling_mvaema import MVaEMaModel
 from mvaema.files import move_folder, write_text
+from mvaema.students.exported import is_exported
+from mvaema.students.graph_files import remove_notes, share_weights, store_halves
+from onnx_mvaema import GRAPHS, WEIGHTS
 
 PRECISIONS = ("float32", "float16", "int8")
 ROOT = Path(__file__).parents[2]
@@ -44,7 +45,6 @@ FOLLOWED = {
     *("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id"),
     *("max_new_tokens", "use_cache", "decoding", "transformers_version"),
 }
-LARGE = 1024  # elements from which a weight is stored in half precision
 DYNAMIC = torch.export.Dim.DYNAMIC
 
 
@@ -146,14 +146,16 @@ def export_onnx(
         ValueError: the student has parts that the runner does not know.
     """
     _check(model)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "decoder.onnx").is_file():
+    if folder.exists() and any(folder.iterdir()) and not is_exported(folder):
         raise FileExistsError(f"{folder} is not empty and holds no exported student.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".exporting-") as temporary:
         new = Path(temporary) / folder.name
         new.mkdir()
-        for name in ("vision", "text", "grounded", "decoder"):
-            _write_graph(model, name, new / f"{name}.onnx", precision)
+        graphs = {name: new / f"{name}.onnx" for name in GRAPHS}
+        for name, path in graphs.items():
+            _write_graph(model, name, path, precision)
+        share_weights(list(graphs.values()), new / WEIGHTS)
         _write_rest(model, new, precision, card)
         move_folder(new, folder)
 
@@ -263,8 +265,9 @@ def _write_graph(model: MVaEMaModel, name: str, path: Path, precision: str) -> N
             external_data=False,
             verbose=False,
         )
+    remove_notes(path)
     if precision == "float16":
-        _store_halves(path)
+        store_halves(path)
     elif precision == "int8":
         quant_pre_process(path, path, skip_symbolic_shape=True)
         quantize_dynamic(
@@ -279,38 +282,17 @@ def _write_graph(model: MVaEMaModel, name: str, path: Path, precision: str) -> N
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Without what torch.onnx tells about its own parts and about torchvision."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = {name: logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")}
+    levels = {name: logger.level for name, logger in loggers.items()}
+    for logger in loggers.values():
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
-
-
-def _store_halves(path: Path) -> None:
-    """Store large weights in half precision; the runtime turns them back once, as it loads them.
-
-    Raises:
-        ValueError: a weight is larger than half precision allows.
-    """
-    graph = onnx.load(path)
-    casts = []
-    for tensor in graph.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if values.dtype != np.float32 or values.size < LARGE:
-            continue
-        if np.abs(values).max() > np.finfo(np.float16).max:
-            raise ValueError(f"{tensor.name} is too large for float16: export it as float32.")
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
-        casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=1))
-    for cast in reversed(casts):
-        graph.graph.node.insert(0, cast)
-    onnx.checker.check_model(graph)
-    onnx.save(graph, path)
+        for name, logger in loggers.items():
+            logger.setLevel(levels[name])
 
 
 def _write_rest(model: MVaEMaModel, folder: Path, precision: str, card: Path | None) -> None:

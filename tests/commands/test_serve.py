@@ -28,20 +28,28 @@ QUESTION = "What does the zebrafish eat?"
 class Process:
     """`mvaema serve` of a tiny student, with a key. Use as a context manager.
 
+    Args:
+        folder: where it runs, with the student in `FOLDER`; a new one unless it is there.
+        path: folders of packages that go before all others.
+
     Attributes:
         root: its address.
         log: the file of what it wrote to stderr.
     """
 
-    def __init__(self, folder: Path, *flags: str):
-        options = save_tiny_student(folder / FOLDER) / "generation_config.json"
-        options.write_text(json.dumps(json.loads(options.read_text()) | {"max_new_tokens": 12}))
+    def __init__(self, folder: Path, *flags: str, path: tuple[Path, ...] = ()):
+        if not (folder / FOLDER).exists():
+            options = save_tiny_student(folder / FOLDER) / "generation_config.json"
+            options.write_text(json.dumps(json.loads(options.read_text()) | {"max_new_tokens": 12}))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         command = [sys.executable, "-m", "mvaema", "serve", "--model", FOLDER]
         command += ["--port", str(self.port), "--name", "tiny", "--timeout_seconds", "300", *flags]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "MVAEMA_API_KEY": KEY}
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT))),
+            "MVAEMA_API_KEY": KEY,
+        }
         self.log = folder / "log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -103,6 +111,24 @@ def test_told_to_stop_it_finishes_what_is_in_progress(tmp_path):
             http.get(f"{server.root}/health")
     model = load_student(tmp_path / FOLDER).eval()
     assert texts == [model.answer(picture(number), QUESTION) for number in range(8)]
+
+
+@pytest.mark.slow
+def test_an_exported_student_is_served_where_torch_cannot_be_imported(
+    tmp_path, exported, tiny_student
+):
+    (tmp_path / FOLDER).symlink_to(exported)
+    refused = tmp_path / "refused"
+    for name in ("torch", "transformers"):
+        (refused / name).mkdir(parents=True)
+        (refused / name / "__init__.py").write_text("raise ImportError('not here')")
+    turns = [message(QUESTION, picture())]
+    with Process(tmp_path, path=(refused,)) as server:
+        reply = server.client().chat.completions.create(model="tiny", messages=turns)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(PATIENCE) == 0
+    model = load_student(tiny_student).eval()
+    assert reply.choices[0].message.content == model.answer(picture(), QUESTION)
 
 
 @pytest.mark.slow
@@ -177,7 +203,7 @@ def test_what_keeps_it_from_starting(tmp_path, monkeypatch, capsys):
             captured = capsys.readouterr()
             assert captured.out == "" and captured.err.startswith("error: ")
             assert said in captured.err, captured.err
-    monkeypatch.setattr("mvaema.commands.serve.shipped_student", _none)
+    monkeypatch.setattr("mvaema.serving.torch_student.shipped_student", _none)
     assert main([]) == 1
     assert "error: no student comes" in capsys.readouterr().err
 

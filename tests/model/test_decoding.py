@@ -15,7 +15,7 @@ from support.tiny_student import save_tiny_student
 from transformers import AutoModel
 
 from candidates_mvaema import DECODINGS, agreements, draw_numbers
-from decoding_mvaema import Draw
+from loop_mvaema import Draw
 
 QUESTIONS = ["What?", "How large are the structures, how are they distributed in space?"]
 LENGTH = {"max_new_tokens": 6}

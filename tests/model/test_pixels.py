@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from support.pictures import by_hand, expected_picture
 
-from pixels_mvaema import UnsupportedPixels, picture, stored_pixels, to_8bit
+from pixels_mvaema import UnsupportedPixels, picture, stored_pixels, stretch, to_8bit
 
 RNG = np.random.default_rng(0)
 
@@ -77,6 +77,26 @@ def test_pictures_that_pillow_loaded_before_are_taken_as_they_are(tmp_path):
     with Image.open(path) as image:
         image.load()
         assert np.array_equal(np.asarray(to_8bit(image)), np.asarray(to_8bit(path)))
+
+
+@pytest.mark.parametrize("kind", ["even", "few", "bright", "bar"])
+def test_16_bit_levels_are_stretched_between_numpy_s_percentiles(kind):
+    """Counted levels give what sorted ones do, pixel for pixel."""
+    rng = np.random.default_rng(0)
+    for size in [(16, 16), (33, 47), (201, 100), (512, 384)]:
+        pixels = rng.integers(0, 2**16, size, dtype=np.uint16)
+        if kind == "few":
+            pixels = rng.choice(np.array([0, 7, 65535], np.uint16), size)
+        elif kind == "bright":
+            pixels = rng.integers(65000, 2**16, size, dtype=np.uint16)
+        elif kind == "bar" and size[0] > 100:
+            pixels[-40:] = 65535
+        picture = pixels[:-40] if kind == "bar" and size[0] > 100 else pixels
+        low, high = (float(level) for level in np.percentile(picture, (0.1, 99.9)))
+        if high <= low:
+            low, high = float(picture.min()), float(picture.max())
+        shares = ((pixels.astype(np.float32) - low) / (high - low)).clip(0, 1)
+        assert np.array_equal(stretch(pixels), np.rint(shares * 255).astype(np.uint8))
 
 
 def test_deep_images_are_stretched_and_not_clipped():

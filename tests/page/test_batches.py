@@ -19,6 +19,7 @@ from mvaema.page.subject import Subject
 from mvaema.serving.limits import Limits
 from mvaema.serving.refusals import Refusal
 from mvaema.serving.service import Service
+from mvaema.serving.torch_student import TorchStudent
 from mvaema.students.loading import load_student
 
 
@@ -30,7 +31,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def workers(model):
     limits = PageLimits(serving=Limits(max_batch=10, max_body_mb=0.1))
-    service = Service(lambda: model, "tiny", limits.serving)
+    service = Service(lambda: TorchStudent(model), "tiny", limits.serving)
     service.start().join()
     workers = Workers(service, limits)
     yield workers

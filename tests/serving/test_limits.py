@@ -153,7 +153,8 @@ def test_a_body_of_another_type(model):
 
 def test_a_server_that_has_no_student_yet(model):
     server, loaded = StudentServer(model), threading.Event()
-    server.service._load = lambda: (loaded.wait(PATIENCE), model)[1]
+    load = server.service._load
+    server.service._load = lambda: (loaded.wait(PATIENCE), load())[1]
     start = server.service.start
     server.service.start = lambda: (start(), threading.Thread())[1]  # nothing to join
     with server:

@@ -2,21 +2,24 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from support.tiny_student import save_tiny_student
+from support import ROOT
 
 from modeling_mvaema import MVaEMaModel
 from mvaema.commands.export import main
 from mvaema.students.exporting import export_onnx
 from mvaema.students.loading import load_student
-from onnx_mvaema import GRAPHS, RUNNABLE, OnnxStudent
+from onnx_mvaema import GRAPHS, RUNNABLE, WEIGHTS, OnnxStudent, _choose
 
 # Slow: tracing the four graphs takes torch most of a minute.
 pytestmark = pytest.mark.slow
@@ -29,20 +32,8 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny_student(tmp_path_factory.mktemp("student") / "student")
-
-
-@pytest.fixture(scope="module")
-def model(folder) -> MVaEMaModel:
-    return load_student(folder).eval()
-
-
-@pytest.fixture(scope="module")
-def exported(folder, tmp_path_factory):
-    target = tmp_path_factory.mktemp("bench") / "exported"
-    assert main([str(folder), "--onnx", str(target)]) == 0
-    return target
+def model(tiny_student) -> MVaEMaModel:
+    return load_student(tiny_student).eval()
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +54,7 @@ def test_pixels_are_the_processor_s(model, student, images):
     expected = model.processor(images=images)["pixel_values"].numpy()
     from pixels_mvaema import to_8bit
 
-    assert np.array_equal(student._pixels([to_8bit(image) for image in images]), expected)
+    assert np.array_equal(student.pixel_values([to_8bit(image) for image in images]), expected)
 
 
 @pytest.mark.parametrize("decoding", RUNNABLE)
@@ -78,6 +69,15 @@ def test_answers_are_the_model_s(model, student, images, decoding):
     assert student.answer(images, QUESTIONS, **asked, **options) == expected
     assert len({len(answer) for row in expected for answer in row}) > 3, "rows end at many steps"
     assert student.answer(images, QUESTIONS, **asked, **options, batch_size=1) == expected
+
+
+def test_the_greedy_answer_may_be_the_last_candidate_that_is_written():
+    """Its numbers are NaN; nothing is drawn then."""
+    logits, options = np.array([[0.1, 2.0, 0.3]], np.float32), {"temperature": 0.7, "top_p": 0.95}
+    assert _choose(logits, np.array([np.nan], np.float32), options).tolist() == [1]
+    logits = np.repeat(logits, 2, axis=0)
+    words = _choose(logits, np.array([np.nan, 0.999], np.float32), options).tolist()
+    assert words == [1, 2]
 
 
 def test_forms_of_a_question(model, student, images):
@@ -177,15 +177,11 @@ def test_the_folder_answers_where_torch_cannot_be_imported(exported, model, imag
 
 
 @pytest.mark.parametrize("precision", ["float16", "int8"])
-def test_smaller_weights(model, folder, exported, images, precision, tmp_path):
+def test_smaller_weights(model, tiny_student, exported, images, precision, tmp_path):
     target = tmp_path / precision
-    assert main([str(folder), "--onnx", str(target), "--precision", precision]) == 0
+    assert main([str(tiny_student), "--onnx", str(target), "--precision", precision]) == 0
     small = OnnxStudent(target)
-    sizes = [
-        sum((path / f"{name}.onnx").stat().st_size for name in GRAPHS)
-        for path in (target, exported)
-    ]
-    assert sizes[0] < sizes[1]
+    assert (target / WEIGHTS).stat().st_size < (exported / WEIGHTS).stat().st_size
     expected = model.processor(images=images)["pixel_values"]
     with torch.no_grad():
         expected = model.get_image_features(expected).pooler_output.numpy()
@@ -194,11 +190,41 @@ def test_smaller_weights(model, folder, exported, images, precision, tmp_path):
     assert all(small.answer(images[0], QUESTIONS, decoding="greedy", max_new_tokens=4))
 
 
-def test_what_cannot_be_exported(model, folder, exported, tmp_path, capsys):
+def test_each_weight_is_stored_once_and_the_folder_can_be_moved(model, exported, images, tmp_path):
+    weights = exported / WEIGHTS
+    stored, places = 0, {}
+    for name in GRAPHS:
+        graph = onnx.load(exported / f"{name}.onnx", load_external_data=False)
+        for tensor in graph.graph.initializer:
+            where = {entry.key: entry.value for entry in tensor.external_data}
+            if where:
+                assert where["location"] == WEIGHTS
+                places[int(where["offset"])] = int(where["length"])
+                stored += 1
+    contents = [weights.read_bytes()[at : at + length] for at, length in places.items()]
+    assert len(set(contents)) == len(contents) < stored
+    kept = sum(p.nbytes for p in model.parameters() if p.nbytes >= 1024)
+    assert sum(places.values()) < 1.05 * kept
+    moved = shutil.copytree(exported, tmp_path / "elsewhere")
+    expected = model.answer(images[0], "What?", decoding="greedy")
+    assert OnnxStudent(moved).answer(images[0], "What?", decoding="greedy") == expected
+    (moved / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match=r"weights\.bin is missing"):
+        OnnxStudent(moved)
+
+
+def test_nothing_tells_of_the_machine_that_exported(exported):
+    places = [str(place).encode() for place in (ROOT, Path(sys.prefix), exported.parent)]
+    for file in exported.iterdir():
+        content = file.read_bytes()
+        assert not [place for place in places if place in content], file.name
+
+
+def test_what_cannot_be_exported(model, tiny_student, tmp_path, capsys):
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "thesis.txt").write_text("years of work")
-    assert main([str(folder), "--onnx", str(kept)]) == 1
+    assert main([str(tiny_student), "--onnx", str(kept)]) == 1
     assert "holds no exported student" in capsys.readouterr().err
     assert [file.name for file in kept.iterdir()] == ["thesis.txt"]
     model.config.instruction_aware = True
@@ -215,7 +241,7 @@ def test_what_cannot_be_exported(model, folder, exported, tmp_path, capsys):
         model.generation_config.repetition_penalty = None
     assert not (tmp_path / "new").exists()
     with pytest.raises(FileNotFoundError, match="holds no exported student"):
-        OnnxStudent(folder)
+        OnnxStudent(tiny_student)
 
 
 def test_what_the_runner_refuses(student, images):

@@ -118,6 +118,7 @@ def test_a_repository_carries_code_processor_and_generation_options(repository):
         "decoding_mvaema.py",
         "generation_mvaema.py",
         "layers_mvaema.py",
+        "loop_mvaema.py",
         "losses_mvaema.py",
         "modeling_mvaema.py",
         "pixels_mvaema.py",

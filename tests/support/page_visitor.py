@@ -20,16 +20,23 @@ PATIENCE = 60_000
 
 
 class Server:
-    """`app.py` with a student; `url` is its address, `disk` the only place for its files."""
+    """`app.py` with a student; `url` is its address, `disk` the only place for its files.
 
-    def __init__(self, student: Path, disk: Path):
+    Args:
+        path: folders of packages that go before all others.
+    """
+
+    def __init__(self, student: Path, disk: Path, path: tuple[Path, ...] = ()):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.disk, self.url = disk, f"http://127.0.0.1:{port}"
         self.log = disk.with_suffix(".log")
         environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
-        environment |= {"TMPDIR": str(disk), "PYTHONPATH": str(ROOT)}
+        environment |= {
+            "TMPDIR": str(disk),
+            "PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT))),
+        }
         command = [sys.executable, ROOT / "app.py", "--model", student, "--port", str(port)]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(

@@ -12,10 +12,13 @@ import numpy as np
 from openai import OpenAI
 from PIL import Image
 
+from mvaema.serving.exported_student import ExportedStudent
 from mvaema.serving.keys import Keys
 from mvaema.serving.limits import Limits
 from mvaema.serving.running import listen, make_server
 from mvaema.serving.service import Service
+from mvaema.serving.torch_student import TorchStudent
+from onnx_mvaema import OnnxStudent
 
 NAME = "tiny"
 # Seconds to wait for what happens at once on a machine that has time for it.
@@ -29,7 +32,7 @@ class StudentServer:
     """The server. Use as a context manager; `url` is the base URL of a client.
 
     Args:
-        model: the student, which is loaded at once.
+        model: the student, with torch or exported, which is loaded at once.
         keys: that clients must have.
         decoding: the server's own.
         limits: those that differ.
@@ -43,8 +46,9 @@ class StudentServer:
         self.model, self.gate, self.entered = model, threading.Event(), threading.Semaphore(0)
         self.gate.set()
         self._client: OpenAI | None = None
+        kind = ExportedStudent if isinstance(model, OnnxStudent) else TorchStudent
         self.service = Service(
-            lambda: model, NAME, Limits(**{"timeout_seconds": PATIENCE, **limits}), decoding
+            lambda: kind(model), NAME, Limits(**{"timeout_seconds": PATIENCE, **limits}), decoding
         )
         self.server = make_server(self.service, Keys(keys))
 
