@@ -38,7 +38,7 @@ rows that answer:
     answers.py             prompts and answers in batches, and the loss of an answer's tokens
     chat_models.py         chat models to tune, and what of them is trained
     random_chats.py        tiny ones of random weights, where there is no hub
-    answer_figures.py      the figures of an evaluation that a table shows
+    answer_figures.py      what they are asked, and the figures that a table shows
     tuning.py              a run of a row that answers
     answering.py           InstructBLIP, LLaVA, MiniGPT-4, and any chat model by LoRA
     students.py            students of this project, and their ablations

@@ -1,4 +1,4 @@
-"""The figures of an evaluation (`mvaema.evaluation`) that a table of answering rows shows.
+"""What a row that answers is asked, and the figures of its evaluation that a table shows.
 
 What is special about it: the choice of the true answer among eight is made by the likelihood minus
 that with a blank image, which every model that answers can be asked for, student or not.
@@ -6,6 +6,10 @@ that with a blank image, which every model that answers can be asked for, studen
 
 from collections.abc import Mapping
 
+import numpy as np
+
+from baselines.settings import Run
+from mvaema.evaluation.questions import Micrographs, Questions
 from mvaema.evaluation.scores import TYPICAL
 
 # Of answers, and of sight, with the names that a table has for them.
@@ -19,6 +23,22 @@ SIGHT = {
 # The ways to classify, the best founded first.
 METHODS = ("ITC+ITM", "ITC", "ITM", "LM")
 CATEGORY_FIGURES = ("top_1", "top_5", "macro_precision", "macro_recall", "macro_f1")
+
+
+def questions_of(run: Run) -> Questions:
+    """What the test micrographs of a run are asked; typical answers are of the dataset itself.
+
+    Raises:
+        DatasetError: a micrograph has no id, or several have one.
+    """
+    rows, dataset = run.data.rows, run.settings.dataset
+    return Questions.of_splits(
+        Micrographs(rows.test, dataset),
+        Micrographs(rows.train.select(np.arange(run.data.own)), dataset),
+        dataset=dataset,
+        split=run.settings.test_split or f"fold {run.data.number} of {run.settings.folds}",
+        train_split="the folds trained on",
+    )
 
 
 def answer_figures(results: Mapping, name: str) -> dict[str, float | list]:

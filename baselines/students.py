@@ -21,12 +21,11 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-from baselines.answer_figures import answer_figures, category_figures
+from baselines.answer_figures import answer_figures, category_figures, questions_of
 from baselines.outcome import Outcome
 from baselines.rows import TableRow
 from baselines.settings import Run
 from baselines.training import History, RowFailed
-from mvaema.evaluation.questions import Micrographs, Questions
 from mvaema.evaluation.run import EvaluationArguments, evaluate_questions
 from mvaema.evaluation.wordnet import has_wordnet
 from mvaema.files import read_json_lines
@@ -68,7 +67,7 @@ class StudentRow(TableRow):
         recipe = self._recipe(run)
         try:
             train(recipe, rows)
-            results = _evaluate(recipe, rows, run)
+            results = _evaluate(recipe, run)
         finally:
             shutil.rmtree(run.folder / "features", ignore_errors=True)
         facts = json.loads((Path(recipe.output_dir) / "run.json").read_text(encoding="utf-8"))
@@ -124,7 +123,7 @@ def _own_rows(rows: Rows, own: int) -> Rows:
     return replace(rows, train=train, texts=train.select_columns(TEXT_COLUMNS), counts=counts)
 
 
-def _evaluate(recipe: Recipe, rows: Rows, run: Run) -> dict:
+def _evaluate(recipe: Recipe, run: Run) -> dict:
     """The results of an evaluation; answers are decoded greedily, as those of chat models are."""
     arguments = EvaluationArguments(
         model=recipe.output_dir,
@@ -133,14 +132,7 @@ def _evaluate(recipe: Recipe, rows: Rows, run: Run) -> dict:
         decoding="greedy",
         synonyms=has_wordnet(),
     )
-    questions = Questions.of_splits(
-        Micrographs(rows.test, recipe.dataset),
-        Micrographs(rows.train.select(np.arange(run.data.own)), recipe.dataset),
-        dataset=recipe.dataset,
-        split=run.settings.test_split or f"fold {run.data.number} of {recipe.folds}",
-        train_split="the folds trained on",
-    )
-    return evaluate_questions(arguments, questions, NAME)
+    return evaluate_questions(arguments, questions_of(run), NAME)
 
 
 def _history(recipe: Recipe, facts: Mapping) -> History:

@@ -7,10 +7,9 @@ with the same choices as a student's, beside those of its blind twin and the typ
 import shutil
 from collections.abc import Callable, Sequence
 
-import numpy as np
 from accelerate.utils import set_seed
 
-from baselines.answer_figures import answer_figures
+from baselines.answer_figures import answer_figures, questions_of
 from baselines.answers import (
     Answers,
     answer_loss,
@@ -25,7 +24,7 @@ from baselines.training import Plan, fit
 from mvaema.evaluation.answerers import ChatModel
 from mvaema.evaluation.chats import Chats
 from mvaema.evaluation.collect import collect
-from mvaema.evaluation.questions import Micrographs, Questions
+from mvaema.evaluation.questions import Questions
 from mvaema.evaluation.scores import score
 from mvaema.evaluation.wordnet import has_wordnet
 from mvaema.training.split import good_answers
@@ -55,7 +54,7 @@ def train_chat(
     set_seed(run.seed)
     answers = training_answers(rows.train, rows.counts, settings.batch_size, run.seed)
     held_out = validation_answers(rows.validation, settings.batch_size)
-    questions = _questions(run)
+    questions = questions_of(run)
     model, processor = build(answers.texts())
     chats = Chats(model, processor, NAME)
     history = fit(
@@ -83,18 +82,6 @@ def longest_answer(chats: Chats, answers: Answers) -> int:
     said = {a for row in answers.rows.select_columns(["qa"]) for _, a in good_answers(row["qa"])}
     lengths = (len(chats.tokenizer(answer)["input_ids"]) + 1 for answer in said)
     return min(LONGEST, max(lengths, default=LONGEST))
-
-
-def _questions(run: Run) -> Questions:
-    """What the model is asked; typical answers are of the dataset itself."""
-    rows, dataset = run.data.rows, run.settings.dataset
-    return Questions.of_splits(
-        Micrographs(rows.test, dataset),
-        Micrographs(rows.train.select(np.arange(run.data.own)), dataset),
-        dataset=dataset,
-        split=run.settings.test_split or f"fold {run.data.number} of {run.settings.folds}",
-        train_split="the folds trained on",
-    )
 
 
 def _figures(answerer: ChatModel, questions: Questions, run: Run) -> dict[str, float | list]:

@@ -64,7 +64,8 @@ def test_nothing_can_be_left_out_where_there_is_nothing(run):
 def test_a_student_is_trained_and_scored_as_by_the_commands(name, run):
     row = BY_NAME[name]
     if row.eyes:
-        row = dataclasses.replace(row, eyes=None, recipe={"preset": "paper"})
+        overrides = {"itc_weight": row.overrides["itc_weight"]}
+        row = dataclasses.replace(row, eyes=None, recipe={"preset": "paper"}, overrides=overrides)
     outcome = row.train_and_score(run)
     figures = outcome.figures
     for figure in ("top_1", "top_5", "macro_f1", "blind_top_1", "bleu_4", "among_eight"):
