@@ -57,6 +57,16 @@ def test_pixels_are_the_processor_s(model, student, images):
     assert np.array_equal(student.pixel_values([to_8bit(image) for image in images]), expected)
 
 
+def test_few_rows_are_decoded_by_one_thread(exported, student, images, monkeypatch):
+    """Two are slower then. What is said does not depend on it."""
+    several = OnnxStudent(exported, threads=2)
+    assert several.answer(images) == student.answer(images)
+    assert {threads for graph, threads in several._sessions if graph == "decoder"} == {1}
+    monkeypatch.setattr("onnx_mvaema.SHARED", 0)
+    assert several.answer(images) == student.answer(images)
+    assert {threads for graph, threads in several._sessions if graph == "decoder"} == {1, 2}
+
+
 @pytest.mark.parametrize("decoding", RUNNABLE)
 def test_answers_are_the_model_s(model, student, images, decoding):
     asked = {
