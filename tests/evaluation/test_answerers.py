@@ -58,6 +58,7 @@ def test_a_chat_model_is_asked_the_same_prompts(dataset, questions, tmp_path):
         assert figures["answers"][name]["overall"]["n"] == 18
 
 
+@pytest.mark.slow
 def test_a_chat_model_is_measured_as_a_student_is(asked, sights, tmp_path):
     folder = save_llava(tmp_path / "llava")
     llava = load_answerer(str(folder), max_new_tokens=2, batch_size=4)

@@ -131,6 +131,7 @@ def test_a_student_goes_to_a_private_repository_without_the_lab(hub, student, la
     assert not [file for file in here if TOKEN.encode() in file.read_bytes()]
 
 
+@pytest.mark.slow
 def test_what_was_uploaded_is_the_student(hub, student, images, monkeypatch, tmp_path):
     push(student, "lab/student")
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
