@@ -62,6 +62,7 @@ def gflop(model: nn.Module, micrographs: Micrographs) -> float:
     convolutions and attention, two for a product that is added."""
     model.eval()
     blank = micrographs.blank.to(next(model.parameters()).device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # With gradients: without, the counter fails on a module that is given a parameter (CaiT, PiT).
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         model(blank)
     return counter.get_total_flops() / 1e9

@@ -219,7 +219,8 @@ def _remarks(line: Line) -> str:
     epochs = [phase["epochs"] for phase in phases]
     if any(epochs):
         low, high = min(epochs), max(epochs)
-        parts.append(f"{low} epochs" if low == high else f"{low} to {high} epochs")
+        several = "" if high == 1 else "s"
+        parts.append(f"{low} epoch{several}" if low == high else f"{low} to {high} epochs")
     return "; ".join(parts)
 
 

@@ -55,3 +55,20 @@ def test_the_most_frequent_category_is_that_of_training(run):
     most = np.bincount(seen.train.labels).argmax()
     assert outcome.figures["top_1"] == pytest.approx((seen.test.labels == most).mean())
     assert not outcome.training
+
+
+class GivenItsToken(nn.Module):
+    """A layer is called with a parameter, as CaiT and PiT do."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 32))
+        self.project, self.head = nn.Linear(32, 8), nn.Linear(8, 2)
+
+    def forward(self, pixel_values):
+        return self.head(self.project(self.token) + pixel_values.mean((1, 2, 3))[:, None])
+
+
+def test_operations_of_a_module_that_is_given_a_parameter(data):
+    expected = 2 * (32 * 8 + 8 * 2)
+    assert gflop(GivenItsToken(), data.micrographs(32)) == pytest.approx(expected / 1e9)
