@@ -2,7 +2,7 @@
 # make ask IMAGE=wafer.tif   asks the student of this repository about a micrograph
 # make test   installs what the tests need, and runs them
 # make lint   ruff
-# make baselines   an environment for `python -m baselines`, the paper's comparisons: 0.3 GB more
+# make baselines   an environment for `python -m baselines`, the paper's comparisons: 0.1 GB more
 #
 # PYTHON=python3.12 chooses the interpreter (3.11 or newer).
 # TORCH="torch==2.13.0+cpu" chooses the build of PyTorch.
