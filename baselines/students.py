@@ -32,6 +32,7 @@ from mvaema.files import read_json_lines
 from mvaema.students.lite0 import make_lite0
 from mvaema.training.recipe import Recipe
 from mvaema.training.run import train
+from mvaema.training.signals import Interrupted
 from mvaema.training.split import TEXT_COLUMNS, Rows
 
 NAME = "student"  # what the evaluation calls it
@@ -68,6 +69,8 @@ class StudentRow(TableRow):
         try:
             train(recipe, rows)
             results = _evaluate(recipe, run)
+        except Interrupted as interrupted:  # by a signal, which is to stop all rows
+            raise KeyboardInterrupt from interrupted
         finally:
             shutil.rmtree(run.folder / "features", ignore_errors=True)
         facts = json.loads((Path(recipe.output_dir) / "run.json").read_text(encoding="utf-8"))

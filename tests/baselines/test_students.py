@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 
 import pytest
 from support.micrograph_data import write_dataset
@@ -10,6 +11,7 @@ from baselines.data import Data
 from baselines.settings import Run
 from baselines.students import LITE0, ROWS, recipe_changes
 from baselines.training import RowFailed
+from mvaema.training.signals import Interrupted
 
 BY_NAME = {row.name: row for row in ROWS}
 ABLATIONS = [row for row in ROWS if row.group == "Ablations" and row.name != "student"]
@@ -57,6 +59,15 @@ def recipe_of_file(name):
 def test_nothing_can_be_left_out_where_there_is_nothing(run):
     with pytest.raises(RowFailed, match="--train_also"):
         BY_NAME["without-simulated"].train_and_score(run)
+
+
+def test_ctrl_c_in_training_stops_all_rows(run, monkeypatch):
+    def interrupted(recipe, rows):
+        raise Interrupted(signal.SIGINT, "Interrupted after step 3.")
+
+    monkeypatch.setattr("baselines.students.train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        BY_NAME["mvaema-paper"].train_and_score(run)
 
 
 @pytest.mark.slow
