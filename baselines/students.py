@@ -183,7 +183,7 @@ def _ablation(name: str, title: str, **more) -> StudentRow:
         pretrained=LITE0,
         eyes=more.pop("eyes", _lite0),
         recipe=recipe,
-        overrides={"num_image_layers": 0} | more.pop("overrides", {}),
+        overrides={"num_image_layers": 1} | more.pop("overrides", {}),
         **more,
     )
 

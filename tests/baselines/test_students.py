@@ -113,3 +113,18 @@ def test_further_datasets_are_left_out_of_training_only(settings, run, tmp_path,
         with pytest.raises(KeyboardInterrupt):
             row.train_and_score(run)
     assert seen == {(str(more),): data.own + 16, None: data.own}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ABLATIONS, ids=lambda row: row.name)
+def test_an_ablation_is_trained_and_scored(row, settings, run, tmp_path):
+    """With the eyes of the package, for an epoch."""
+    more = write_dataset(tmp_path / "more", 16, first=40)
+    settings = dataclasses.replace(settings, train_also=(str(more),), epochs=1)
+    run = Run(settings, Data(settings).fold(0), 0, tmp_path / "run", run.accelerator)
+    outcome = row.train_and_score(run)
+    assert 0 <= outcome.figures["top_1"] <= 1 and 0 <= outcome.figures["bleu_4"] <= 1
+    frozen = outcome.parameters > outcome.trainable_parameters
+    assert frozen == (row.name not in ("tuned-eyes", "untrained-eyes"))
+    if row.name == "without-cross-attention":  # neither answers nor their likelihoods see
+        assert outcome.figures["image_gain"] == pytest.approx(0, abs=1e-4)
