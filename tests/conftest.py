@@ -14,13 +14,16 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("VECLIB_MAXIMUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
+# Before transformers imports torchvision.
+import baselines.environment  # noqa: F401
+
+# isort: split
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from support.tiny_student import save_tiny_student
 
-import baselines.environment  # noqa: F401  (before transformers imports torchvision)
 from configuration_mvaema import CATEGORY_CAPTIONS, CATEGORY_QUESTION, QUESTIONS, MVaEMaConfig
 from modeling_mvaema import MVaEMaModel
 from processing_mvaema import MVaEMaProcessor, train_tokenizer
