@@ -60,7 +60,7 @@ class Data:
         folded: the rows with their folds.
         test: the rows of `settings.test_split`, if there is one.
         categories: those of the dataset, in the order of the model's captions.
-        fingerprint: of what is in it.
+        fingerprint: of what is in it and in the further datasets that are trained on.
 
     Raises:
         DatasetError: it cannot be used, or has fewer than two categories.
@@ -82,7 +82,8 @@ class Data:
                 f"{settings.dataset} has {len(self.categories)} categories in its column "
                 "'category'; two or more are needed to classify."
             )
-        self.fingerprint = "-".join(map(dataset_fingerprint, parts))
+        more = [load_micrographs(name, settings.split) for name in settings.train_also]
+        self.fingerprint = "-".join(map(dataset_fingerprint, [*parts, *more]))
 
     def fold(self, number: int) -> "FoldData":
         """The micrographs of a fold.

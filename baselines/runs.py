@@ -118,9 +118,13 @@ def _claim(folder: Path, settings: dict) -> None:
     file = folder / SETTINGS
     if file.is_file():
         earlier = json.loads(file.read_text(encoding="utf-8"))
-        differing = {n: v for n, v in settings.items() if json.loads(json.dumps(v)) != earlier[n]}
+        differing = {
+            n: v for n, v in settings.items() if json.loads(json.dumps(v)) != earlier.get(n)
+        }
         if differing:
-            changes = ", ".join(f"{n} was {earlier[n]!r}, is {v!r}" for n, v in differing.items())
+            changes = ", ".join(
+                f"{n} was {earlier.get(n)!r}, is {v!r}" for n, v in differing.items()
+            )
             raise FileExistsError(
                 f"{folder} holds rows under other settings ({changes}), and rows of one table must "
                 "share them. Choose another --output_dir."

@@ -142,12 +142,15 @@ def _history(recipe: Recipe, facts: Mapping) -> History:
     log = read_json_lines(Path(recipe.output_dir) / "training_log.jsonl")
     steps = read_json_lines(Path(recipe.output_dir) / "steps.jsonl")
     seconds = sum(record["seconds"] for record in log)
+    stopped = "early stopping" if len(log) < recipe.epochs else "epochs"
+    if recipe.max_minutes is not None and seconds >= 60 * recipe.max_minutes:
+        stopped = "budget"
     return History(
         steps=len(steps),
         micrographs=len(steps) * recipe.batch_size,
-        epochs=len(log),
+        epochs=len(log) - (stopped == "budget"),  # which cuts the last one short
         best_epoch=facts["best_epoch"],
-        stopped="budget" if recipe.max_minutes and len(log) < recipe.epochs else "epochs",
+        stopped=stopped,
         seconds=seconds,
         processor_seconds=seconds * torch.get_num_threads(),
         log=log,

@@ -33,25 +33,9 @@ from mvaema.training.recipe import Recipe, write_recipe
 # Settings that may change when a run is resumed: they decide how long, how fast and what is shown,
 # not what is computed. (The dataset may move; its content is compared.)
 FREE = {
-    *(
-        "dataset",
-        "output_dir",
-        "resume",
-        "epochs",
-        "stop_after",
-        "max_minutes",
-        "workers",
-        "strict",
-    ),
-    *(
-        "merge",
-        "checkpoint_steps",
-        "report_to",
-        "push_to_hub",
-        "public",
-        "vision_cache",
-        "vision_cache_gb",
-    ),
+    *("dataset", "output_dir", "resume", "epochs", "stop_after", "max_minutes"),
+    *("workers", "strict", "merge", "checkpoint_steps", "report_to"),
+    *("push_to_hub", "public", "vision_cache", "vision_cache_gb"),
 }
 
 

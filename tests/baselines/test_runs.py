@@ -91,6 +91,8 @@ def test_other_data_are_refused(settings, tmp_path, tmp_path_factory):
     other = write_dataset(tmp_path_factory.mktemp("other") / "data", 20, first=500)
     with pytest.raises(FileExistsError, match="have changed"):
         run_rows([CNN], replace(settings, dataset=str(other)), tmp_path, [0], [1])
+    with pytest.raises(FileExistsError, match="have changed"):  # trained on more than the others
+        run_rows([CNN], replace(settings, train_also=(str(other),)), tmp_path, [0], [1])
 
 
 def test_a_folder_with_something_else_is_refused(settings, tmp_path):

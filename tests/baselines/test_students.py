@@ -9,8 +9,9 @@ from support.micrograph_data import write_dataset
 
 from baselines.data import Data
 from baselines.settings import Run
-from baselines.students import LITE0, ROWS, recipe_changes
+from baselines.students import LITE0, ROWS, _history, recipe_changes
 from baselines.training import RowFailed
+from mvaema.training.recipe import Recipe
 from mvaema.training.signals import Interrupted
 
 BY_NAME = {row.name: row for row in ROWS}
@@ -59,6 +60,20 @@ def recipe_of_file(name):
 def test_nothing_can_be_left_out_where_there_is_nothing(run):
     with pytest.raises(RowFailed, match="--train_also"):
         BY_NAME["without-simulated"].train_and_score(run)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(20, ("early stopping", 2)), (40, ("budget", 1))]
+)
+def test_why_training_ended(seconds, expected, tmp_path):
+    """Two epochs of fifty within a minute; a budget cuts the last one short."""
+    record = json.dumps({"seconds": seconds})
+    (tmp_path / "training_log.jsonl").write_text(f"{record}\n{record}\n")
+    (tmp_path / "steps.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n')
+    recipe = Recipe("data", str(tmp_path), epochs=50, max_minutes=1)
+    history = _history(recipe, {"best_epoch": 1})
+    assert (history.stopped, history.epochs) == expected
+    assert history.steps == 3 and history.micrographs == 3 * recipe.batch_size
 
 
 def test_ctrl_c_in_training_stops_all_rows(run, monkeypatch):
