@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from datasets import Dataset
+from support.wordnet_data import needs_wordnet
 
 from benchmarks import measured_prompts as benchmark
 
@@ -37,6 +38,7 @@ def test_another_measurement_is_of_the_same_category():
         assert number != i and number % 2 == i % 2
 
 
+@needs_wordnet
 def test_scores_by_hand():
     said = ["About 70 nm.", "Up to 200 nm.", "Nothing."] + ["About 60 nm."] * 37
     scores = benchmark.scores(said, rows())

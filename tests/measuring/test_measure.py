@@ -184,6 +184,7 @@ def test_nothing_is_measured_where_there_is_nothing(kind, image):
     assert not re.search(r"\d (nm|µm)", result.sentence() + result.methods())
 
 
+@SLOW
 def test_one_huge_object_is_not_measured():
     result = measured(drawn.discs([(80, 80)], [65.0]).image, kind="particles")
     assert not result.trusted
@@ -195,6 +196,7 @@ def test_a_few_particles_are_too_few():
     assert not result.trusted and "only 2 particles lie whole" in result.reasons[0]
 
 
+@SLOW
 def test_faint_particles_are_not_measured():
     picture = drawn.scattered_discs(objects=124, ground=120, noise=25)
     assert not measured(picture.image, kind="particles").trusted
@@ -249,6 +251,7 @@ def test_a_drawn_rectangle_is_not_measured_and_what_it_cuts_has_no_size():
     assert least > 0.9 * picture.sizes.min()
 
 
+@SLOW
 def test_missed_particles_are_suspected():
     strong = [(20 + 30 * i, 20 + 30 * j) for i in range(5) for j in range(2)]
     weak = [(20 + 30 * i, 90 + 30 * j) for i in range(5) for j in range(2)]

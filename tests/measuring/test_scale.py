@@ -48,9 +48,13 @@ def test_one_grey_level_shows_nothing():
 @pytest.mark.parametrize(
     ("prints", "reason"),
     [
-        ([], "no print states a length"),
+        pytest.param([], "no print states a length", marks=pytest.mark.slow),
         ([("500 nm", 60, 230, 0, 0, 0)], "no bar"),
-        ([("SAMPLE 12", 60, 230, 50, 100, 262)], "no print states a length"),
+        pytest.param(
+            [("SAMPLE 12", 60, 230, 50, 100, 262)],
+            "no print states a length",
+            marks=pytest.mark.slow,
+        ),
         ([("WD 8.5 mm", 60, 230, 50, 100, 262)], "no print states a length"),
         ([("500 nm", 10, 230, 0, 100, 262)], "cut off"),
         (

@@ -58,7 +58,7 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("name", ["8bit.png", "16bit.png"])
+@pytest.mark.parametrize("name", [pytest.param("8bit.png", marks=pytest.mark.slow), "16bit.png"])
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_any_way_to_name_an_image_gives_its_pixels(processor, folder, url, kind, name):
     block = BLOCKS[kind](folder / name, f"{url}/{name}")

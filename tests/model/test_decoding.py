@@ -213,7 +213,13 @@ def test_contrast_with_the_blank_image(make_model, images, causal):
 
 
 @pytest.mark.parametrize(
-    "decoding, aware", [*((d, False) for d in DECODINGS), ("contrast", True), ("rerank", True)]
+    "decoding, aware",
+    [
+        ("beam", False),
+        *(pytest.param(d, False, marks=pytest.mark.slow) for d in DECODINGS if d != "beam"),
+        pytest.param("contrast", True, marks=pytest.mark.slow),
+        ("rerank", True),
+    ],
 )
 def test_an_answer_is_the_same_in_any_batch(make_model, images, decoding, aware):
     model = make_model(instruction_aware=aware)

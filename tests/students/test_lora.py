@@ -292,7 +292,12 @@ def test_what_is_no_student_is_refused(adapters, base, make_model, tuned, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "shape", [{"intermediate_size": 96}, {"num_text_layers": 1}, {"num_image_layers": 3}]
+    "shape",
+    [
+        {"intermediate_size": 96},
+        pytest.param({"num_text_layers": 1}, marks=pytest.mark.slow),
+        pytest.param({"num_image_layers": 3}, marks=pytest.mark.slow),
+    ],
 )
 def test_adapters_of_another_preset_are_refused(adapters, base, make_model, shape):
     """Wider, deeper and shallower bases; peft itself says nothing of a layer too many."""

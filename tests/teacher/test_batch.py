@@ -407,15 +407,9 @@ def test_too_many_enqueued_tokens_means_waiting(server, images, output):
     answered_once(output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "moment",
-    [
-        "delete",
-        *(
-            pytest.param(moment, marks=pytest.mark.slow)
-            for moment in ("upload", "uploaded", "create", "created", "output", "errors")
-        ),
-    ],
+    "moment", ["upload", "uploaded", "create", "created", "output", "errors", "delete"]
 )
 def test_no_batch_is_submitted_twice_wherever_the_process_dies(
     moment, server, images, output, tmp_path

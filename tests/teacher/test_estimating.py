@@ -149,24 +149,30 @@ def after_an_outage(lab):
 
 
 CASES = [
+    duplicates_after_a_finished_run,
+    everything_after_a_pilot,
+    a_part_of_the_retries,
+]
+MORE_CASES = [
     other_question_groups,
     errors_again,
     after_a_refused_key,
     after_a_refused_model_another_one,
-    duplicates_after_a_finished_run,
     duplicates_in_a_new_folder,
     unreadable_files,
     a_pilot,
     a_second_pilot,
-    everything_after_a_pilot,
     a_shard,
     one_shard_again,
-    a_part_of_the_retries,
     after_an_outage,
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@pytest.mark.parametrize(
+    "case",
+    [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE_CASES)],
+    ids=lambda case: case.__name__,
+)
 def test_dry_run_counts_what_a_run_then_asks(case, server, tmp_path, capsys):
     lab = Lab(server, tmp_path)
     make_images(lab.images, 3)

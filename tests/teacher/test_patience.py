@@ -120,7 +120,13 @@ class Outage:
             self.server.faults.clear()
 
 
-@pytest.mark.parametrize("kind", ["503", "500", "drop", "unreachable"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "drop",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("503", "500", "unreachable")),
+    ],
+)
 @pytest.mark.parametrize(
     ("concurrency", "minutes"),
     [

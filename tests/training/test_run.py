@@ -159,7 +159,8 @@ def checkpointed(tmp_path_factory):
         # The folder is about to be claimed.
         pytest.param("open", r"recipe\.yaml-", 1, marks=slow),
         pytest.param("open", r"run\.json-", 1, marks=slow),  # it is claimed; for which data?
-        ("open", r"steps\.jsonl$", 2),  # after the second step, before its record
+        # After the second step, before its record.
+        pytest.param("open", r"steps\.jsonl$", 2, marks=slow),
         # In the first checkpoint.
         pytest.param("open", r"\.writing-step-00000001/.*random_states", 1, marks=slow),
         # step-00000002 is about to be replaced
@@ -313,7 +314,9 @@ def test_a_labs_own_categories_become_the_students(recipe, tmp_path):
     assert model.config.categories == {"Lot 7": "A micrograph of lot 7."}
 
 
-@pytest.mark.parametrize("start", ["vision", "text", "both"])
+@pytest.mark.parametrize(
+    "start", ["both", *(pytest.param(start, marks=slow) for start in ("vision", "text"))]
+)
 def test_a_run_may_start_from_pretrained_encoders(recipe, tmp_path, start):
     shapes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4}
     vit = ViTModel(ViTConfig(**shapes, num_hidden_layers=1, image_size=224, patch_size=32))

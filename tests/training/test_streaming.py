@@ -113,7 +113,13 @@ def test_folds_share_no_specimen_and_texts_are_those_of_the_rows(recipe, monkeyp
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("world_size, workers", [(1, 0), (1, 2), (2, 0), (2, 1), (4, 0)])
+@pytest.mark.parametrize(
+    "world_size, workers",
+    [
+        (2, 0),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(1, 0), (1, 2), (2, 1), (4, 0)]),
+    ],
+)
 def test_every_row_once_and_as_many_batches_on_every_rank(
     recipe, make_loader, training, world_size, workers
 ):
