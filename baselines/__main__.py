@@ -80,6 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--train_also", nargs="+", default=[], help="further datasets to train on", metavar="NAME"
     )
+    run.add_argument(
+        "--questions",
+        nargs="+",
+        default=[],
+        help="ids of the questions that rows which answer are tested on (default: all)",
+        metavar="ID",
+    )
 
     table = commands.add_parser("table", help="what runs came to", allow_abbrev=False)
     table.set_defaults(command=_table)
@@ -105,7 +112,8 @@ def _list(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     names = [f.name for f in dataclasses.fields(Settings)]
     values = {name: getattr(arguments, name) for name in names}
-    settings = Settings(**values | {"train_also": tuple(arguments.train_also)})
+    several = {name: tuple(getattr(arguments, name)) for name in ("train_also", "questions")}
+    settings = Settings(**values | several)
     wrong = [k for k in arguments.fold if not 0 <= k < settings.folds]
     if wrong:
         raise ValueError(f"--fold must be in [0, {settings.folds}); got {wrong[0]}.")

@@ -30,15 +30,17 @@ def questions_of(run: Run) -> Questions:
 
     Raises:
         DatasetError: a micrograph has no id, or several have one.
+        ValueError: no micrograph was asked what the settings name.
     """
     rows, dataset = run.data.rows, run.settings.dataset
-    return Questions.of_splits(
+    questions = Questions.of_splits(
         Micrographs(rows.test, dataset),
         Micrographs(rows.train.select(np.arange(run.data.own)), dataset),
         dataset=dataset,
         split=run.settings.test_split or f"fold {run.data.number} of {run.settings.folds}",
         train_split="the folds trained on",
     )
+    return questions.only(run.settings.questions) if run.settings.questions else questions
 
 
 def answer_figures(results: Mapping, name: str) -> dict[str, float | list]:

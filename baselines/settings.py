@@ -36,6 +36,7 @@ class Settings:
         image_size: height and width in pixels.
         budget: minutes a row may train, of the processor's time on a CPU; None for no limit.
         workers: processes that prepare batches.
+        questions: ids of the questions that rows which answer are tested on; () for all.
 
     Raises:
         ValueError: a value cannot be used.
@@ -55,6 +56,7 @@ class Settings:
     patience: int = 5
     stop_after: int = 15
     workers: int = 0
+    questions: tuple[str, ...] = ()
 
     def __post_init__(self):
         least = {"epochs": 1, "batch_size": 2, "image_size": 32, "patience": 1, "stop_after": 1}

@@ -29,9 +29,11 @@ from mvaema.evaluation.answerers import ChatModel, Student
 from mvaema.evaluation.categories import chance_probabilities
 from mvaema.evaluation.choices import CHOICES, SEED, Choices
 from mvaema.evaluation.conditions import (
+    BLANK,
     CAPTION,
     CONDITIONS,
     OTHER,
+    PLAIN,
     field_of_view_nm,
     shown_image,
 )
@@ -40,6 +42,8 @@ from mvaema.evaluation.questions import Questions, Record, key_of
 from mvaema.files import JsonLines, read_json_lines, write_bytes, write_json
 from mvaema.micrographs.schema import OTHER as OTHER_CATEGORY
 from mvaema.students.loading import weights_fingerprint
+
+BOTH = "ITC+ITM"  # follows from the two
 
 
 @dataclass(frozen=True)
@@ -232,15 +236,36 @@ def _classify(
     choices: Choices,
     categories: JsonLines,
 ) -> None:
-    """Get the probabilities under a condition by a method that are not in `categories` yet."""
+    """Get the probabilities under a condition by a method that are not in `categories` yet.
+
+    They depend on nothing but the picture, so each is looked at once: another micrograph was
+    classified under `PLAIN`, and blank images of one size are one. ITC+ITM needs no look at all.
+    """
     condition, method = asked
-    done = {r["image_id"] for r in categories.rows if (r["condition"], r["method"]) == asked}
-    pending = [image_id for image_id in questions.micrographs if image_id not in done]
+    known = {(r["condition"], r["method"], r["image_id"]): r for r in categories.rows}
+    pending = [i for i in questions.micrographs if (condition, method, i) not in known]
+    total, blank = len(questions.micrographs), {}
+
+    def found(by: str, image_id: str) -> dict[str, float]:
+        return known[condition, by, image_id]["probabilities"]
+
+    def ranks(batch: list[str]) -> list[dict[str, float]]:
+        if condition == OTHER:
+            rows = [known[PLAIN, method, choices.partners[i]] for i in batch]
+            return [row["probabilities"] for row in rows]
+        if method == BOTH:
+            return [_product(found("ITC", i), found("ITM", i)) for i in batch]
+        images = [shown_image(questions, choices.partners, i, condition) for i in batch]
+        if condition != BLANK:
+            return answerer.classify(images, method)
+        for image in images:
+            if image.size not in blank:
+                blank[image.size] = answerer.classify([image], method)[0]
+        return [blank[image.size] for image in images]
+
     title = f"categories, {method}, {condition}"
-    with tqdm(desc=title, total=len(questions.micrographs), initial=len(done)) as bar:
+    with tqdm(desc=title, total=total, initial=total - len(pending)) as bar:
         for batch in _batches(pending, answerer.batch_size):
-            images = [shown_image(questions, choices.partners, i, condition) for i in batch]
-            ranked = answerer.classify(images, method)
             categories.append(
                 {
                     "image_id": image_id,
@@ -248,9 +273,16 @@ def _classify(
                     "method": method,
                     "probabilities": probabilities,
                 }
-                for image_id, probabilities in zip(batch, ranked, strict=True)
+                for image_id, probabilities in zip(batch, ranks(batch), strict=True)
             )
             bar.update(len(batch))
+
+
+def _product(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+    """What two ways to classify say together: the product of their probabilities, scaled to 1."""
+    products = {name: p * second[name] for name, p in first.items()}
+    total = sum(products.values())
+    return {name: p / total for name, p in sorted(products.items(), key=lambda pair: -pair[1])}
 
 
 def _look(

@@ -11,8 +11,8 @@ What is special about it:
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from datasets import Dataset
 from PIL import Image
@@ -102,6 +102,24 @@ class Questions:
         by_key(records)
         check_questions(train_records, records)
         return cls(dataset, split, train_split, micrographs, train, records, train_records)
+
+    def only(self, question_ids: Collection[str]) -> "Questions":
+        """Some questions, about all micrographs.
+
+        Raises:
+            ValueError: no micrograph of the split was asked one of them.
+        """
+        known = {record["question_id"] for record in self.records}
+        if unknown := sorted(set(question_ids) - known):
+            raise ValueError(
+                f"no micrograph was asked {', '.join(unknown)}. Choose of "
+                f"{', '.join(sorted(known))}."
+            )
+        return replace(
+            self,
+            records=[r for r in self.records if r["question_id"] in question_ids],
+            train_records=[r for r in self.train_records if r["question_id"] in question_ids],
+        )
 
     def with_caption(self) -> list[Record]:
         """The records about micrographs whose caption is known."""

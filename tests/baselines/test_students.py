@@ -7,6 +7,7 @@ import signal
 import pytest
 from support.micrograph_data import write_dataset
 
+from baselines.answer_figures import questions_of
 from baselines.data import Data
 from baselines.settings import Run
 from baselines.students import LITE0, ROWS, _history, recipe_changes
@@ -15,7 +16,7 @@ from mvaema.training.recipe import Recipe
 from mvaema.training.signals import Interrupted
 
 BY_NAME = {row.name: row for row in ROWS}
-ABLATIONS = [row for row in ROWS if row.group == "Ablations" and row.name != "student"]
+ABLATIONS = [row for row in ROWS if row.group == "Ablations" and row.name != "mvaema-lite0"]
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def no_eyes(monkeypatch):
 @pytest.mark.parametrize("row", ABLATIONS, ids=lambda row: row.name)
 def test_an_ablation_differs_from_the_student_in_what_it_names(row, run, no_eyes):
     recipes = [
-        dataclasses.asdict(no_eyes(BY_NAME[name])._recipe(run)) for name in ("student", row.name)
+        dataclasses.asdict(no_eyes(BY_NAME[name])._recipe(run))
+        for name in ("mvaema-lite0", row.name)
     ]
     differing = {n for n in recipes[0] if recipes[0][n] != recipes[1][n]}
     expected = {
@@ -85,6 +87,16 @@ def test_ctrl_c_in_training_stops_all_rows(run, monkeypatch):
         BY_NAME["mvaema-paper"].train_and_score(run)
 
 
+def test_rows_that_answer_are_tested_on_the_questions_that_settings_name(settings, run):
+    everything = questions_of(run)
+    (first, *_) = {record["question_id"] for record in everything.records}
+    some = questions_of(
+        dataclasses.replace(run, settings=dataclasses.replace(settings, questions=(first,)))
+    )
+    assert some.records == [r for r in everything.records if r["question_id"] == first]
+    assert 0 < len(some.records) < len(everything.records)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mvaema-paper", "without-itc"])
 def test_a_student_is_trained_and_scored_as_by_the_commands(name, run):
@@ -123,7 +135,7 @@ def test_further_datasets_are_left_out_of_training_only(settings, run, tmp_path,
         raise KeyboardInterrupt
 
     monkeypatch.setattr("baselines.students.train", noted)
-    for name in ("student", "without-simulated"):
+    for name in ("mvaema-lite0", "without-simulated"):
         row = dataclasses.replace(BY_NAME[name], eyes=lambda name, folder: "eyes")
         with pytest.raises(KeyboardInterrupt):
             row.train_and_score(run)

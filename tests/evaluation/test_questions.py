@@ -34,6 +34,15 @@ def test_what_prompts_say_belongs_to_what_is_asked(dataset, questions, tmp_path)
         assert load_questions(str(other), "validation", "train").digest() != questions.digest()
 
 
+def test_some_questions_about_all_micrographs(questions):
+    some = questions.only(["surface", "basics"])
+    assert {r["question_id"] for r in some.records} == {"surface", "basics"}
+    assert {r["image_id"] for r in some.records} == set(questions.micrographs)
+    assert {r["question_id"] for r in some.train_records} == {"surface", "basics"}
+    with pytest.raises(ValueError, match=r"no micrograph was asked colour\. Choose of basics, "):
+        questions.only(["surface", "colour"])
+
+
 @pytest.mark.parametrize(
     ("validation", "error", "message"),
     [
