@@ -5,8 +5,7 @@ What is special about it:
   the epochs and the budget that all rows of a folder have. The budget is the clock's: give each
   process one thread and a core;
 - an ablation changes one thing of the student of recipes/lite0.yaml. It sees with trained, frozen
-  eyes: a student from random weights does not learn to see from a few hundred micrographs, and what
-  would its eyes be without?
+  eyes: a student from random weights does not learn to see from a few hundred micrographs;
 - the features of frozen eyes are kept within a run only: each run pays for them.
 """
 
@@ -26,6 +25,7 @@ from baselines.outcome import Outcome
 from baselines.rows import TableRow
 from baselines.settings import Run
 from baselines.training import History, RowFailed
+from mvaema.evaluation.questions import Questions
 from mvaema.evaluation.run import EvaluationArguments, evaluate_questions
 from mvaema.evaluation.wordnet import has_wordnet
 from mvaema.files import read_json_lines
@@ -72,9 +72,10 @@ class StudentRow(TableRow):
                 )
             rows = _own_rows(rows, run.data.own)
         recipe = self._recipe(run)
+        questions = questions_of(run)  # refused before the training, not after it
         try:
             train(recipe, rows)
-            results = _evaluate(recipe, run)
+            results = _evaluate(recipe, run, questions)
         except Interrupted as interrupted:  # by a signal, which is to stop all rows
             raise KeyboardInterrupt from interrupted
         finally:
@@ -132,7 +133,7 @@ def _own_rows(rows: Rows, own: int) -> Rows:
     return replace(rows, train=train, texts=train.select_columns(TEXT_COLUMNS), counts=counts)
 
 
-def _evaluate(recipe: Recipe, run: Run) -> dict:
+def _evaluate(recipe: Recipe, run: Run, questions: Questions) -> dict:
     """The results of an evaluation; answers are decoded greedily, as those of chat models are."""
     arguments = EvaluationArguments(
         model=recipe.output_dir,
@@ -141,7 +142,7 @@ def _evaluate(recipe: Recipe, run: Run) -> dict:
         decoding="greedy",
         synonyms=has_wordnet(),
     )
-    return evaluate_questions(arguments, questions_of(run), NAME)
+    return evaluate_questions(arguments, questions, NAME)
 
 
 def _history(recipe: Recipe, facts: Mapping) -> History:
