@@ -86,5 +86,5 @@ def with_weights(row: TableRow, pretrained: str) -> TableRow:
 
 
 def group_name(group: str) -> str:
-    """A group as it is typed."""
-    return group.lower().replace(" ", "-")
+    """A group as it is typed, without the abbreviation behind it: a shell reads its brackets."""
+    return group.partition(" (")[0].lower().replace(" ", "-")

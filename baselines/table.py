@@ -37,6 +37,7 @@ LABELS = {
     "meteor": "METEOR",
     "blind_meteor": "Blind METEOR",
     "image_gain": "Image gain",
+    "own_gain": "Own gain",
     "among_eight": "True answer among eight",
     "false_claims": "False claims",
 }
@@ -199,15 +200,15 @@ def _cell(line: Line, name: str) -> str:
         return "–"
     mean = _number(sum(values) / len(values))
     if len(values) > 1:
-        return f"{mean} [{min(values):.3f}, {max(values):.3f}]"
+        return f"{mean} [{_number(min(values))}, {_number(max(values))}]"
     interval = line.first["figures"].get(f"{name}_interval")
     if interval is None or interval[0] is None:
         return mean
-    return f"{mean} [{interval[0]:.3f}, {interval[1]:.3f}]"
+    return f"{mean} [{_number(interval[0])}, {_number(interval[1])}]"
 
 
 def _number(value: float | None, form: str = ".3f") -> str:
-    return "–" if value is None else f"{value:{form}}"
+    return "–" if value is None else f"{value:z{form}}"  # a blind student gains 0.000, not -0.000
 
 
 def _remarks(line: Line) -> str:
@@ -216,11 +217,13 @@ def _remarks(line: Line) -> str:
     if len(line.results) > 1:
         parts.append(f"{len(line.results)} runs")
     phases = [phase for result in line.results for phase in result["training"].values()]
-    epochs = [phase["epochs"] for phase in phases]
-    if any(epochs):
-        low, high = min(epochs), max(epochs)
+    # A small budget may end within the first epoch.
+    unit = "epoch" if any(phase["epochs"] for phase in phases) else "step"
+    counts = [phase[f"{unit}s"] for phase in phases]
+    if any(counts):
+        low, high = min(counts), max(counts)
         several = "" if high == 1 else "s"
-        parts.append(f"{low} epoch{several}" if low == high else f"{low} to {high} epochs")
+        parts.append(f"{low} {unit}{several}" if low == high else f"{low} to {high} {unit}s")
     return "; ".join(parts)
 
 

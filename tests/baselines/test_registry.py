@@ -1,5 +1,7 @@
 """Names of rows: all different, near ones suggested, groups, other weights."""
 
+import shlex
+
 import pytest
 
 from baselines.registry import all_rows, choose, group_name
@@ -29,8 +31,12 @@ def test_a_name_that_is_not_there_brings_the_nearest():
         choose(["resnet18"])
 
 
-def test_a_group_has_no_name_of_a_row():
-    assert not {group_name(row.group) for row in all_rows().values()} & {*all_rows(), "all"}
+def test_a_group_has_a_name_of_its_own_that_can_be_typed_in_a_shell():
+    groups = {row.group for row in all_rows().values()}
+    names = {group_name(group) for group in groups}
+    assert len(names) == len(groups) and not names & {*all_rows(), "all"}
+    assert all(shlex.quote(name) == name for name in names)
+    assert {row.name for row in choose(["self-supervised"])} > {"simclr", "byol"}
 
 
 def test_other_weights_make_another_row():

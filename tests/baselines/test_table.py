@@ -65,6 +65,16 @@ def test_one_run_has_its_interval_and_several_their_range(folder):
     assert "2 runs" in row["Remarks"] and "range over a row's runs" in text
 
 
+def test_a_budget_that_ends_within_an_epoch_is_told_in_steps(folder):
+    for seed, steps in enumerate((141, 190)):
+        training = {"processor_seconds": 90, "seconds": 60, "epochs": 0, "steps": steps}
+        figures = {"image_gain": -1e-7 * seed, "image_gain_interval": [-1e-7, 1e-7]}
+        write(folder, "student", figures, seed, training={"training": training})
+        row = cells(tables(*read_results(folder), folder), "Student")
+        assert row["Image gain"] == "0.000 [0.000, 0.000]"
+    assert row["Remarks"] == "2 runs; 141 to 190 steps"
+
+
 def test_columns_are_those_of_a_groups_rows(folder):
     write(folder, "resnet-18", {"top_1": 0.6})
     answers = {"group": "Answers", "table": 1, "paper": {"bleu_4": 0.457}}
