@@ -23,11 +23,14 @@ from mvaema.evaluation.figures import MARKERS
 from mvaema.evaluation.table import Table, markdown
 from mvaema.training.curves import INK, MUTED
 
-# Figures by name, as columns print them; others follow under their own names.
+# Figures by name, as columns print them; others follow under their own names. Of a blind twin, only
+# those named here have a column: `result.json` has them all.
 LABELS = {
     "top_1": "Top-1",
     "top_5": "Top-5",
     "macro_f1": "Macro F1",
+    "macro_precision": "Macro precision",
+    "macro_recall": "Macro recall",
     "blind_top_1": "Blind top-1",
     "bleu_2": "BLEU-2",
     "bleu_4": "BLEU-4",
@@ -36,12 +39,15 @@ LABELS = {
     "rouge_l": "ROUGE-L",
     "meteor": "METEOR",
     "blind_meteor": "Blind METEOR",
+    "meteor_no_synonyms": "METEOR without synonyms",
+    "blind_meteor_no_synonyms": "Blind METEOR without synonyms",
     "image_gain": "Image gain",
     "own_gain": "Own gain",
     "among_eight": "True answer among eight",
     "false_claims": "False claims",
 }
-HIDDEN = {"n", "expected_calibration_error", "blind_macro_f1"}
+HIDDEN = {"n", "expected_calibration_error"}
+BLIND, TYPICAL = "blind_", "typical_"  # before the names of figures that are not the row's own
 REFERENCES = "References"
 COSTS = {
     "minutes": "training, minutes",
@@ -73,10 +79,16 @@ class Line:
         """Mean training time of a run: the processor's on a CPU, else the clock's."""
         times = []
         for result in self.results:
-            key = "processor_seconds" if result["device"] == "cpu" else "seconds"
             if result["training"]:
+                key = "processor_seconds" if result["device"] == "cpu" else "seconds"
                 times.append(sum(phase[key] for phase in result["training"].values()) / 60)
         return sum(times) / len(times) if times else None
+
+    def steps(self) -> list[int]:
+        """Of each run, in all phases: how much training the budget allowed."""
+        return [
+            sum(phase["steps"] for phase in result["training"].values()) for result in self.results
+        ]
 
     def cost(self, name: str) -> float | None:
         """One of `COSTS`."""
@@ -130,7 +142,7 @@ def tables(lines: Sequence[Line], failed: Sequence[str], folder: Path) -> str:
     for group, members in groups.items():
         own = set().union(*(line.first["figures"] for line in members))
         fitting = [line for line in references if own & line.first["figures"].keys()]
-        more = [line for line in fitting if line not in members]
+        more = [line for line in fitting if line not in members] + _typical_answer(members)
         number = members[0].first["table"]
         title = f"{group} (table {number} of the paper)" if number else group
         parts.append(markdown(_table(title, [*members, *more])))
@@ -148,9 +160,10 @@ def _conditions(lines: Sequence[Line], folder: Path) -> str:
     results = [result for line in lines for result in line.results]
     machines = " and ".join(sorted({result["machine"] for result in results}))
     threads = " or ".join(map(str, sorted({result["threads"] for result in results})))
+    threads += " thread" if threads == "1" else " threads"
     dates = sorted({result["date"] for result in results})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    return f"{shown}. {machines}; {threads} threads; {when}.\n"
+    return f"{shown}. {machines}; {threads}; {when}.\n"
 
 
 def _table(title: str, lines: Sequence[Line]) -> Table:
@@ -160,7 +173,7 @@ def _table(title: str, lines: Sequence[Line]) -> Table:
     for name in names:
         label = LABELS.get(name, name)
         header += [f"{label}, paper", label] if name in printed else [label]
-    header += ["Parameters", "Minutes", "GFLOP", "Learning rate", "Starts from", "Remarks"]
+    header += ["Parameters", "Minutes", "Steps", "GFLOP", "Learning rate", "Starts from", "Remarks"]
     rows = []
     for line in lines:
         first, cells = line.first, [line.first["title"]]
@@ -172,6 +185,7 @@ def _table(title: str, lines: Sequence[Line]) -> Table:
         cells += [
             f"{first['parameters'] / 1e6:.2f} M" if first["parameters"] else "–",
             _number(line.minutes(), ".1f"),
+            _range(line.steps()) if trained else "–",
             _number(first["details"].get("gflop"), ".2f"),
             f"{first['learning_rate']:g}" if trained else "–",
             first["pretrained"] or ("random weights" if trained else "–"),
@@ -181,7 +195,33 @@ def _table(title: str, lines: Sequence[Line]) -> Table:
     several = max(len(line.results) for line in lines) > 1
     of_several = "the range over a row's runs; of a row with one run " if several else ""
     note = f"Brackets hold {of_several}the 95 % interval over specimens."
-    return Table(title, header, rows, note)
+    told = [i for i, column in enumerate(zip(*rows, strict=True)) if set(column) != {"–"}]
+    return Table(title, _at(header, told), [_at(row, told) for row in rows], note)
+
+
+def _at(items: Sequence[str], places: Iterable[int]) -> list[str]:
+    return [items[i] for i in places]
+
+
+def _typical_answer(lines: Iterable[Line]) -> list[Line]:
+    """What all rows that answer are scored beside, as a row of its own; it depends on the fold."""
+    by_fold: dict[int, dict] = {}
+    for result in (result for line in lines for result in line.results):
+        figures = result["figures"].items()
+        found = {n.removeprefix(TYPICAL): v for n, v in figures if n.startswith(TYPICAL)}
+        if found:
+            by_fold[result["fold"]] = {
+                "title": "Typical answer",
+                "note": "of the training micrographs to the same question",
+                "figures": found,
+                "paper": {},
+                "parameters": 0,
+                "training": {},
+                "details": {},
+                "learning_rate": None,
+                "pretrained": None,
+            }
+    return [Line(list(by_fold.values()))] if by_fold else []
 
 
 def _figures(lines: Iterable[Line]) -> list[str]:
@@ -189,7 +229,12 @@ def _figures(lines: Iterable[Line]) -> list[str]:
     found: dict[str, None] = {}
     for line in lines:
         found |= dict.fromkeys([*line.first["figures"], *line.first["paper"]])
-    shown = [n for n in found if n not in HIDDEN and not n.endswith("_interval")]
+    shown = [
+        name
+        for name in found
+        if name in LABELS
+        or not (name in HIDDEN or name.endswith("_interval") or name.startswith((BLIND, TYPICAL)))
+    ]
     order = list(LABELS)
     return sorted(shown, key=lambda n: order.index(n) if n in LABELS else len(order))
 
@@ -211,19 +256,20 @@ def _number(value: float | None, form: str = ".3f") -> str:
     return "–" if value is None else f"{value:z{form}}"  # a blind student gains 0.000, not -0.000
 
 
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def _remarks(line: Line) -> str:
     """A row's note, how many runs it has, and how its training ended."""
     parts = [line.first["note"]] if line.first["note"] else []
     if len(line.results) > 1:
         parts.append(f"{len(line.results)} runs")
     phases = [phase for result in line.results for phase in result["training"].values()]
-    # A small budget may end within the first epoch.
-    unit = "epoch" if any(phase["epochs"] for phase in phases) else "step"
-    counts = [phase[f"{unit}s"] for phase in phases]
-    if any(counts):
-        low, high = min(counts), max(counts)
-        several = "" if high == 1 else "s"
-        parts.append(f"{low} {unit}{several}" if low == high else f"{low} to {high} {unit}s")
+    epochs = [phase["epochs"] for phase in phases]
+    if any(epochs):
+        parts.append(f"{_range(epochs)} epoch{'s' * (max(epochs) > 1)}")
     return "; ".join(parts)
 
 

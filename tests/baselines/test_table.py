@@ -23,7 +23,9 @@ def write(folder, row, figures, seed=0, **more):
         "parameters": 1_500_000,
         "learning_rate": 1e-3,
         "pretrained": None,
-        "training": {"training": {"processor_seconds": 90, "seconds": 60, "epochs": 3}},
+        "training": {
+            "training": {"processor_seconds": 90, "seconds": 60, "epochs": 3, "steps": 40}
+        },
         "details": {"gflop": 0.25},
         "device": "cpu",
         "machine": "a machine",
@@ -60,19 +62,31 @@ def test_one_run_has_its_interval_and_several_their_range(folder):
     text = tables(*read_results(folder), folder)
     row = cells(text, "Resnet-18")
     assert row["Top-1"] == "0.650 [0.600, 0.700]" and row["Top-1, paper"] == "0.500"
-    assert row["Top-5, paper"] == "0.900" and row["Top-5"] == "–"
+    assert row["Top-5, paper"] == "0.900" and "Top-5" not in row
     assert (row["Parameters"], row["Minutes"], row["GFLOP"]) == ("1.50 M", "1.5", "0.25")
     assert "2 runs" in row["Remarks"] and "range over a row's runs" in text
 
 
-def test_a_budget_that_ends_within_an_epoch_is_told_in_steps(folder):
+def test_steps_tell_how_far_a_budget_went(folder):
     for seed, steps in enumerate((141, 190)):
-        training = {"processor_seconds": 90, "seconds": 60, "epochs": 0, "steps": steps}
+        phase = {"processor_seconds": 90, "seconds": 60, "epochs": 0, "steps": steps}
+        training = {"first": phase | {"steps": 9}, "training": phase}
         figures = {"image_gain": -1e-7 * seed, "image_gain_interval": [-1e-7, 1e-7]}
-        write(folder, "student", figures, seed, training={"training": training})
+        write(folder, "student", figures, seed, training=training, details={})
         row = cells(tables(*read_results(folder), folder), "Student")
-        assert row["Image gain"] == "0.000 [0.000, 0.000]"
-    assert row["Remarks"] == "2 runs; 141 to 190 steps"
+        assert row["Image gain"] == "0.000 [0.000, 0.000]" and "GFLOP" not in row
+    assert (row["Steps"], row["Remarks"]) == ("150 to 199", "2 runs")
+
+
+def test_answers_stand_beside_the_blind_twin_and_the_typical_answer(folder):
+    figures = {"meteor": 0.3, "blind_meteor": 0.2, "blind_rouge_1": 0.1, "typical_meteor": 0.25}
+    for seed in (0, 1):
+        write(folder, "student", figures, seed, paper={})
+    text = tables(*read_results(folder), folder)
+    row, typical = cells(text, "Student"), cells(text, "Typical answer")
+    assert (row["METEOR"][:5], row["Blind METEOR"][:5]) == ("0.300", "0.200")
+    assert typical["METEOR"] == "0.250" and typical["Blind METEOR"] == typical["Steps"] == "–"
+    assert not {name for name in row if "blind_" in name or "typical" in name}
 
 
 def test_columns_are_those_of_a_groups_rows(folder):
@@ -117,8 +131,8 @@ def test_rows_come_in_the_order_of_the_paper(folder):
 
 def test_names_in_the_picture_do_not_cover_each_other(folder):
     for i in range(12):
-        training = {"training": {"processor_seconds": 60 + i, "seconds": 1, "epochs": 1}}
-        write(folder, f"network {i}", {"top_1": 0.5 + i / 500}, training=training)
+        phase = {"processor_seconds": 60 + i, "seconds": 1, "epochs": 1, "steps": 8}
+        write(folder, f"network {i}", {"top_1": 0.5 + i / 500}, training={"training": phase})
     figure = accuracy_against_cost(read_results(folder)[0], "minutes")
     figure.canvas.draw()
     (axes,) = figure.axes
