@@ -316,7 +316,8 @@ def accuracy_against_cost(lines: Sequence[Line], cost: str) -> Figure:
 
 
 def _label(figure: Figure, axes, points: Sequence[tuple[str, float, float]]) -> None:
-    """Names beside points, each where it covers no other name and no point, as far as it can."""
+    """Names beside points: inside the axes, and where they cover no other name and no point, as far
+    as there is room."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -325,6 +326,9 @@ def _label(figure: Figure, axes, points: Sequence[tuple[str, float, float]]) -> 
     taken: list[tuple[float, float, float, float]] = [
         (x - 5, y - 5, x + 5, y + 5) for x, y in places
     ]
+    # Names of references are there already.
+    taken += [text.get_window_extent(canvas.get_renderer()).extents for text in axes.texts]
+    inside = axes.get_window_extent().extents
     for (name, x, y), (left, low) in sorted(
         zip(points, places, strict=True), key=lambda item: -item[0][2]
     ):
@@ -336,17 +340,20 @@ def _label(figure: Figure, axes, points: Sequence[tuple[str, float, float]]) -> 
             fontsize=7,
             color=INK,
             arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.5, "shrinkA": 0},
+            in_layout=False,  # the axes stay where the names were placed
         )
         box = text.get_window_extent(canvas.get_renderer())
         width, height = box.width, box.height
         tries = []
-        for ring in range(1, 9):
+        for ring in range(1, 13):
             for step in range(12):
                 angle = 2 * math.pi * step / 12
                 dx = 9 * ring * math.cos(angle) - (width if math.cos(angle) < -0.1 else 0)
                 dy = 9 * ring * math.sin(angle) - height / 2
                 rectangle = (left + dx, low + dy, left + dx + width, low + dy + height)
-                tries.append((sum(_covers(rectangle, other) for other in taken), len(tries)))
+                bad = sum(_covers(rectangle, other) for other in taken)
+                bad += width * height - _covers(rectangle, inside)
+                tries.append((round(bad), len(tries)))
                 tries[-1] += (dx, dy, rectangle)
         _, _, dx, dy, rectangle = min(tries)
         text.set_position((dx, dy))

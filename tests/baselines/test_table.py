@@ -129,16 +129,24 @@ def test_rows_come_in_the_order_of_the_paper(folder):
     ]
 
 
-def test_names_in_the_picture_do_not_cover_each_other(folder):
+def test_names_in_the_picture_do_not_cover_each_other_and_stay_in_the_axes(folder):
+    nothing = {"group": "References", "training": {}, "parameters": 0, "details": {}}
+    write(folder, "most-frequent", {"top_1": 0.5}, **nothing)
     for i in range(12):
         phase = {"processor_seconds": 60 + i, "seconds": 1, "epochs": 1, "steps": 8}
-        write(folder, f"network {i}", {"top_1": 0.5 + i / 500}, training={"training": phase})
+        write(
+            folder,
+            f"network of a long name, number {i}",
+            {"top_1": 0.5 + i / 500},
+            training={"training": phase},
+        )
     figure = accuracy_against_cost(read_results(folder)[0], "minutes")
     figure.canvas.draw()
     (axes,) = figure.axes
     boxes = [text.get_window_extent() for text in axes.texts]
-    assert len(boxes) == 12
+    assert len(boxes) == 13
     for i, box in enumerate(boxes):
+        assert axes.get_window_extent().x0 <= box.x0 and box.x1 <= axes.get_window_extent().x1
         assert not any(box.overlaps(other) for other in boxes[:i])
 
 
